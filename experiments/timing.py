@@ -1,0 +1,72 @@
+"""Fair timing of two ways to do the same thing, taking turns in one run."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.common import device_name, versions
+
+
+class Paired(NamedTuple):
+    """Seconds of two callables that took turns; index i of both is one pair."""
+
+    ours_s: list[float]
+    theirs_s: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [theirs / ours for ours, theirs in zip(self.ours_s, self.theirs_s, strict=True)]
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall seconds of one call, waiting for any JAX arrays it returns."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def paired(
+    ours: Callable[[], Any], theirs: Callable[[], Any], *, repeats: int, warmup: int = 1
+) -> Paired:
+    """Time both sides `repeats` times in turns, after `warmup` untimed calls of each."""
+    for _ in range(warmup):
+        seconds(ours)
+        seconds(theirs)
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    return Paired([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def compile_seconds(jitted: Any, *args: Any) -> float:
+    """Seconds to lower and compile a `jax.jit` function for `args`, without running it."""
+    start = time.perf_counter()
+    jitted.lower(*args).compile()
+    return time.perf_counter() - start
+
+
+def claim(
+    name: str,
+    times: Paired,
+    *,
+    compile_s: float | None = None,
+    quality: dict[str, dict[str, float]] | None = None,
+    notes: str = "",
+) -> dict[str, Any]:
+    """One benchmark row: medians of both sides, and the ratio theirs / ours with its range."""
+    return {
+        "claim": name,
+        "ours_s": statistics.median(times.ours_s),
+        "theirs_s": statistics.median(times.theirs_s),
+        "ratio": statistics.median(times.ratios),
+        "ratio_min": min(times.ratios),
+        "ratio_max": max(times.ratios),
+        "compile_s": compile_s,
+        "quality": quality or {},
+        "notes": notes,
+        "command": "python -m experiments.benchmark " + " ".join(sys.argv[1:]),
+        "device": device_name(),
+        "versions": versions(),
+    }

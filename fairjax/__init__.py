@@ -1,0 +1,1 @@
+"""Fair classifiers, fast: FairBatch, FairTune and sensitive-channel pruning in JAX."""

@@ -1,0 +1,5 @@
+"""Networks as `Model(init, apply)`; the only package that imports flax."""
+
+from fairjax.models.model import Model
+
+__all__ = ["Model"]
