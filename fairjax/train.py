@@ -5,18 +5,19 @@ state donated and the data as an argument. All state is a pytree, so a run is al
 vmap axis and a checkpoint.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from fairjax.data import Examples
 from fairjax.fairbatch import BatchSampler, BatchState, CellSums
 from fairjax.losses import cross_entropy
 from fairjax.models import Model
+from fairjax.sharding import shard_candidates
 
 
 class TrainState(NamedTuple):
@@ -275,6 +276,9 @@ def fit_population(
     sampler: BatchSampler,
     *,
     chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+    measure_fn: Callable[[TrainState, Examples], CellSums] | None = None,
+    measure_data: Examples | None = None,
     **options: Any,
 ) -> tuple[FitState, dict[str, Any]]:
     """`fit` for P independent runs at once: seeds, criteria, hyper-parameters as an array axis.
@@ -284,18 +288,32 @@ def fit_population(
       states: a `FitState` whose every leaf has a leading axis P (vmap `init_train` and `init_fit`).
       data: shared by all runs.
       sampler: shared; what differs between runs is in their states.
-      chunk_size: runs trained at the same time; None is all P. Fewer need less memory.
+      chunk_size: runs that each device trains at the same time; None is all. Fewer need less
+        memory; 1 is a plain loop, right for convolutions.
+      mesh: from `sharding.candidate_mesh`, spreads the runs over devices.
+      measure_fn: as in `fit`, but with the examples to measure as second argument.
+      measure_data: those examples; default `data`.
       **options: of `fit`.
 
     Returns:
       `(states, history)` with a leading axis P. A run's result does not depend on the others.
     """
-    run = functools.partial(fit, step, data=data, sampler=sampler, **options)
-    return map_chunks(lambda state: run(state), states, chunk_size)
+
+    def train(states, data, measure_data):
+        measure = None if measure_fn is None else lambda state: measure_fn(state, measure_data)
+        return map_chunks(
+            lambda state: fit(step, state, data, sampler, measure_fn=measure, **options),
+            states,
+            chunk_size,
+        )
+
+    if mesh is not None and mesh.size > 1:
+        train = shard_candidates(train, mesh)
+    return train(states, data, data if measure_data is None else measure_data)
 
 
 def map_chunks(fn: Callable[[Any], Any], xs: Any, chunk_size: int | None) -> Any:
-    """`jax.vmap(fn)(xs)`, `chunk_size` at a time; 1 is `lax.map`, right for convolutions."""
+    """`jax.vmap(fn)(xs)`, `chunk_size` at a time."""
     if chunk_size is None:
         return jax.vmap(fn)(xs)
     return jax.lax.map(fn, xs, batch_size=None if chunk_size == 1 else chunk_size)
