@@ -85,7 +85,10 @@ def test_whole_patients_beat_a_blind_cut_on_balance():
     assert [int(strata[splits[name]].sum()) for name in NAMES] == [12, 4, 4]
 
 
-@pytest.mark.parametrize("ratios", [(0.6, 0.2, 0.3), (0.8, 0.2), (1.0, 0.2, -0.2), (0.5, 0.5, 0.0)])
+@pytest.mark.parametrize(
+    "ratios",
+    [(0.6, 0.2, 0.3), (0.8, 0.2), (1.0, 0.2, -0.2), (0.5, 0.5, 0.0), (float("nan"), 0.5, 0.5)],
+)
 def test_bad_ratios_are_refused(ratios):
     with pytest.raises(ValueError, match="three positive numbers summing to 1"):
         stratified_split(np.zeros(10, int), ratios, seed=0)

@@ -38,7 +38,7 @@ def stratified_split(
     Source: with groups, the idea of iterative stratification (Sechidis et al. 2011), here by least
     chi-square cost.
     """
-    if len(ratios) != len(SPLITS) or min(ratios) <= 0 or abs(math.fsum(ratios) - 1) > 1e-6:
+    if len(ratios) != len(SPLITS) or not (min(ratios) > 0 and abs(math.fsum(ratios) - 1) <= 1e-6):
         raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
     strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
     generator = np.random.Generator(np.random.PCG64(seed))

@@ -102,8 +102,9 @@ def load_adult(
     """UCI Adult (Census Income), carried in the package: who earns more than 50,000 dollars?
 
     45,222 rows without missing values; 6 standardised numbers and 98 one-hot categories as
-    features (97 where the one row from Holand-Netherlands is not in train). Class 1 is ">50K". Groups are in alphabetical order: by sex 0 Female, 1 Male; by race
-    0 Amer-Indian-Eskimo, 1 Asian-Pac-Islander, 2 Black, 3 Other, 4 White.
+    features (97 where the only row from Holand-Netherlands is not in train). Class 1 is ">50K".
+    Groups are in alphabetical order: by sex 0 Female, 1 Male; by race 0 Amer-Indian-Eskimo,
+    1 Asian-Pac-Islander, 2 Black, 3 Other, 4 White.
 
     Args:
       sensitive: "sex", "race", another column, or several for their intersections.
