@@ -1,33 +1,57 @@
-"""Parameters as trees of named leaves."""
+"""Parameters as nested dicts: transformer blocks stacked on one axis, or one by one."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def leaf_names(tree: Any) -> list[str]:
-    """Names of all leaves in tree order, path parts joined by "/": `"blocks/3/mlp/fc1/kernel"`."""
-    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Split `params["blocks"]`, stacked on a leading axis `[L]`, into `{"0": ..., "L-1": ...}`.
+
+    Networks accept both forms and give the same logits. Parameters without stacked blocks come
+    back as they are.
+
+    Args:
+      params: nested dict of arrays (or of masks, gradients, anything with a leading axis).
+
+    Returns:
+      A new dict; leaves outside `blocks` are shared with `params`.
+    """
+    blocks = params.get("blocks", {})
+    if not blocks or _is_unstacked(blocks):
+        return params
+    num_blocks = len(jax.tree.leaves(blocks)[0])
+    split = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(num_blocks)}
+    return {**params, "blocks": split}
 
 
-def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function gets the leaf's name first: `fn(name, leaf, *rest_leaves)`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: fn(_name(path), *leaves), tree, *rest
-    )
+def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Undo `unstack_blocks`: one leading axis `[L]` over blocks 0 to L-1.
+
+    Args:
+      params: nested dict whose `blocks` are named "0" to "L-1".
+
+    Returns:
+      A new dict; parameters without unstacked blocks come back as they are.
+
+    Raises:
+      ValueError: block names have a gap, or blocks differ in structure or shape (after pruning).
+    """
+    blocks = params.get("blocks", {})
+    if not _is_unstacked(blocks):
+        return params
+    names = sorted(blocks, key=int)
+    if names != [str(i) for i in range(len(names))]:
+        raise ValueError(f"blocks must be named 0 to {len(names) - 1}, got {', '.join(names)}")
+    layouts = [jax.tree.map(jnp.shape, blocks[name]) for name in names]
+    for name, layout in zip(names, layouts, strict=True):
+        if layout != layouts[0]:
+            raise ValueError(f"block {name} differs in shape from block 0: {layout}, {layouts[0]}")
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[name] for name in names))
+    return {**params, "blocks": stacked}
 
 
-def stack(trees: Sequence[Any]) -> Any:
-    """Stack P trees of one structure into one tree whose leaves have a leading axis P."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def take(tree: Any, index: Any) -> Any:
-    """Index the leading axis of every leaf: one candidate (int) or several (int array)."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def _name(path: Sequence[Any]) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+def _is_unstacked(blocks: dict[str, Any]) -> bool:
+    """Whether block names are numbers."""
+    return bool(blocks) and all(name.isdecimal() for name in blocks)
