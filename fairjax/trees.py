@@ -1,9 +1,19 @@
-"""Parameters as nested dicts: transformer blocks stacked on one axis, or one by one."""
+"""Parameters as nested dicts with named leaves; transformer blocks stacked or one by one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` whose function gets the leaf's name first: `fn("head/kernel", leaf, ...)`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: fn(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves),
+        tree,
+        *rest,
+    )
 
 
 def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
