@@ -98,11 +98,12 @@ def load_adult(
     split: Ratios = (0.6, 0.2, 0.2),
     seed: int = 0,
     sensitive_as_feature: bool = True,
+    allow_small_groups: bool = False,
 ) -> Dataset:
     """UCI Adult (Census Income), carried in the package: who earns more than 50,000 dollars?
 
     45,222 rows without missing values; 6 standardised numbers and 98 one-hot categories as
-    features (97 where the only row from Holand-Netherlands is not in train). Class 1 is ">50K".
+    features, whatever the split. Class 1 is ">50K".
     Groups are in alphabetical order: by sex 0 Female, 1 Male; by race 0 Amer-Indian-Eskimo,
     1 Asian-Pac-Islander, 2 Black, 3 Other, 4 White.
 
@@ -111,6 +112,7 @@ def load_adult(
       split: shares of train, val and test, stratified on (label, group).
       seed: of the split.
       sensitive_as_feature: whether the sensitive columns are features too.
+      allow_small_groups: as in `load_csv`; needed for "native-country".
 
     Returns:
       A `Dataset` named "adult".
@@ -139,7 +141,16 @@ def load_adult(
     )
     roles = _assign_roles(table, "salary", sensitive, None, None, split, sensitive_as_feature)
     table.require(roles.used)
-    return _to_dataset(table, roles, name="adult", positive=">50K", split=split, seed=seed)
+    return _to_dataset(
+        table,
+        roles,
+        name="adult",
+        positive=">50K",
+        split=split,
+        seed=seed,
+        allow_small_groups=allow_small_groups,
+        fixed_categories=True,
+    )
 
 
 def load_compas(
@@ -148,6 +159,7 @@ def load_compas(
     sensitive: str | Sequence[str] = "sex",
     split: Ratios = (0.6, 0.2, 0.2),
     seed: int = 0,
+    allow_small_groups: bool = False,
 ) -> Dataset:
     """COMPAS, from ProPublica's `compas-scores-two-years.csv`: who reoffends within two years?
 
@@ -161,6 +173,7 @@ def load_compas(
       sensitive: "sex" (0 Female, 1 Male), "race" (0 African-American, 1 Caucasian), or both.
       split: shares of train, val and test, stratified on (label, group).
       seed: of the split.
+      allow_small_groups: as in `load_csv`.
 
     Returns:
       A `Dataset` named "compas".
@@ -176,7 +189,9 @@ def load_compas(
     features = ("age_cat", "c_charge_degree", "race", "sex", "priors_count")
     roles = _assign_roles(table, "two_year_recid", sensitive, features, None, split, True)
     filters: dict[str, Callable[[str], bool]] = {
-        "days_b_screening_arrest": lambda cell: abs(number(cell) or 0) <= 30,
+        "days_b_screening_arrest": lambda cell: (
+            (days := number(cell)) is not None and abs(days) <= 30
+        ),
         "is_recid": lambda cell: number(cell) != -1,
         "c_charge_degree": lambda cell: cell != "O",
         "score_text": lambda cell: True,  # "N/A" counts as missing
@@ -191,7 +206,14 @@ def load_compas(
         raise ValueError(f"{path}: none of {len(table)} rows passes ProPublica's filters")
     note = f"ProPublica's filters keep {keep.sum()} of {len(table)} rows."
     table = table.select(roles.used).take(np.flatnonzero(keep))
-    data = _to_dataset(table, roles, name="compas", split=split, seed=seed)
+    data = _to_dataset(
+        table,
+        roles,
+        name="compas",
+        split=split,
+        seed=seed,
+        allow_small_groups=allow_small_groups,
+    )
     return dataclasses.replace(data, notes=(note, *data.notes))
 
 
@@ -249,6 +271,7 @@ def _to_dataset(
     missing: str = "drop",
     categorical: Sequence[str] = (),
     allow_small_groups: bool = False,
+    fixed_categories: bool = False,
 ) -> Dataset:
     """Turns columns into arrays; `split` may also be the split number of every row."""
     if missing not in ("drop", "impute"):
@@ -265,13 +288,18 @@ def _to_dataset(
     else:
         splits = _draw_splits(table, roles, split, labels * len(group_names) + group, seed)
         ratios = "/".join(f"{ratio:g}" for ratio in split)
-        notes.append(f"Split {ratios} drawn with seed {seed}, stratified on (label, group).")
+        whole = "" if roles.id_column is None else f", every {show(roles.id_column)} kept whole"
+        notes.append(f"Split {ratios} drawn with seed {seed}, stratified on (label, group){whole}.")
     if roles.id_column is not None:
         _check_ids(table, roles.id_column, splits)
     blocks, feature_names = [], []
     for feature in roles.features:
         block, names, feature_notes = read_feature(
-            table, feature, splits["train"], categorical=feature in categorical
+            table,
+            feature,
+            splits["train"],
+            categorical=feature in categorical,
+            fixed_categories=fixed_categories,
         )
         blocks.append(block)
         feature_names += names
