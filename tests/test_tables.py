@@ -389,6 +389,7 @@ def test_features_that_cannot_be_numbers_or_categories(tmp_path):
         write(path, changed(3, "age", "4O")),
         "t.csv, line 5: column 'age' holds '4O' among numbers; mend it, or name the column in",
     )
+    refuse(write(path, changed(3, "city", "7")), "line 5: column 'city' holds '7' among text; mend")
     for cell in ("inf", "-Infinity", "1e300"):
         refuse(
             write(path, changed(3, "age", cell)),
@@ -583,9 +584,9 @@ def test_compact_copy_holds_what_the_one_hot_table_says(tmp_path):
 
 def test_adult_loads_in_well_under_a_second():
     load_adult()
-    start = time.perf_counter()
+    start = time.process_time()
     load_adult()
-    assert time.perf_counter() - start < 1.5  # 0.15 s on an idle machine
+    assert time.process_time() - start < 1.5  # 0.15 s on an idle core
 
 
 def test_a_linear_model_learns_adult_as_everywhere():
@@ -681,7 +682,7 @@ def test_adult_sized_csv_loads_in_seconds(tmp_path):
     tail = np.stack([generator.choice(["F", "M"], n), generator.choice(["0", "1"], n)], axis=1)
     rows = np.concatenate([numbers, texts, tail], axis=1).tolist()
     path = write(tmp_path / "big.csv", rows, [*(f"c{i}" for i in range(13)), "sex", "outcome"])
-    start = time.perf_counter()
+    start = time.process_time()
     data = load_csv(path, label="outcome", sensitive="sex")
-    assert time.perf_counter() - start < 6  # under 1 s on an idle machine
+    assert time.process_time() - start < 6  # under 1 s on an idle core
     assert data.inputs.shape == (n, 6 + 7 * 40 + 2)

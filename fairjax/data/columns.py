@@ -11,6 +11,20 @@ MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
 
 
+def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray, list[str]]:
+    """The table without the rows that miss a needed cell, which rows stay, and a note."""
+    absent = {name: table.columns[name].codes < 0 for name in needed}
+    rows = np.flatnonzero(~np.any(list(absent.values()), axis=0))
+    if len(rows) == len(table):
+        return table, rows, []
+    counts = ", ".join(f"{show(name)} {gap.sum()}" for name, gap in absent.items() if gap.any())
+    if not len(rows):
+        raise ValueError(f"{table.files[0]}: no row is complete; missing cells by column: {counts}")
+    dropped = len(table) - len(rows)
+    note = f"Dropped {dropped} of {len(table)} rows with missing values ({counts})."
+    return table.take(rows), rows, [note]
+
+
 def categories(column: Column) -> Column:
     """The column with values in order: as numbers (equal ones merged) if all are, else as text."""
     numbers = [number(value) for value in column.values]
@@ -42,14 +56,17 @@ def _numbers(table: Table, name: str, remedy: str) -> list[float] | None:
     """The distinct values as numbers, or None for text; raises ValueError on a mixture of both."""
     values, codes = table.columns[name]
     numbers = [number(value) for value in values]
-    text = [code for code, value in enumerate(numbers) if value is None]
-    if text and len(text) < len(values):
-        row = int(np.isin(codes, text).argmax())
+    text = np.array([value is None for value in numbers])
+    if text.any() and not text.all():
+        present = codes >= 0
+        is_text = present & text[codes]
+        rare = is_text.sum() <= present.sum() / 2
+        row = int((is_text if rare else present & ~is_text).argmax())
         raise ValueError(
             f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])} "
-            f"among numbers; {remedy}"
+            f"among {'numbers' if rare else 'text'}; {remedy}"
         )
-    return None if text else [value for value in numbers if value is not None]
+    return None if text.all() else [value for value in numbers if value is not None]
 
 
 def read_labels(
@@ -135,8 +152,8 @@ def read_feature(
         return _read_numbers(table, name, numbers, train)
     if len(values) > MAX_CATEGORIES:
         raise ValueError(
-            f"{table.where(0)}: column {show(name)} holds {len(values)} distinct texts such as "
-            f"{show(values[codes[0]])}, at most {MAX_CATEGORIES} are accepted; leave it out with "
+            f"{table.files[0]}: column {show(name)} holds {len(values)} distinct texts such as "
+            f"{show(values[0])}, at most {MAX_CATEGORIES} are accepted; leave it out with "
             "features=, or name it in categorical= if they are categories"
         )
     return _read_categories(table, name, train, fixed_categories)

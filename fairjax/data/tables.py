@@ -1,13 +1,14 @@
 """Tables as `Dataset`: any CSV, and the Adult and COMPAS benchmarks."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fairjax.data.columns import categories, read_feature, read_groups, read_labels
+from fairjax.data.columns import categories, drop_missing, read_feature, read_groups, read_labels
 from fairjax.data.csvfile import Column, Table, join, number, read_csv, show
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.splits import stratified_split
@@ -82,7 +83,7 @@ def load_csv(
     return _to_dataset(
         table,
         roles,
-        name=Path(table.files[0]).name.partition(".")[0],
+        name=re.sub(r"(\.csv)?(\.gz|\.zip)?$", "", Path(table.files[0]).name),
         positive=positive,
         split=table.file_of_row if isinstance(path, Mapping) else split,
         missing=missing,
@@ -276,7 +277,8 @@ def _to_dataset(
     """Turns columns into arrays; `split` may also be the split number of every row."""
     if missing not in ("drop", "impute"):
         raise ValueError(f'missing must be "drop" or "impute", got {missing!r}')
-    table, rows, notes = _drop_missing(table, roles, missing)
+    needed = (roles.label, *roles.sensitive, *(roles.features if missing == "drop" else ()))
+    table, rows, notes = drop_missing(table, tuple(dict.fromkeys(needed)))
     labels, label_names = read_labels(table, roles.label, positive)
     group, group_names = read_groups(table, roles.sensitive)
     if isinstance(split, np.ndarray):
@@ -316,27 +318,6 @@ def _to_dataset(
     )
     notes += _check_cells(data, table.files[0], allow_small_groups)
     return dataclasses.replace(data, notes=tuple(notes))
-
-
-def _drop_missing(table, roles, missing) -> tuple[Table, np.ndarray, list[str]]:
-    """The table without rows that cannot be used, which rows stay, and a note on the others."""
-    needed = dict.fromkeys((roles.label, *roles.sensitive))
-    if missing == "drop":
-        needed |= dict.fromkeys(roles.features)
-    absent = {name: table.columns[name].codes < 0 for name in needed}
-    keep = ~np.any(list(absent.values()), axis=0)
-    rows = np.flatnonzero(keep)
-    if len(rows) == len(table):
-        return table, rows, []
-    counts = ", ".join(f"{show(name)} {gap.sum()}" for name, gap in absent.items() if gap.any())
-    if not len(rows):
-        raise ValueError(f"{table.files[0]}: no row is complete; missing cells by column: {counts}")
-    dropped = len(table) - len(rows)
-    return (
-        table.take(rows),
-        rows,
-        [f"Dropped {dropped} of {len(table)} rows with missing values ({counts})."],
-    )
 
 
 def _read_splits(table, name) -> dict[str, np.ndarray]:
