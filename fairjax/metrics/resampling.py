@@ -67,7 +67,7 @@ def bootstrap(
     strata: jax.Array | None = None,
     method: Literal["percentile", "bca"] = "percentile",
     level: float = 0.95,
-    batch_size: int = 16,
+    batch_size: int = 25,
 ) -> Intervals:
     """Confidence intervals of everything that `metric_fn` returns, by resampling examples.
 
@@ -153,7 +153,7 @@ def _acceleration(
         spread = jnp.square(influence).sum()
         return (influence**3).sum() / (6.0 * jnp.where(spread > 0, spread, 1.0) ** 1.5)
 
-    return jax.lax.map(one_metric, jnp.arange(num_metrics), batch_size=8)
+    return jax.lax.map(one_metric, jnp.arange(num_metrics))
 
 
 def _bca_quantiles(quantiles, replicates, estimate, num_defined, acceleration):
@@ -197,7 +197,7 @@ def permutation_test(
     key: jax.Array,
     num_permutations: int = 1000,
     strata: jax.Array | None = None,
-    batch_size: int = 16,
+    batch_size: int = 25,
 ) -> PermutationTest:
     """How often shuffled groups show a gap at least as large as the real ones.
 
