@@ -52,6 +52,11 @@ def _sort_strata(strata: jax.Array | None, num_examples: int) -> _Strata:
     return _Strata(order, *runs(strata[order]))
 
 
+def _count(mask: jax.Array) -> jax.Array:
+    """How many entries of each column are true, float32."""
+    return mask.sum(0).astype(jnp.float32)
+
+
 def _flat(metric_fn: MetricFn, weights: jax.Array) -> jax.Array:
     """The metrics as one float32 vector `[M]`."""
     values = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), metric_fn(weights))
@@ -120,7 +125,7 @@ def bootstrap(
     keys = jax.random.split(key, num_replicates)
     replicates = jax.lax.map(replicate, keys, batch_size=batch_size)
     estimate = _flat(metric_fn, ones)
-    num_defined = (~jnp.isnan(replicates)).sum(0)
+    num_defined = _count(~jnp.isnan(replicates))
     tail = (1.0 - level) / 2.0
     quantiles = jnp.full((2, estimate.size), jnp.array([[tail], [1.0 - tail]]))
     if method == "bca":
@@ -131,9 +136,7 @@ def bootstrap(
     unravel = ravel_pytree(
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(metric_fn, ones))
     )[1]
-    return Intervals(
-        unravel(estimate), unravel(lower), unravel(upper), unravel(num_defined.astype(jnp.float32))
-    )
+    return Intervals(unravel(estimate), unravel(lower), unravel(upper), unravel(num_defined))
 
 
 def _acceleration(
@@ -158,7 +161,7 @@ def _acceleration(
 
 def _bca_quantiles(quantiles, replicates, estimate, num_defined, acceleration):
     """Shift the two quantile levels `[2, M]` for bias and skewness."""
-    below = (replicates < estimate[None]).sum(0) + 0.5 * (replicates == estimate[None]).sum(0)
+    below = _count(replicates < estimate[None]) + 0.5 * _count(replicates == estimate[None])
     # Kept half a replicate inside (0, 1): an estimate beyond all replicates has no finite z.
     share = below / jnp.maximum(num_defined, 1)
     half = 0.5 / jnp.maximum(num_defined, 1)
@@ -170,10 +173,9 @@ def _bca_quantiles(quantiles, replicates, estimate, num_defined, acceleration):
 def _quantiles(ordered: jax.Array, num_defined: jax.Array, quantiles: jax.Array) -> jax.Array:
     """Linearly interpolated quantiles `[2, M]` of sorted columns `[R, M]` that end in nan."""
     place = quantiles * (jnp.maximum(num_defined, 1) - 1)[None]
-    low = jnp.floor(place).astype(jnp.int32)
-    high = jnp.ceil(place).astype(jnp.int32)
-    below = jnp.take_along_axis(ordered, low, axis=0)
-    above = jnp.take_along_axis(ordered, high, axis=0)
+    low, high = jnp.floor(place), jnp.ceil(place)
+    below = jnp.take_along_axis(ordered, low.astype(jnp.int32), axis=0)
+    above = jnp.take_along_axis(ordered, high.astype(jnp.int32), axis=0)
     return below + (place - low) * (above - below)
 
 
@@ -231,8 +233,8 @@ def permutation_test(
     observed = metric_fn(group)
     keys = jax.random.split(key, num_permutations)
     values = jax.lax.map(permuted, keys, batch_size=batch_size)
-    num_defined = (~jnp.isnan(values)).sum()
+    num_defined = _count(~jnp.isnan(values))
     # Rounding must not make an equally large gap look smaller.
-    as_large = (values >= observed - 1e-6 * jnp.abs(observed)).sum()
+    as_large = _count(values >= observed - 1e-6 * jnp.abs(observed))
     p_value = jnp.where(jnp.isnan(observed), jnp.nan, (1.0 + as_large) / (1.0 + num_defined))
-    return PermutationTest(observed, p_value, num_defined.astype(jnp.float32))
+    return PermutationTest(observed, p_value, num_defined)
