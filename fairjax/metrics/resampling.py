@@ -57,6 +57,15 @@ def _count(mask: jax.Array) -> jax.Array:
     return mask.sum(0).astype(jnp.float32)
 
 
+def _first_and_others(
+    function: Callable[[jax.Array], jax.Array], num_others: int, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """`function(0)` and the stack of `function(1)`, ..., compiled once for all in full batches."""
+    num_batches = -(-(num_others + 1) // batch_size)
+    values = jax.lax.map(function, jnp.arange(num_batches * batch_size), batch_size=batch_size)
+    return values[0], values[1 : num_others + 1]
+
+
 def _flat(metric_fn: MetricFn, weights: jax.Array) -> jax.Array:
     """The metrics as one float32 vector `[M]`."""
     values = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), metric_fn(weights))
@@ -118,13 +127,14 @@ def bootstrap(
     layout = _sort_strata(strata, num_examples)
     ones = jnp.ones(num_examples, jnp.float32)
 
-    def replicate(key):
-        drawn = jax.random.randint(key, (num_examples,), layout.start, layout.end)
-        return _flat(metric_fn, jnp.zeros_like(ones).at[layout.order[drawn]].add(1.0))
+    def replicate(index):
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, index), (num_examples,), layout.start, layout.end
+        )
+        weights = jnp.zeros_like(ones).at[layout.order[drawn]].add(1.0)
+        return _flat(metric_fn, jnp.where(index == 0, ones, weights))
 
-    keys = jax.random.split(key, num_replicates)
-    replicates = jax.lax.map(replicate, keys, batch_size=batch_size)
-    estimate = _flat(metric_fn, ones)
+    estimate, replicates = _first_and_others(replicate, num_replicates, batch_size)
     num_defined = _count(~jnp.isnan(replicates))
     tail = (1.0 - level) / 2.0
     quantiles = jnp.full((2, estimate.size), jnp.array([[tail], [1.0 - tail]]))
@@ -225,14 +235,13 @@ def permutation_test(
         raise ValueError(f"num_permutations must be at least 1, got {num_permutations}")
     layout = _sort_strata(strata, group.shape[0])
 
-    def permuted(key):
-        noise = jax.random.bits(key, group.shape)
+    def permuted(index):
+        noise = jax.random.bits(jax.random.fold_in(key, index), group.shape)
         _, _, shuffled = jax.lax.sort((layout.start, noise, group[layout.order]), num_keys=2)
-        return metric_fn(jnp.zeros_like(group).at[layout.order].set(shuffled))
+        shuffled = jnp.zeros_like(group).at[layout.order].set(shuffled)
+        return metric_fn(jnp.where(index == 0, group, shuffled))
 
-    observed = metric_fn(group)
-    keys = jax.random.split(key, num_permutations)
-    values = jax.lax.map(permuted, keys, batch_size=batch_size)
+    observed, values = _first_and_others(permuted, num_permutations, batch_size)
     num_defined = _count(~jnp.isnan(values))
     # Rounding must not make an equally large gap look smaller.
     as_large = _count(values >= observed - 1e-6 * jnp.abs(observed))
