@@ -89,7 +89,7 @@ def claims(quick: bool = False) -> list[dict[str, Any]]:
     thousand_s = seconds(lambda: thousand(*data, key))
     point = theirs(*split, num_replicates=2).by_group
     disagreement = max(
-        float(np.abs(np.asarray(by_group[name]) - point[name].to_numpy(float)).max())
+        float(np.abs(np.asarray(by_group[name]) - np.asarray(point[name], float)).max())
         for name in by_group
     )
     return [
