@@ -61,8 +61,10 @@ def _first_and_others(
     function: Callable[[jax.Array], jax.Array], num_others: int, batch_size: int
 ) -> tuple[jax.Array, jax.Array]:
     """`function(0)` and the stack of `function(1)`, ..., compiled once for all in full batches."""
+    # Batches of equal size, the last one filled up: a remainder would be compiled again.
     num_batches = -(-(num_others + 1) // batch_size)
-    values = jax.lax.map(function, jnp.arange(num_batches * batch_size), batch_size=batch_size)
+    size = -(-(num_others + 1) // num_batches)
+    values = jax.lax.map(function, jnp.arange(num_batches * size), batch_size=size)
     return values[0], values[1 : num_others + 1]
 
 
