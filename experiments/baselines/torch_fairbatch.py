@@ -230,7 +230,9 @@ class _Rows(Dataset):
         return self.features[rows], self.labels[rows]
 
 
-def _fit_original(features, labels, weight, batches: CellSampler, *, num_epochs, learning_rate, **_):
+def _fit_original(
+    features, labels, weight, batches: CellSampler, *, num_epochs, learning_rate, **_
+):
     model = torch.nn.Linear(features.shape[1], 1)
     with torch.no_grad():
         model.weight.copy_(weight[None])
