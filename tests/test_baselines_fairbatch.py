@@ -139,12 +139,10 @@ def test_the_batches_of_both_dealers_hold_the_same_cells_and_cover_a_cell_before
     cells = twin.cell_rows(rows.labels, rows.group)
     losses = [[0.1, 0.9], [0.1, 0.9]]
     shape = (cells, BATCH_SIZE, 0.3, "equalized_odds")
-    looped = twin.CellSampler(*shape, np.random.default_rng(0))
-    looped.losses = lambda: losses
-    at_once = twin.CellSampler(*shape, np.random.default_rng(0))
-    batches = [np.asarray(batch) for batch in looped]
-    epoch = at_once.epoch(losses).numpy()
-    assert epoch.shape == (looped.num_batches, len(batches[0]))
+    sampler = twin.CellSampler(twin.Dealer(*shape, np.random.default_rng(0)), lambda: losses)
+    batches = list(sampler)
+    epoch = twin.Dealer(*shape, np.random.default_rng(0)).at_once(losses).numpy()
+    assert epoch.shape == (len(sampler), len(batches[0]))
     for label in (0, 1):
         for group in (0, 1):
             inside = (rows.labels == label) & (rows.group == group)
@@ -183,7 +181,7 @@ def test_fairbatch_indices_are_the_batch_sampler_of_a_torch_data_loader(rows):
     assert abs(share_of_group_1() - (natural + 0.2)) < 0.05
 
 
-def run_benchmark(monkeypatch, *args: str) -> int:
+def run_benchmark(monkeypatch, *args: str) -> object:
     monkeypatch.setattr(sys, "argv", ["benchmark", *args])
     with pytest.raises(SystemExit) as exit_info:
         benchmark.main()

@@ -75,7 +75,7 @@ def run(
         raise ValueError(f"style must be one of {', '.join(get_args(Style))}; got {style!r}")
     rows = cell_rows(np.asarray(train[1]), np.asarray(train[2]))
     start = time.perf_counter()
-    batches = CellSampler(rows, batch_size, step_size, criterion, np.random.default_rng(seed))
+    dealer = Dealer(rows, batch_size, step_size, criterion, np.random.default_rng(seed))
     features, labels = _tensors(train)
     weight = torch.normal(0.0, 0.2, (features.shape[1],), generator=_generator(seed))
     fit = _fit_original if style == "original" else _fit_vectorised
@@ -86,7 +86,7 @@ def run(
             features,
             labels,
             weight,
-            batches,
+            dealer,
             num_epochs=num_epochs,
             learning_rate=learning_rate,
             by_hand=style == "by_hand",
@@ -159,8 +159,8 @@ def cell_losses(p: torch.Tensor, labels: torch.Tensor, rows: Cells, criterion: C
     return [[float(losses[pair[z]].sum()) / in_group[z] for z in (0, 1)] for pair in rows]
 
 
-class CellSampler(Sampler):
-    """Yields one epoch of index batches per `iter()`, after a step of the shares."""
+class Dealer:
+    """Owns the shares and deals index batches, one epoch per call."""
 
     def __init__(
         self,
@@ -170,25 +170,19 @@ class CellSampler(Sampler):
         criterion: Criterion,
         rng: np.random.Generator,
     ):
-        self.rows, self.batch_size, self.criterion = rows, batch_size, criterion
-        self.step_size, self.rng = step_size, rng
+        self.rows, self.batch_size, self.step_size, self.rng = rows, batch_size, step_size, rng
+        self.criterion: Criterion = criterion
         self.shares = natural_shares(rows)
         self.num_batches = sum(len(cell) for pair in rows for cell in pair) // batch_size
-        self.losses: Callable[[], Cells] | None = None
-        """full pass of the current model, set by whoever trains"""
-
-    def __len__(self) -> int:
-        return self.num_batches
 
     def update(self, losses: Cells) -> Cells:
         """Step the shares; returns the new sizes of the cells."""
         self.shares = update_shares(losses, self.shares, self.criterion, self.step_size)
         return cell_sizes(self.rows, self.shares, self.batch_size, self.criterion)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def one_by_one(self, losses: Cells) -> Iterator[np.ndarray]:
         """Batch by batch in Python, as the authors deal them."""
-        assert self.losses is not None
-        sizes = self.update(self.losses())
+        sizes = self.update(losses)
         dealt = []
         for group in (0, 1):
             for label in (0, 1):
@@ -206,8 +200,8 @@ class CellSampler(Sampler):
             self.rng.shuffle(batch)
             yield batch
 
-    def epoch(self, losses: Cells) -> torch.Tensor:
-        """The same batches all at once, int64 `[T, B]`; order within a batch does not matter."""
+    def at_once(self, losses: Cells) -> torch.Tensor:
+        """The same batches as int64 `[T, B]`; order within a batch does not matter."""
         sizes = self.update(losses)
         cells = [
             np.resize(self.rng.permutation(cell), (self.num_batches, size))
@@ -215,6 +209,19 @@ class CellSampler(Sampler):
             for cell, size in zip(pair, pair_sizes, strict=True)
         ]
         return torch.from_numpy(np.concatenate(cells, axis=1))
+
+
+class CellSampler(Sampler):
+    """For a `DataLoader`: measures the model, then yields an epoch's batches."""
+
+    def __init__(self, dealer: Dealer, measure: Callable[[], Cells]):
+        self.dealer, self.measure = dealer, measure
+
+    def __len__(self) -> int:
+        return self.dealer.num_batches
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.dealer.one_by_one(self.measure())
 
 
 class _Rows(Dataset):
@@ -230,27 +237,25 @@ class _Rows(Dataset):
         return self.features[rows], self.labels[rows]
 
 
-def _fit_original(
-    features, labels, weight, batches: CellSampler, *, num_epochs, learning_rate, **_
-):
+def _fit_original(features, labels, weight, dealer: Dealer, *, num_epochs, learning_rate, **_):
     model = torch.nn.Linear(features.shape[1], 1)
     with torch.no_grad():
         model.weight.copy_(weight[None])
         model.bias.zero_()
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    loader = DataLoader(_Rows(features, labels), sampler=batches, generator=_generator(0))
 
     @torch.no_grad()
     def measure() -> Cells:
         p = (torch.tanh(model(features)).squeeze(1) + 1) / 2
-        return cell_losses(p, labels, batches.rows, batches.criterion)
+        return cell_losses(p, labels, dealer.rows, dealer.criterion)
 
-    batches.losses = measure
+    sampler = CellSampler(dealer, measure)
+    loader = DataLoader(_Rows(features, labels), sampler=sampler, generator=_generator(0))
     lambdas = []
     for _ in range(num_epochs):
         for inputs, targets in loader:
             train_step(model, optimizer, inputs[0], targets[0])
-        lambdas.append(batches.shares)
+        lambdas.append(dealer.shares)
     return lambdas, lambda inputs: model(inputs).squeeze(1)
 
 
@@ -268,7 +273,7 @@ def train_step(
 
 
 def _fit_vectorised(
-    features, labels, weight, batches: CellSampler, *, num_epochs, learning_rate, by_hand
+    features, labels, weight, dealer: Dealer, *, num_epochs, learning_rate, by_hand
 ):
     features = homogeneous(features)
     adam = FlatAdam(torch.cat([weight, torch.zeros(1)]), learning_rate)
@@ -276,10 +281,10 @@ def _fit_vectorised(
     for _ in range(num_epochs):
         with torch.no_grad():
             p = torch.sigmoid(features.mv(adam.params))
-            losses = cell_losses(p, labels, batches.rows, batches.criterion)
-        indices = batches.epoch(losses)
+            losses = cell_losses(p, labels, dealer.rows, dealer.criterion)
+        indices = dealer.at_once(losses)
         train_epoch(adam, features[indices], labels[indices], by_hand=by_hand)
-        lambdas.append(batches.shares)
+        lambdas.append(dealer.shares)
     return lambdas, lambda inputs: homogeneous(inputs).mv(adam.params) / 2
 
 
@@ -300,7 +305,7 @@ class FlatAdam:
     def update(self, grad: torch.Tensor) -> None:
         """Change `params` in place."""
         self.step += 1
-        torch._fused_adam_(
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             [self.params],
             [grad],
             [self.mean],
