@@ -106,7 +106,9 @@ def timm_models() -> None:
         "vit_tiny_patch16_224", depth=2, global_pool="avg", num_classes=NUM_CLASSES
     )
     evaluate("timm/vit_tiny_patch16_224 mean", mean)
-    gradients("timm/vit_tiny_patch16_224", timm.create_model("vit_tiny_patch16_224", num_classes=5), 224)
+    gradients(
+        "timm/vit_tiny_patch16_224", timm.create_model("vit_tiny_patch16_224", num_classes=5), 224
+    )
     resized(timm.create_model("vit_tiny_patch16_224", depth=2, img_size=96, num_classes=5))
 
 
