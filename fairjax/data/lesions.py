@@ -291,9 +291,9 @@ def _draw_photo(
     border_key, patch_key = jax.random.split(form_key)
     short = min(height, width)
     # Coordinates are -1 and 1 at the edges of the shorter side, so any size shows the same.
-    x, y = np.meshgrid(
-        (2 * np.arange(width, dtype=np.float32) + 1 - width) / short,
-        (2 * np.arange(height, dtype=np.float32) + 1 - height) / short,
+    x, y = jnp.meshgrid(
+        (2 * jnp.arange(width, dtype=jnp.float32) + 1 - width) / short,
+        (2 * jnp.arange(height, dtype=jnp.float32) + 1 - height) / short,
     )
 
     # The lesion lies somewhere near the middle, turned by any angle.
