@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Model(NamedTuple):
     """A network as pure functions over plain nested dicts of arrays."""
@@ -16,4 +19,5 @@ class Model(NamedTuple):
     `-> (logits [B, K] float32, out, batch_stats)`; `out` holds intermediates that XLA drops when
     they are not used."""
     config: Any = None
-    """The frozen dataclass the network was made from; images networks carry `mean` and `std`."""
+    """The frozen dataclass the network was made from. Image networks carry `image_size` and the
+    `mean` and `std` their weights expect; `channel_graph` says which arrays share channels."""

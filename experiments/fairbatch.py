@@ -1,0 +1,538 @@
+"""FairBatch beside plain training, all criteria, signals and seeds as one compiled population.
+
+    python -m experiments.fairbatch                      Adult by sex; 2 CPU cores: ADULT_TIME
+    python -m experiments.fairbatch synthetic            the paper's two Gaussians, its settings
+    python -m experiments.fairbatch csv --data.csv my.csv --data.label y --data.sensitive sex
+
+Rows of the table: `plain`, then each criterion with the published signal (`equal_opportunity`) and
+with the measured rates (`equal_opportunity@rate`).
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import common
+from fairjax import report
+from fairjax.data import Dataset, Examples, load_adult, load_compas, load_csv, synthetic_gaussians
+from fairjax.fairbatch import CRITERIA, SIGNALS, Criterion, Signal, fairbatch
+from fairjax.metrics import bootstrap, evaluate, prepare, undefined
+from fairjax.models import Model, logistic_regression, mlp
+from fairjax.sharding import candidate_mesh
+from fairjax.train import (
+    FitState,
+    fit_population,
+    init_fit,
+    make_step,
+    measure_cells,
+    predict,
+    start_train,
+)
+from fairjax.trees import map_named
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What to train on."""
+
+    source: Literal["adult", "synthetic", "compas", "csv"] = "adult"
+    csv: tuple[Path, ...] = ()
+    """the file, or the three files train, val, test; the published file for `compas`"""
+    label: str = "label"
+    """column to predict (csv)"""
+    positive: str | None = None
+    """label value that counts as class 1 (csv)"""
+    sensitive: tuple[str, ...] = ("sex",)
+    """sensitive columns; several make intersections"""
+    id_column: str | None = None
+    """column whose equal values never straddle splits, such as a patient (csv)"""
+    split: str = "0.6,0.2,0.2"
+    """shares of train, val and test, or a column that says which (csv)"""
+    missing: Literal["drop", "impute"] = "drop"
+    """rows with missing features (csv)"""
+    allow_small_groups: bool = False
+    """accept groups that lack rows or a class in a split (csv)"""
+    seed: int = 0
+    """of the split, or of the synthetic draw"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """FairBatch on a table."""
+
+    about: str = ""
+    data: Data = Data()
+    criteria: tuple[Criterion, ...] = (
+        "equal_opportunity",
+        "equalized_odds",
+        "demographic_parity",
+    )
+    """plain training always runs beside them"""
+    signals: tuple[Signal, ...] = ("loss", "rate")
+    """what the criteria compare between groups: cell losses (published) or the rates themselves"""
+    signal_split: Literal["train", "val"] = "train"
+    """the split on which the signal is measured before every epoch"""
+    num_seeds: int = 10
+    num_epochs: int = 60
+    batch_size: int = 500
+    learning_rate: float = 0.005
+    step_size: float = 0.01
+    """share of a label that one update moves between groups (the paper's alpha)"""
+    hidden: tuple[int, ...] = ()
+    """units of hidden layers; none is logistic regression"""
+    draw: Literal["exact", "iid"] = "exact"
+    pretrained: Path | None = None
+    """fine-tune the `plain` models of an earlier run's folder instead of starting at random"""
+    num_replicates: int = 200
+    """bootstrap replicates behind the 95 %% intervals"""
+    out: Path | None = None
+    """result folder; default runs/fairbatch-<time>"""
+    resume: bool = False
+    """go on with the interrupted run in --out"""
+
+
+PRESETS = {
+    "adult": Config(about="UCI Adult by sex, logistic regression on all features"),
+    "synthetic": Config(
+        about="the paper's synthetic set and settings",
+        data=Data(source="synthetic"),
+        num_epochs=450,
+        batch_size=100,
+        learning_rate=0.0005,
+        step_size=0.005,
+    ),
+    "csv": Config(about="a table of yours", data=Data(source="csv")),
+    "smoke": Config(
+        about="seconds, for tests",
+        data=Data(source="synthetic"),
+        num_seeds=2,
+        num_epochs=4,
+        batch_size=100,
+        num_replicates=20,
+    ),
+}
+
+SHOWN = (
+    "accuracy",
+    "auc",
+    "equal_opportunity_difference",
+    "equal_opportunity_deviation",
+    "equalized_odds_difference",
+    "equalized_odds_deviation",
+    "demographic_parity_difference",
+    "demographic_parity_deviation",
+)
+NUM_CALLS = 10  # compiled calls that a run is cut into, a checkpoint after each
+
+
+def load_data(data: Data) -> Dataset:
+    """Read what the configuration names."""
+    if data.source == "adult":
+        return load_adult(data.sensitive, seed=data.seed)
+    if data.source == "synthetic":
+        return synthetic_gaussians(jax.random.key(data.seed))
+    if len(data.csv) not in (1, 3):
+        raise ValueError(f"--data.csv takes one file or train, val and test, got {len(data.csv)}")
+    if data.source == "compas":
+        return load_compas(data.csv[0], sensitive=data.sensitive, seed=data.seed)
+    one_file = len(data.csv) == 1
+    return load_csv(
+        data.csv[0] if one_file else dict(zip(("train", "val", "test"), data.csv, strict=True)),
+        label=data.label,
+        positive=data.positive,
+        sensitive=data.sensitive,
+        id_column=data.id_column,
+        split=_parse_split(data.split),
+        missing=data.missing,
+        allow_small_groups=data.allow_small_groups,
+        seed=data.seed,
+    )
+
+
+def _parse_split(text: str) -> Any:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+
+
+def row_choices(config: Config) -> dict[str, tuple[int, int]]:
+    """Row name -> (criterion, signal) as indices; plain training first."""
+    rows = {"plain": (CRITERIA.index("none"), 0)}
+    for signal in config.signals:
+        for criterion in config.criteria:
+            name = criterion if signal == "loss" else f"{criterion}@{signal}"
+            rows[name] = (CRITERIA.index(criterion), SIGNALS.index(signal))
+    return rows
+
+
+def prepare_run(config: Config):
+    """Read and check everything; returns the function that trains."""
+    for name, least in (("num_seeds", 1), ("num_epochs", 1), ("num_replicates", 2)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    if not config.learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {config.learning_rate}")
+    dataset = load_data(config.data)
+    train = dataset.examples("train")
+    sampler = fairbatch(
+        train.labels,
+        train.group,
+        num_classes=dataset.num_classes,
+        num_groups=dataset.num_groups,
+        batch_size=config.batch_size,
+        step_size=config.step_size,
+        draw=config.draw,
+    )
+    num_features = dataset.inputs.shape[1]
+    if config.hidden:
+        model = mlp(num_features, dataset.num_classes, config.hidden)
+    else:
+        model = logistic_regression(num_features, dataset.num_classes)
+    params = initial_params(config, model, dataset)
+    run = common.Run("fairbatch", config, out=config.out, resume=config.resume)
+    return lambda: train_and_report(config, run, dataset, model, sampler, params)
+
+
+def initial_params(config: Config, model: Model, dataset: Dataset) -> Any:
+    """Parameters of every seed, leaves `[S, ...]`: drawn, or read from an earlier run."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(config.num_seeds))
+    params = jax.vmap(lambda key: model.init(key)[0])(keys)
+    if config.pretrained is None:
+        return params
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = config.pretrained / "models.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--pretrained: {path} does not exist; give a finished run's folder"
+        )
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+
+    def pick(name: str, leaf: jax.Array) -> jax.Array:
+        found = saved.get(f"plain/{name}")
+        if found is None or found.shape[1:] != leaf.shape[1:]:
+            raise ValueError(
+                f"{path}: plain/{name} should have shape (seeds, {leaf.shape[1:]}), "
+                f"found {None if found is None else found.shape}; use the same data and --hidden"
+            )
+        return jnp.asarray(found[np.arange(config.num_seeds) % len(found)])
+
+    return map_named(pick, params)
+
+
+def train_and_report(config: Config, run: common.Run, dataset: Dataset, model, sampler, params):
+    """Train all rows and seeds as one population, evaluate on test, write the result folder."""
+    rows = row_choices(config)
+    states, timing = train_population(config, run, dataset, model, sampler, params)
+    test = jax.tree.map(jnp.asarray, dataset.examples("test"))
+    per_seed, intervals = judge(config, model, states, test, len(rows), dataset.num_groups)
+    results, notes = summarise(rows, per_seed, intervals, dataset)
+    save_models(run.folder / "models.safetensors", rows, states)
+    summary = run.finish(
+        data=common.data_summary(dataset), results=results, timing=timing, notes=notes
+    )
+    columns, cells = result_table(results)
+    print(common.table(columns, [[value for value, _ in row] for row in cells]))
+    for note in (*dataset.notes, *notes):
+        print(f"note: {note}")
+    answer = one_sentence(results, dataset)
+    write_page(config, run, summary, columns, cells, answer, dataset)
+    print(f"\n{answer}\nresults in {run.folder}, page {run.folder / 'report.html'}")
+
+
+def train_population(config: Config, run: common.Run, dataset: Dataset, model, sampler, params):
+    """Train; returns the final states, leaves `[R * S, ...]` row by row, and the timing."""
+    rows = row_choices(config)
+    num_rows, num_seeds = len(rows), config.num_seeds
+    step = make_step(model, optax.adam(config.learning_rate))
+    optimizer = optax.adam(config.learning_rate)
+    data = jax.tree.map(jnp.asarray, dataset.examples("train"))
+    measured = jax.tree.map(jnp.asarray, dataset.examples(config.signal_split))
+    choices = jnp.repeat(jnp.asarray(list(rows.values()), jnp.int32), num_seeds, axis=0)
+
+    def start(params, seed, choice) -> FitState:
+        train = start_train(params, {}, optimizer)
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        return init_fit(train, sampler, key, criterion=choice[0], signal=choice[1])
+
+    tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (num_rows,) + (1,) * (leaf.ndim - 1)), params)
+    seeds = jnp.tile(jnp.arange(num_seeds), num_rows)
+    states = jax.jit(jax.vmap(start))(tiled, seeds, choices)
+    mesh = candidate_mesh()
+
+    def train(states, data, measured, num_epochs):
+        return fit_population(
+            step,
+            states,
+            data,
+            sampler,
+            num_epochs=num_epochs,
+            mesh=mesh,
+            measure_fn=lambda state, data: measure_cells(model, sampler, state, data),
+            measure_data=measured,
+        )
+
+    jitted = jax.jit(train, static_argnums=3, donate_argnums=0)
+    epochs_per_call = -(-config.num_epochs // NUM_CALLS)
+    done = 0
+    restored = run.restore(states) if config.resume else None
+    if restored is not None:
+        done, states = restored
+    run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
+    timing = {"compile_s": 0.0, "train_s": 0.0}
+    compiled = {}
+    with common.progress(config.num_epochs, "epochs", done) as bar:
+        while done < config.num_epochs:
+            count = min(epochs_per_call, config.num_epochs - done)
+            if count not in compiled:
+                began = time.perf_counter()
+                compiled[count] = jitted.lower(states, data, measured, count).compile()
+                timing["compile_s"] += time.perf_counter() - began
+            began = time.perf_counter()
+            states, history = jax.block_until_ready(compiled[count](states, data, measured))
+            timing["train_s"] += time.perf_counter() - began
+            log_epochs(run, rows, history, done, num_seeds)
+            done += count
+            run.save(done, states)
+            bar.update(count)
+            losses = np.asarray(history["loss"])[:, -1]
+            common.say(f"epoch {done} of {config.num_epochs}: mean loss {losses.mean():.4f}")
+    return states, timing
+
+
+def log_epochs(run: common.Run, rows, history, done: int, num_seeds: int) -> None:
+    """One history row per epoch: means over seeds of every row of the table."""
+    by_row = jax.tree.map(
+        lambda leaf: np.asarray(leaf).reshape(len(rows), num_seeds, *leaf.shape[1:]).mean(1),
+        history,
+    )
+    for epoch in range(by_row["loss"].shape[1]):
+        values = {
+            name: {key: by_row[key][i, epoch] for key in ("loss", "weights", "cell_losses")}
+            for i, name in enumerate(rows)
+        }
+        run.log({"epoch": done + epoch + 1, "rows": values})
+
+
+def judge(config: Config, model: Model, states: FitState, test: Examples, num_rows: int, groups):
+    """Test metrics of every row and seed `[R, S]`, and intervals of the means over seeds `[R]`.
+
+    A replicate resamples test examples, the same ones for all models, and seeds.
+    """
+    num_seeds, num_test = config.num_seeds, len(test.labels)
+
+    @jax.jit
+    def per_seed(states, test):
+        logits = jax.vmap(lambda state: predict(model, state.train, test.inputs))(states)
+        one = lambda logits: prepare(logits, test.labels, group=test.group, num_groups=groups)  # noqa: E731
+        prepared = jax.vmap(one)(logits)
+        return prepared, jax.vmap(evaluate)(prepared)
+
+    @jax.jit
+    def intervals(prepared, key):
+        def metric_fn(weights):
+            examples, seeds = weights[:num_test], weights[num_test:]
+            metrics = jax.vmap(lambda p: evaluate(p, examples))(prepared)
+            share = (seeds / seeds.sum())[None]
+            means = {
+                name: jnp.sum(metrics[name].reshape(num_rows, num_seeds) * share, axis=1)
+                for name in (*SHOWN, "worst_group_auc", "auc_gap")
+            }
+            return {"mean": means, "vs_plain": {k: v - v[:1] for k, v in means.items()}}
+
+        strata = jnp.repeat(
+            jnp.arange(2),
+            jnp.array([num_test, num_seeds]),
+            total_repeat_length=num_test + num_seeds,
+        )
+        return bootstrap(
+            metric_fn,
+            num_test + num_seeds,
+            key=key,
+            num_replicates=config.num_replicates,
+            strata=strata,
+            batch_size=1,
+        )
+
+    prepared, metrics = per_seed(states, test)
+    metrics = {
+        name: np.asarray(value).reshape(num_rows, num_seeds, *value.shape[1:])
+        for name, value in metrics.items()
+    }
+    return metrics, jax.device_get(intervals(prepared, jax.random.key(0)))
+
+
+def summarise(rows, metrics, intervals, dataset: Dataset):
+    """The `results` of `summary.json`, and notes on what is undefined."""
+    results, notes = {}, []
+    for i, row in enumerate(rows):
+        own = {name: values[i] for name, values in metrics.items()}
+        scalars = [name for name, values in own.items() if values.ndim == 1]
+        result: dict[str, Any] = {name: own[name].mean() for name in scalars}
+        for name in ("group_auc", "group_accuracy"):
+            result[name] = dict(zip(dataset.group_names, own[name].mean(0), strict=True))
+        result["std"] = {name: own[name].std(ddof=min(1, len(own[name]) - 1)) for name in scalars}
+        result["per_seed"] = {name: own[name] for name in scalars}
+        for key, part in (("ci95", "mean"), ("ci95_vs_plain", "vs_plain")):
+            result[key] = {
+                name: [intervals.lower[part][name][i], intervals.upper[part][name][i]]
+                for name in intervals.lower[part]
+            }
+        results[row] = result
+        sentences = {
+            s
+            for seed in range(len(own["accuracy"]))
+            for s in undefined(
+                {name: values[seed] for name, values in own.items()}, dataset.group_names
+            )
+        }
+        notes += [f"{row}: {sentence}" for sentence in sorted(sentences)]
+    return results, notes
+
+
+def result_table(results) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """Columns, and per row the cells: "mean ± std" with the interval as second line."""
+    short = {
+        "equal_opportunity": "EqOpp",
+        "equalized_odds": "EqOdds",
+        "demographic_parity": "DemPar",
+        "_difference": " diff",
+        "_deviation": " dev",
+    }
+    columns = ["row"]
+    for name in SHOWN:
+        for long, brief in short.items():
+            name = name.replace(long, brief)
+        columns.append(name)
+    cells = []
+    for row, result in results.items():
+        line = [(row, "")]
+        for name in SHOWN:
+            low, high = result["ci95"][name]
+            line.append(
+                (f"{result[name]:.4f} ± {result['std'][name]:.4f}", f"[{low:.4f}, {high:.4f}]")
+            )
+        cells.append(line)
+    return columns, cells
+
+
+def one_sentence(results, dataset: Dataset) -> str:
+    """What came out: the largest relative fall of a criterion's own disparity."""
+    plain = results["plain"]
+    own = {row: f"{row.split('@')[0]}_difference" for row in results if row != "plain"}
+    falls = {
+        row: result[own[row]] / plain[own[row]]
+        for row, result in results.items()
+        if row in own and plain[own[row]] > 0
+    }
+    falls = {row: ratio for row, ratio in falls.items() if np.isfinite(ratio)}
+    if not falls:
+        return f"On {dataset.name} no disparity could be compared with plain training."
+    best = min(falls, key=lambda row: falls[row])
+    metric, result = own[best], results[best]
+    low, high = result["ci95_vs_plain"][metric]
+    points = 100 * (result["accuracy"] - plain["accuracy"])
+    verb = "falls" if falls[best] < 1 else "rises"
+    return (
+        f"On {dataset.name}, {metric} {verb} from {plain[metric]:.3f} (plain) to "
+        f"{result[metric]:.3f} ({best}; change {low:+.3f} to {high:+.3f} at 95 %), "
+        f"accuracy {points:+.1f} points."
+    )
+
+
+def save_models(path: Path, rows, states: FitState) -> None:
+    """All final parameters as `row/leaf`, leading axis seeds."""
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for i, row in enumerate(rows):
+
+        def add(name: str, leaf: jax.Array, i=i, row=row):
+            num_seeds = len(leaf) // len(rows)
+            tensors[f"{row}/{name}"] = np.ascontiguousarray(
+                leaf[i * num_seeds : (i + 1) * num_seeds]
+            )
+            return leaf
+
+        map_named(add, states.train.params)
+    save_file(tensors, path)
+
+
+def write_page(config, run: common.Run, summary, columns, cells, answer: str, dataset: Dataset):
+    """`report.html`."""
+    history = run.history()
+    series = lambda row, key: np.asarray(  # noqa: E731
+        [np.asarray(line["rows"][row][key], dtype=float) for line in history]
+    )
+    rows = [row for row in summary["results"] if row != "plain"]
+    cell_names = [
+        (k, g, f"{label} · {group}")
+        for k, label in enumerate(dataset.label_names)
+        for g, group in enumerate(dataset.group_names)
+    ]
+    figures = {}
+    if len(cell_names) <= 12:
+        figures["Share of each label's draw, by group"] = report.lines(
+            {
+                row: {name: series(row, "weights")[:, k, g] for k, g, name in cell_names}
+                for row in rows
+            },
+            x_label="epoch",
+        )
+        figures["Signal per (label, group) cell before each epoch"] = report.lines(
+            {
+                row: {name: series(row, "cell_losses")[:, k, g] for k, g, name in cell_names}
+                for row in rows
+            },
+            x_label="epoch",
+        )
+    for criterion in config.criteria:
+        metric = f"{criterion}_difference"
+        figures[f"Accuracy against {metric}"] = report.trade_off(
+            {
+                row: (result[metric], result["accuracy"])
+                for row, result in summary["results"].items()
+                if result[metric] is not None
+            },
+            x_label=metric,
+            y_label="test accuracy",
+            title="",
+        )
+    report.write_report(
+        run.folder / "report.html",
+        title=f"FairBatch on {dataset.name}",
+        question="Does choosing batches by group make the model fairer, and at what accuracy?",
+        answer=answer,
+        columns=columns,
+        rows=cells,
+        caption=(
+            f"Test split, mean ± standard deviation over {config.num_seeds} seeds; below, 95 % "
+            f"bootstrap interval of the mean ({config.num_replicates} replicates resampling test "
+            "examples and seeds). diff: largest gap between two groups; dev: largest distance of "
+            "a group from the pooled rate (the FairBatch paper's measure)."
+        ),
+        figures=figures,
+        notes=[*dataset.notes, *summary["notes"]],
+        command=summary["command"],
+        facts={
+            "device": summary["device"],
+            "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
+            "data": f"{dataset.name}, fingerprint {dataset.fingerprint}",
+            "time": ", ".join(f"{k} {v:.1f}" for k, v in summary["timing"].items()),
+        },
+    )
+
+
+if __name__ == "__main__":
+    common.main(prepare_run, PRESETS, description=__doc__ or "")

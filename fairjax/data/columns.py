@@ -1,0 +1,196 @@
+"""From columns of cells to the arrays of a `Dataset`: labels, groups and features."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fairjax.data.csvfile import Column, Table, number, show
+
+MAX_CATEGORIES = 100
+"""More classes, groups or categories than this are taken for a mistake."""
+
+
+def categories(column: Column) -> Column:
+    """The column with values in order: as numbers (equal ones merged) if all are, else as text."""
+    numbers = [number(value) for value in column.values]
+    finite = [x for x in numbers if x is not None and math.isfinite(x)]
+    if len(finite) == len(numbers):
+        names = [_plain(x) for x in finite]
+        values = tuple(dict.fromkeys(_plain(x) for x in sorted(finite)))
+    else:
+        names = column.values
+        values = tuple(sorted(names))
+    code_of = {value: code for code, value in enumerate(values)}
+    recode = np.array([*(code_of[name] for name in names), -1], np.int32)
+    return Column(values, recode[column.codes])
+
+
+def _plain(x: float) -> str:
+    """A number as a name: 1.0 and 1 are both "1"."""
+    return str(int(x)) if x.is_integer() and abs(x) < 1e15 else repr(x)
+
+
+def _display(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Category names: text as it is, numbers with the column's name before them."""
+    if all(number(value) is not None for value in values):
+        return tuple(f"{name}={value}" for value in values)
+    return tuple(values)
+
+
+def _refuse_mixture(table: Table, name: str, remedy: str) -> None:
+    """Raises ValueError if a column holds text among numbers, most likely a slip."""
+    values, codes = table.columns[name]
+    text = [i for i, value in enumerate(values) if number(value) is None]
+    if text and len(text) < len(values):
+        row = int(np.flatnonzero(np.isin(codes, text))[0])
+        raise ValueError(
+            f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])} "
+            f"among numbers; {remedy}"
+        )
+
+
+def read_labels(
+    table: Table, name: str, positive: str | int | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class of every row and the names of the classes."""
+    _refuse_mixture(table, name, "a label must be all numbers or all text")
+    values, codes = categories(table.columns[name])
+    file = table.files[0]
+    if len(values) < 2:
+        raise ValueError(
+            f"{file}: label column {show(name)} holds only {', '.join(map(show, values))}; "
+            "at least two classes are needed"
+        )
+    if len(values) > MAX_CATEGORIES:
+        raise ValueError(
+            f"{file}: label column {show(name)} holds {len(values)} distinct values, at most "
+            f"{MAX_CATEGORIES} classes are accepted; is it a quantity?"
+        )
+    names = _display(name, values)
+    if positive is None:
+        if len(values) == 2 and number(values[0]) is None:
+            raise ValueError(
+                f"{file}: label column {show(name)} is not numeric; pass positive={show(values[0])}"
+                f" or positive={show(values[1])} to say which value is class 1"
+            )
+        return codes, names
+    wanted = categories(Column((str(positive),), np.zeros(1, np.int32))).values[0]
+    if wanted not in values:
+        listed = ", ".join(show(value) for value in values[:10])
+        raise ValueError(
+            f"{file}: label column {show(name)} never holds positive={show(positive)}; "
+            f"it holds {listed}{', ...' if len(values) > 10 else ''}"
+        )
+    target = values.index(wanted)
+    other = names[1 - target] if len(values) == 2 else f"not {names[target]}"
+    return (codes == target).astype(np.int32), (other, names[target])
+
+
+def read_groups(table: Table, sensitive: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Group of every row and the names of the groups, intersections of the columns that occur."""
+    combined = np.zeros(len(table), np.int64)
+    names = ("",)
+    for column_name in sensitive:
+        values, codes = categories(table.columns[column_name])
+        if len(values) > MAX_CATEGORIES:
+            raise ValueError(
+                f"{table.files[0]}: sensitive column {show(column_name)} holds {len(values)} "
+                f"distinct values, at most {MAX_CATEGORIES} groups are accepted; band it first"
+            )
+        combined = combined * len(values) + codes
+        present, combined = np.unique(combined, return_inverse=True)
+        shown = _display(column_name, values)
+        names = tuple(
+            " & ".join(filter(None, (names[code // len(values)], shown[code % len(values)])))
+            for code in present
+        )
+    if not 2 <= len(names) <= MAX_CATEGORIES:
+        raise ValueError(
+            f"{table.files[0]}: {' and '.join(map(show, sensitive))} make {len(names)} group(s), "
+            f"accepted are 2 to {MAX_CATEGORIES}"
+        )
+    return combined.reshape(-1).astype(np.int32), names
+
+
+def read_feature(
+    table: Table, name: str, train: np.ndarray, *, categorical: bool
+) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """Input columns `[N, D]` float32 made of one feature, their names, and notes.
+
+    Statistics and categories come from the rows `train` alone.
+    """
+    if not categorical:
+        _refuse_mixture(
+            table, name, "mend it, or name the column in categorical= to read it as text"
+        )
+    values, codes = table.columns[name]
+    if not (codes[train] >= 0).any():
+        raise ValueError(f"{table.files[0]}: column {show(name)} has no values in split 'train'")
+    if not categorical and number(values[0]) is not None:
+        return _read_numbers(table, name, train)
+    if not categorical and len(values) > MAX_CATEGORIES:
+        raise ValueError(
+            f"{table.where(0)}: column {show(name)} holds {len(values)} distinct texts such as "
+            f"{show(values[codes[0]])}, at most {MAX_CATEGORIES} are accepted; leave it out with "
+            "features=, or name it in categorical= if they are categories"
+        )
+    return _read_categories(table, name, train)
+
+
+def _read_numbers(table, name, train) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """One standardised column; missing cells get the median of train."""
+    values, codes = table.columns[name]
+    column = np.array([*map(number, values), math.nan])[codes]
+    outside = np.abs(column) > np.finfo(np.float32).max
+    if outside.any():
+        row = int(outside.argmax())
+        raise ValueError(
+            f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])}, "
+            "only finite float32 numbers are accepted"
+        )
+    notes = []
+    gaps = codes < 0
+    if gaps.any():
+        fill = float(np.nanmedian(column[train]))
+        column[gaps] = fill
+        notes.append(f"Filled {gaps.sum()} missing {show(name)} with the train median {fill:g}.")
+    # Exactly rounded sums, so that the same file gives the same bits on any machine.
+    cells = column[train].tolist()
+    mean = math.fsum(cells) / len(cells)
+    spread = math.sqrt(math.fsum((cell - mean) ** 2 for cell in cells) / len(cells))
+    if spread == 0:
+        notes.append(f"Column {show(name)} is constant in train.")
+    with np.errstate(over="ignore"):
+        standardised = ((column - mean) / (spread or 1.0)).astype(np.float32)
+    if not np.isfinite(standardised).all():
+        row = int((~np.isfinite(standardised)).argmax())
+        raise ValueError(
+            f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])}, "
+            "too far from the values of train to be standardised as float32"
+        )
+    return standardised[:, None], (name,), notes
+
+
+def _read_categories(table, name, train) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """One 0/1 column per value of train; missing cells get train's most frequent value."""
+    values, codes = categories(table.columns[name])
+    counts = np.bincount(codes[train][codes[train] >= 0], minlength=len(values))
+    notes = []
+    gaps = codes < 0
+    if gaps.any():
+        codes = np.where(gaps, counts.argmax(), codes)
+        notes.append(
+            f"Filled {gaps.sum()} missing {show(name)} with the most frequent train value "
+            f"{show(values[counts.argmax()])}."
+        )
+    unseen = counts[codes] == 0
+    if unseen.any():
+        example = show(values[codes[unseen][0]])
+        notes.append(
+            f"{unseen.sum()} rows hold a {show(name)} that train lacks (such as {example}); "
+            "it is encoded as all zeros."
+        )
+    kept = np.flatnonzero(counts)
+    one_hot = (codes[:, None] == kept).astype(np.float32)
+    return one_hot, tuple(f"{name}={values[code]}" for code in kept), notes

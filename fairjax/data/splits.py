@@ -1,0 +1,155 @@
+"""Who trains and who tests: seeded splits that keep cells balanced and patients whole."""
+
+import math
+
+import numpy as np
+
+from fairjax.data.dataset import SPLITS
+
+
+def stratified_split(
+    strata: np.ndarray,
+    ratios: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    *,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Random train / val / test rows in which every stratum keeps its share.
+
+    Without `groups` each stratum is dealt out exactly (largest remainder, and at least one row per
+    split where it has three). With `groups` all rows of a group go together, so shares are only as
+    near as whole groups allow: groups are placed from large to small, each where the strata it
+    brings are furthest from their share.
+
+    Args:
+      strata: integers `[N]`, typically `label * num_groups + group`.
+      ratios: shares of train, val and test, positive, summing to 1.
+      seed: an int; the same seed gives the same rows on every machine.
+      groups: ids `[N]` (of patients, say) that must not straddle splits, any sortable dtype; or
+        None.
+
+    Returns:
+      For "train", "val" and "test" the int32 row numbers, ascending; together every row once.
+
+    Raises:
+      ValueError: ratios are not three positive shares of 1, lengths differ, or a split would be
+        empty.
+
+    Source: with groups, the idea of iterative stratification (Sechidis et al. 2011), here by least
+    chi-square cost.
+    """
+    if len(ratios) != len(SPLITS) or not (min(ratios) > 0 and abs(math.fsum(ratios) - 1) <= 1e-6):
+        raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
+    strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    if groups is None:
+        split_of_row = _deal_rows(strata, ratios, generator)
+    elif len(groups) != len(strata):
+        raise ValueError(f"groups must have one id per row: {len(groups)} ids, {len(strata)} rows")
+    else:
+        members, group_of_row = np.unique(groups, return_inverse=True)
+        split_of_row = _place_groups(
+            strata, group_of_row.reshape(-1), len(members), ratios, generator
+        )[group_of_row.reshape(-1)]
+    splits = {
+        split: np.flatnonzero(split_of_row == s).astype(np.int32) for s, split in enumerate(SPLITS)
+    }
+    for split, rows in splits.items():
+        if not len(rows):
+            what = "rows" if groups is None else "ids"
+            raise ValueError(
+                f"split {split!r} would be empty: too few {what} for the ratios {ratios}"
+            )
+    return splits
+
+
+def _deal_rows(strata, ratios, generator):
+    """Split number of every row: each stratum is shuffled and cut by the ratios."""
+    split_of_row = np.empty(len(strata), np.int8)
+    for stratum in range(strata.max(initial=-1) + 1):
+        rows = generator.permutation(np.flatnonzero(strata == stratum))
+        sizes = _largest_remainder(len(rows), ratios)
+        split_of_row[rows] = np.repeat(np.arange(len(ratios)), sizes)
+    return split_of_row
+
+
+def _largest_remainder(count: int, ratios) -> np.ndarray:
+    """`count` in whole parts near the ratios; no part is empty if there are enough."""
+    exact = count * np.asarray(ratios)
+    sizes = np.floor(exact + 1e-9).astype(np.int64)
+    for part in np.argsort(sizes - exact, kind="stable")[: count - sizes.sum()]:
+        sizes[part] += 1
+    while count >= len(ratios) and sizes.min() == 0:
+        sizes[sizes.argmax()] -= 1
+        sizes[sizes.argmin()] += 1
+    return sizes
+
+
+def _place_groups(strata, group_of_row, num_groups, ratios, generator):
+    """Split number of every group: the largest first, each where it costs least in chi-square."""
+    num_strata = int(strata.max(initial=-1)) + 1
+    share = np.outer(ratios, np.bincount(strata, minlength=num_strata))
+    placed = np.zeros_like(share)
+    order = generator.permutation(num_groups)
+    size = np.bincount(group_of_row, minlength=num_groups)
+    order = order[np.argsort(-size[order], kind="stable")]
+    by_group = np.split(strata[np.argsort(group_of_row, kind="stable")], np.cumsum(size)[:-1])
+    split_of_group = np.empty(num_groups, np.int8)
+    for group in order:
+        present, rows = np.unique(by_group[group], return_counts=True)
+        cost = (rows * (2 * (placed[:, present] - share[:, present]) + rows)) / share[:, present]
+        split = int(cost.sum(axis=1).argmin())
+        placed[split, present] += rows
+        split_of_group[group] = split
+    return split_of_group
+
+
+def split_by_id(
+    ids: np.ndarray,
+    *,
+    held_out: float = 0.2,
+    test_share: float = 0.5,
+    seeds: tuple[int, int] = (0, 0),
+) -> dict[str, np.ndarray]:
+    """Train / val / test rows by two seeded cuts through the sorted distinct ids, as MEDFAIR does.
+
+    All rows of an id (a patient, a lesion) stay together; labels and groups are not balanced.
+    HAM10000 is split 8/1/1 by `lesion_id` with the defaults; Fitzpatrick17k by `md5hash` with seeds
+    (5, 6); PAPILA 7/1/2 by `ID` with held_out=0.3, test_share=0.66 and seeds (5, 15).
+
+    Args:
+      ids: `[N]`, any sortable dtype.
+      held_out: share of the ids that leave training, in (0, 1).
+      test_share: share of the held-out ids that go to test, in (0, 1); the others are val.
+      seeds: `random_state` of the first and of the second cut.
+
+    Returns:
+      For "train", "val" and "test" the int32 row numbers, ascending; together every row once.
+
+    Raises:
+      ValueError: a share is outside (0, 1) or there are too few ids for three splits.
+
+    Source: Zong et al., ICLR 2023 (MEDFAIR), preparation of the data sets; scikit-learn's
+    `train_test_split`.
+    """
+    from sklearn.model_selection import train_test_split  # a second to import: only when needed
+
+    for name, value in (("held_out", held_out), ("test_share", test_share)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be in (0, 1), got {value}")
+    distinct, id_of_row = np.unique(ids, return_inverse=True)
+    if len(distinct) < len(SPLITS):
+        raise ValueError(f"three splits need at least three distinct ids, got {len(distinct)}")
+    train, rest = train_test_split(
+        np.arange(len(distinct)), test_size=held_out, random_state=seeds[0]
+    )
+    if len(rest) < 2:
+        raise ValueError(
+            f"held_out={held_out} leaves {len(rest)} of {len(distinct)} ids for val and test"
+        )
+    val, test = train_test_split(rest, test_size=test_share, random_state=seeds[1])
+    id_of_row = id_of_row.reshape(-1)
+    return {
+        split: np.flatnonzero(np.isin(id_of_row, members)).astype(np.int32)
+        for split, members in zip(SPLITS, (train, val, test), strict=True)
+    }

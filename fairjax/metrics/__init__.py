@@ -1,0 +1,111 @@
+"""Fairness metrics as pure functions: counts, rates, gaps, group AUC, calibration, intervals.
+
+Every metric runs under jit and vmap, takes example weights (0 for padding, multiplicities in a
+bootstrap) and any number of groups and classes. What a group cannot define is nan and is left out
+of gaps, never counted as fair; `undefined` says so in words.
+"""
+
+from fairjax.metrics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    group_brier_score,
+    group_calibration_error,
+)
+from fairjax.metrics.counts import (
+    GroupCounts,
+    accuracy,
+    balanced_accuracy,
+    demographic_parity_deviation,
+    demographic_parity_difference,
+    demographic_parity_ratio,
+    equal_opportunity_deviation,
+    equal_opportunity_difference,
+    equal_opportunity_ratio,
+    equalized_odds_deviation,
+    equalized_odds_difference,
+    equalized_odds_ratio,
+    false_positive_rate,
+    group_counts,
+    group_max,
+    group_min,
+    group_sums,
+    macro_f1,
+    precision,
+    rate_difference,
+    rate_ratio,
+    selection_rate,
+    true_positive_rate,
+)
+from fairjax.metrics.intersections import Intersections, intersect_groups
+from fairjax.metrics.pruning_variants import (
+    dp_scp,
+    eodd,
+    eodd_scp,
+    eopp0,
+    eopp1,
+    fate,
+    num_unsupported_classes,
+)
+from fairjax.metrics.ranking import RankedScores, group_auc, rank_scores, ranked_auc, roc_auc
+from fairjax.metrics.resampling import (
+    Intervals,
+    PermutationTest,
+    bootstrap,
+    paired_difference,
+    permutation_test,
+)
+from fairjax.metrics.summary import Prepared, evaluate, fairness_metrics, prepare, undefined
+
+__all__ = [
+    "GroupCounts",
+    "Intersections",
+    "Intervals",
+    "PermutationTest",
+    "Prepared",
+    "RankedScores",
+    "accuracy",
+    "balanced_accuracy",
+    "bootstrap",
+    "brier_score",
+    "demographic_parity_deviation",
+    "demographic_parity_difference",
+    "demographic_parity_ratio",
+    "dp_scp",
+    "eodd",
+    "eodd_scp",
+    "eopp0",
+    "eopp1",
+    "equal_opportunity_deviation",
+    "equal_opportunity_difference",
+    "equal_opportunity_ratio",
+    "equalized_odds_deviation",
+    "equalized_odds_difference",
+    "equalized_odds_ratio",
+    "evaluate",
+    "expected_calibration_error",
+    "fairness_metrics",
+    "false_positive_rate",
+    "fate",
+    "group_auc",
+    "group_brier_score",
+    "group_calibration_error",
+    "group_counts",
+    "group_max",
+    "group_min",
+    "group_sums",
+    "intersect_groups",
+    "macro_f1",
+    "num_unsupported_classes",
+    "paired_difference",
+    "permutation_test",
+    "precision",
+    "prepare",
+    "rank_scores",
+    "ranked_auc",
+    "rate_difference",
+    "rate_ratio",
+    "roc_auc",
+    "selection_rate",
+    "true_positive_rate",
+    "undefined",
+]

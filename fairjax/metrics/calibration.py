@@ -1,0 +1,132 @@
+"""How honest the predicted probabilities are: expected calibration error and Brier score."""
+
+import jax
+import jax.numpy as jnp
+
+from fairjax.metrics.counts import check_examples, divide, example_weights, group_sums
+
+
+def calibration_terms(
+    logits: jax.Array, labels: jax.Array, num_bins: int
+) -> tuple[jax.Array, jax.Array]:
+    """Confidence minus correctness `[N]`, and the confidence bin int32 `[N]` of each example."""
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}")
+    confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(-1)
+    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
+    bins = jnp.clip(jnp.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
+    return confidence - correct, bins.astype(jnp.int32)
+
+
+def binned_calibration_error(
+    excess: jax.Array,
+    bins: jax.Array,
+    weights: jax.Array,
+    *,
+    group: jax.Array,
+    num_groups: int,
+    num_bins: int,
+) -> jax.Array:
+    """ECE per group `[G]` from `calibration_terms`: sum over bins of |weighted excess|, over n."""
+    values = jax.nn.one_hot(bins, num_bins) * (weights * excess)[:, None]
+    values = jnp.concatenate([values, weights[:, None]], axis=1)
+    sums = group_sums(values, group, num_groups)
+    return divide(jnp.abs(sums[:, :-1]).sum(-1), sums[:, -1])
+
+
+def group_calibration_error(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    group: jax.Array,
+    num_groups: int,
+    num_bins: int = 15,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """Expected calibration error within each group, `[G]`; nan for an empty group.
+
+    In [0, 1], 0 is calibrated. The mean gap between confidence (largest softmax probability) and
+    accuracy over equal-width bins `(low, high]`, each weighted by its examples. Small groups read
+    high: with n examples even perfect probabilities give about sqrt(num_bins / n).
+
+    Args:
+      logits: float `[N, K]`.
+      labels: int `[N]`.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+      num_bins: number of bins; 10 and 15 are usual.
+      weights: float `[N]`, 0 for padding; ones if None.
+
+    Returns:
+      float32 `[G]`. Safe under jit and vmap.
+
+    Raises:
+      ValueError: lengths differ or are 0, or `num_bins` is below 1.
+
+    Source: Guo et al. 2017, equation 3.
+    """
+    weights = example_weights(weights, labels)
+    check_examples(num_groups, logits=logits, labels=labels, group=group, weights=weights)
+    excess, bins = calibration_terms(logits, labels, num_bins)
+    return binned_calibration_error(
+        excess, bins, weights, group=group, num_groups=num_groups, num_bins=num_bins
+    )
+
+
+def expected_calibration_error(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    num_bins: int = 15,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """Expected calibration error of everyone, a scalar; see `group_calibration_error`."""
+    group = jnp.zeros(labels.shape, jnp.int32)
+    return group_calibration_error(
+        logits, labels, group=group, num_groups=1, num_bins=num_bins, weights=weights
+    )[0]
+
+
+def group_brier_score(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    group: jax.Array,
+    num_groups: int,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """Mean squared error of the probabilities within each group, `[G]`; nan for an empty group.
+
+    0 is perfect. For two classes (p - label)^2 in [0, 1]; for more the sum over classes, in
+    [0, 2].
+
+    Args:
+      logits: float `[N, K]`.
+      labels: int `[N]`.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+      weights: float `[N]`, 0 for padding; ones if None.
+
+    Returns:
+      float32 `[G]`. Safe under jit and vmap.
+
+    Raises:
+      ValueError: lengths differ or are 0.
+
+    Source: Brier 1950; same scale as `sklearn.metrics.brier_score_loss`.
+    """
+    weights = example_weights(weights, labels)
+    check_examples(num_groups, logits=logits, labels=labels, group=group, weights=weights)
+    num_classes = logits.shape[-1]
+    error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, num_classes)
+    squared = jnp.square(error).sum(-1) * (0.5 if num_classes == 2 else 1.0)
+    total, n = group_sums(jnp.stack([weights * squared, weights], axis=1), group, num_groups).T
+    return divide(total, n)
+
+
+def brier_score(
+    logits: jax.Array, labels: jax.Array, *, weights: jax.Array | None = None
+) -> jax.Array:
+    """Brier score of everyone, a scalar; see `group_brier_score`."""
+    group = jnp.zeros(labels.shape, jnp.int32)
+    return group_brier_score(logits, labels, group=group, num_groups=1, weights=weights)[0]

@@ -1,0 +1,188 @@
+"""ROC AUC, exact and tie-aware: sort once, then weighted cumulative sums for any weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fairjax.metrics.counts import check_examples, divide, example_weights, group_sums
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RankedScores:
+    """Examples in the order of (group, score), for each of C scored classes.
+
+    Attributes:
+      order: int32 `[C, N]`, example numbers by group, then by rising score.
+      positive: bool `[C, N]`, whether the example at that place belongs to the class.
+      is_nan: bool `[C, N]`, whether its score is nan.
+      tie_start, tie_end: int32 `[C, N]`, the run of equal scores around that place.
+      group: int32 `[N]`, the group at that place, the same for every class.
+      group_start: int32 `[N]`, where that group begins.
+      num_groups: G.
+    """
+
+    order: jax.Array
+    positive: jax.Array
+    is_nan: jax.Array
+    tie_start: jax.Array
+    tie_end: jax.Array
+    group: jax.Array
+    group_start: jax.Array
+    num_groups: int = dataclasses.field(metadata={"static": True})
+
+
+def runs(values: jax.Array, *more: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Start and end (exclusive) of the run of equal neighbours around each place, `[N]` each."""
+    n = values.shape[0]
+    place = jnp.arange(n, dtype=jnp.int32)
+    changes = values[1:] != values[:-1]
+    for other in more:
+        changes |= other[1:] != other[:-1]
+    edge = jnp.ones(1, bool)
+    first = jnp.concatenate([edge, changes])
+    last = jnp.concatenate([changes, edge])
+    start = jax.lax.cummax(jnp.where(first, place, 0))
+    end = jax.lax.cummin(jnp.where(last, place + 1, n), reverse=True)
+    return start, end
+
+
+def rank_scores(
+    scores: jax.Array,
+    labels: jax.Array,
+    *,
+    group: jax.Array | None = None,
+    num_groups: int = 1,
+) -> RankedScores:
+    """Sort scores once, so that `ranked_auc` needs no sort for each set of weights.
+
+    Args:
+      scores: float `[N]`, higher means class 1, or `[N, K]`, one column per class.
+      labels: int `[N]`; class 1 is positive for `[N]` scores, class k for column k.
+      group: int `[N]` in `[0, G)`; everyone in one group if None.
+      num_groups: G.
+
+    Returns:
+      RankedScores with C = 1 or K. One sort per class, however many groups.
+
+    Raises:
+      ValueError: lengths differ or are 0.
+    """
+    if group is None:
+        group = jnp.zeros(labels.shape, jnp.int32)
+    check_examples(num_groups, scores=scores, labels=labels, group=group)
+    columns = scores[None] if scores.ndim == 1 else scores.T
+    classes = jnp.arange(1, 2) if scores.ndim == 1 else jnp.arange(scores.shape[1])
+    # An id outside [0, G) goes to an extra last group that no sum looks at.
+    group = jnp.where((group >= 0) & (group < num_groups), group, num_groups).astype(jnp.int32)
+    sorted_group = jnp.sort(group)
+    group_start, _ = runs(sorted_group)
+
+    def rank(column, positive):
+        order = jnp.argsort(column).astype(jnp.int32)
+        if num_groups > 1:
+            order = _stable_partition(order, group[order], num_groups + 1)
+        column = column[order]
+        tie_start, tie_end = runs(column, sorted_group)
+        return order, positive[order], jnp.isnan(column), tie_start, tie_end
+
+    ranked = jax.vmap(rank)(columns, labels.astype(jnp.int32)[None] == classes[:, None])
+    return RankedScores(*ranked, sorted_group, group_start, num_groups)
+
+
+def _stable_partition(order: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
+    """Bring `order [N]` into rising `group [N]`, keeping the order inside a group: no second sort."""
+    one_hot = jax.nn.one_hot(group, num_groups, dtype=jnp.int32)
+    before = jnp.cumsum(one_hot, axis=0) - 1
+    sizes = before[-1] + 1
+    place = jnp.cumsum(sizes) - sizes
+    target = (one_hot * (before + place[None, :])).sum(1)
+    return jnp.zeros_like(order).at[target].set(order, unique_indices=True)
+
+
+def ranked_auc(ranked: RankedScores, weights: jax.Array | None = None) -> jax.Array:
+    """Area under the ROC curve per group, from scores that are already sorted.
+
+    In [0, 1], 0.5 is chance; ties count half. nan for a group that lacks positives or negatives
+    and for all groups if a score with non-zero weight is nan. For several classes the mean over
+    the classes that have both sides in the group (one-vs-rest macro).
+
+    Args:
+      ranked: see `rank_scores`.
+      weights: float `[N]`, multiplicities in the original example order; ones if None.
+
+    Returns:
+      float32 `[G]`, within about 1e-7 for whole-number weights with a sum below 2^24. Fractional
+      weights lose accuracy in proportion to the total weight over the group's.
+    """
+    weights = example_weights(weights, ranked.group)
+
+    def one_class(order, positive, is_nan, tie_start, tie_end):
+        w = weights.at[order].get(mode="promise_in_bounds", unique_indices=True)
+        w_pos, w_neg = jnp.where(positive, w, 0.0), jnp.where(positive, 0.0, w)
+        below = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(w_neg)])
+        at_start = below.at[tie_start].get(mode="promise_in_bounds")
+        at_end = below.at[tie_end].get(mode="promise_in_bounds")
+        at_group = below.at[ranked.group_start].get(mode="promise_in_bounds")
+        # Differences of whole numbers are exact; only the products below are rounded.
+        beaten = (at_start - at_group) + 0.5 * (at_end - at_start)
+        won = jnp.where(is_nan & (w > 0), jnp.nan, w_pos * beaten)
+        values = jnp.stack([won, w_pos, w_neg], axis=1)
+        wins, num_pos, num_neg = group_sums(values, ranked.group, ranked.num_groups).T
+        return divide(divide(wins, num_pos), num_neg)
+
+    auc = jax.vmap(one_class)(
+        ranked.order, ranked.positive, ranked.is_nan, ranked.tie_start, ranked.tie_end
+    )
+    defined = ~jnp.isnan(auc)
+    mean = divide(jnp.where(defined, auc, 0.0).sum(0), defined.sum(0).astype(jnp.float32))
+    return jnp.where((ranked.is_nan & (weights[ranked.order] > 0)).any(), jnp.nan, mean)
+
+
+def roc_auc(scores: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Area under the ROC curve: how often a positive outscores a negative, ties counting half.
+
+    In [0, 1], 0.5 is chance; nan if there are no positives or no negatives, or a score is nan.
+    With `[N, K]` scores the one-vs-rest mean over the classes that have both sides.
+
+    Args:
+      scores: float `[N]`, higher means class 1, or `[N, K]`, one column per class.
+      labels: int `[N]`.
+      weights: float `[N]`, 0 for padding; ones if None.
+
+    Returns:
+      Scalar float32. Safe under jit and vmap.
+
+    Raises:
+      ValueError: lengths differ or are 0.
+
+    Source: Mann and Whitney 1947; same value as `sklearn.metrics.roc_auc_score` (macro "ovr").
+    """
+    return ranked_auc(rank_scores(scores, labels), weights)[0]
+
+
+def group_auc(
+    scores: jax.Array,
+    labels: jax.Array,
+    *,
+    group: jax.Array,
+    num_groups: int,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """ROC AUC within each group, `[G]`; nan for a group that lacks positives or negatives.
+
+    Args:
+      scores: float `[N]`, higher means class 1, or `[N, K]`, one column per class.
+      labels: int `[N]`.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+      weights: float `[N]`, 0 for padding; ones if None.
+
+    Returns:
+      float32 `[G]` in [0, 1]; see `roc_auc`. Worst group: `group_min`; gap: `rate_difference`.
+
+    Raises:
+      ValueError: lengths differ or are 0.
+    """
+    return ranked_auc(rank_scores(scores, labels, group=group, num_groups=num_groups), weights)

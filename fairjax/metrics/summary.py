@@ -1,0 +1,246 @@
+"""The one-stop table of metrics: prepare a model's outputs once, evaluate under any weights."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairjax.metrics import counts as rates
+from fairjax.metrics.calibration import binned_calibration_error, calibration_terms
+from fairjax.metrics.counts import (
+    check_examples,
+    divide,
+    example_weights,
+    group_max,
+    group_min,
+    group_sums,
+    rate_difference,
+)
+from fairjax.metrics.ranking import RankedScores, rank_scores, ranked_auc
+
+NUM_BINS = 15
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What `evaluate` needs of a model's outputs, with all sorting done.
+
+    Attributes:
+      preds, labels, group: int32 `[N]`.
+      loss: cross-entropy of each example, float32 `[N]`.
+      excess, bins: confidence minus correctness, float32 `[N]`, and its bin, int32 `[N]`.
+      is_nan: bool `[N]`, whether the logits hold nan.
+      ranked, ranked_by_group: the scores sorted among everyone and within groups.
+      num_groups, num_classes: G and K.
+    """
+
+    preds: jax.Array
+    labels: jax.Array
+    group: jax.Array
+    loss: jax.Array
+    excess: jax.Array
+    bins: jax.Array
+    is_nan: jax.Array
+    ranked: RankedScores
+    ranked_by_group: RankedScores
+    num_groups: int = dataclasses.field(metadata={"static": True})
+    num_classes: int = dataclasses.field(metadata={"static": True})
+
+
+def prepare(logits: jax.Array, labels: jax.Array, *, group: jax.Array, num_groups: int) -> Prepared:
+    """Do once what does not depend on example weights, for many calls of `evaluate`.
+
+    Args:
+      logits: float `[N, K]`, K >= 2.
+      labels: int `[N]` in `[0, K)`.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+
+    Returns:
+      Prepared, a pytree that passes through jit, vmap and scan.
+
+    Raises:
+      ValueError: lengths differ or are 0, or logits are not `[N, K]` with K >= 2.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be [N, K] with K >= 2, got shape {logits.shape}")
+    check_examples(num_groups, logits=logits, labels=labels, group=group)
+    num_classes = logits.shape[1]
+    logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
+    group = group.astype(jnp.int32)
+    # The difference of two logits orders examples as softmax does, without its ties near 0 and 1.
+    scores = logits[:, 1] - logits[:, 0] if num_classes == 2 else jax.nn.softmax(logits)
+    log_probs = jax.nn.log_softmax(logits)
+    excess, bins = calibration_terms(logits, labels, NUM_BINS)
+    return Prepared(
+        preds=logits.argmax(-1).astype(jnp.int32),
+        labels=labels,
+        group=group,
+        loss=-jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0],
+        excess=excess,
+        bins=bins,
+        is_nan=jnp.isnan(logits).any(-1),
+        ranked=rank_scores(scores, labels),
+        ranked_by_group=rank_scores(scores, labels, group=group, num_groups=num_groups),
+        num_groups=num_groups,
+        num_classes=num_classes,
+    )
+
+
+def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, jax.Array]:
+    """All metrics of `fairness_metrics` for one set of example weights.
+
+    Args:
+      prepared: see `prepare`.
+      weights: float `[N]`, 0 for padding, multiplicities in a bootstrap; ones if None.
+
+    Returns:
+      Dict of float32 arrays; see `fairness_metrics`. Safe under jit, vmap and differentiation.
+    """
+    p = prepared
+    weights = example_weights(weights, p.labels)
+    used = weights > 0
+    # A diverged model still has an argmax: make all of its metrics undefined, so it cannot win.
+    poisoned = jnp.where((p.is_nan & used).any(), jnp.nan, weights)
+    grouping = {"group": p.group, "num_groups": p.num_groups}
+    num_classes = p.num_classes
+    counts = rates.group_counts(
+        p.preds, p.labels, **grouping, num_classes=num_classes, weights=poisoned
+    )
+    pooled = counts.pooled()
+    # Not loss * weights alone: an infinite loss of padding (weight 0) would give nan.
+    loss = jnp.where(used, p.loss, 0.0) * poisoned
+    values = jnp.concatenate(
+        [loss[:, None], jax.nn.one_hot(p.labels, num_classes) * weights[:, None]], axis=1
+    )
+    sums = group_sums(values, p.group, p.num_groups)
+    n_per_label = sums[:, 1:]
+    group_loss = divide(sums[:, 0], n_per_label.sum(-1))
+    group_accuracy = rates.accuracy(counts)
+    auc = ranked_auc(p.ranked, weights)[0]
+    group_auc = ranked_auc(p.ranked_by_group, weights)
+    ece = binned_calibration_error(
+        jnp.where(used, p.excess, 0.0),
+        p.bins,
+        poisoned,
+        group=jnp.zeros_like(p.group),
+        num_groups=1,
+        num_bins=NUM_BINS,
+    )[0]
+    return {
+        "n": n_per_label.sum(-1),
+        "n_per_label": n_per_label,
+        "accuracy": rates.accuracy(pooled)[0],
+        "balanced_accuracy": rates.balanced_accuracy(pooled)[0],
+        "macro_f1": rates.macro_f1(pooled)[0],
+        "auc": auc,
+        "ece": ece,
+        "group_accuracy": group_accuracy,
+        "worst_group_accuracy": group_min(group_accuracy),
+        "accuracy_gap": rate_difference(group_accuracy),
+        "group_auc": group_auc,
+        "worst_group_auc": group_min(group_auc),
+        "auc_gap": rate_difference(group_auc),
+        "group_loss": group_loss,
+        "max_group_loss": group_max(group_loss),
+        "equal_opportunity_difference": rates.equal_opportunity_difference(counts),
+        "equal_opportunity_deviation": rates.equal_opportunity_deviation(counts),
+        "equalized_odds_difference": rates.equalized_odds_difference(counts),
+        "equalized_odds_deviation": rates.equalized_odds_deviation(counts),
+        "demographic_parity_difference": rates.demographic_parity_difference(counts),
+        "demographic_parity_deviation": rates.demographic_parity_deviation(counts),
+    }
+
+
+def fairness_metrics(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    group: jax.Array,
+    num_groups: int,
+    weights: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """Accuracy, ranking, calibration and fairness of one model on one whole split.
+
+    Predictions are the largest logit; AUC scores are the logit difference for two classes, the
+    softmax of each class against the rest for more. Undefined values are nan and never counted as
+    fair: a group lacking what a rate needs is left out of gaps, `undefined` names it, and logits
+    that hold nan make every metric nan.
+
+    Args:
+      logits: float `[N, K]`, K >= 2. Under vmap, a population's `[P, N, K]` is sorted once per
+        candidate, whatever the number of groups.
+      labels: int `[N]` in `[0, K)`.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+      weights: float `[N]`, 0 for padding; ones if None.
+
+    Returns:
+      Dict of float32 arrays: scalars `accuracy`, `balanced_accuracy`, `macro_f1`, `auc`, `ece`
+      (15 bins), `worst_group_accuracy`, `accuracy_gap`, `worst_group_auc`, `auc_gap`,
+      `max_group_loss` (nats) and the `_difference` (largest gap between two groups) and
+      `_deviation` (largest distance from the pooled rate) of `equal_opportunity`,
+      `equalized_odds` and `demographic_parity`; `[G]` `n`, `group_accuracy`, `group_auc`,
+      `group_loss`; `[G, K]` `n_per_label`. Safe under jit and vmap.
+
+    Raises:
+      ValueError: lengths differ or are 0, or logits are not `[N, K]` with K >= 2.
+    """
+    return evaluate(prepare(logits, labels, group=group, num_groups=num_groups), weights)
+
+
+def undefined(metrics: Mapping[str, jax.Array], group_names: Sequence[str]) -> list[str]:
+    """Say in plain sentences which metrics are undefined or leave a group out, and why.
+
+    Args:
+      metrics: what `fairness_metrics` returned for one model, on the host or the device.
+      group_names: G names.
+
+    Returns:
+      One sentence per undefined metric and per group that a defined gap leaves out; empty if all
+      is well.
+
+    Raises:
+      ValueError: the number of names is not G.
+    """
+    per_label = np.asarray(metrics["n_per_label"])
+    if len(group_names) != len(per_label):
+        raise ValueError(f"got {len(group_names)} group names for {len(per_label)} groups")
+    sentences = []
+    for metric, value in metrics.items():
+        value = np.asarray(value)
+        lacks = {
+            name: reason
+            for name, cells in zip(group_names, per_label, strict=True)
+            if (reason := _what_is_missing(metric, cells))
+        }
+        named = "; ".join(f"group '{name}' has {reason}" for name, reason in lacks.items())
+        if value.ndim == 0 and np.isnan(value):
+            sentences.append(f"{metric} undefined: {named or 'the logits hold nan'}")
+        elif value.ndim == 0 and named and metric.endswith(("_difference", "_deviation", "_gap")):
+            sentences.append(f"{metric} leaves out: {named}")
+        elif value.ndim == 1:
+            sentences += [
+                f"{metric} of '{name}' undefined: {lacks.get(name, 'the logits hold nan')}"
+                for name, entry in zip(group_names, value, strict=True)
+                if np.isnan(entry)
+            ]
+    return sentences
+
+
+def _what_is_missing(metric: str, cells: np.ndarray) -> str:
+    """Why a group with `cells [K]` examples per label cannot define `metric`; "" if it can."""
+    absent = np.flatnonzero(cells == 0)
+    if len(absent) == len(cells):
+        return "no examples"
+    needs_labels = metric.startswith(("equal", "auc", "group_auc", "worst_group_auc"))
+    if not needs_labels or not len(absent):
+        return ""
+    if len(cells) > 2:
+        return f"no examples of {len(absent)} of {len(cells)} classes"
+    if 1 in absent:
+        return "no positives"
+    return "" if metric.startswith("equal_opportunity") else "no negatives"

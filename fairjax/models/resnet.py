@@ -1,0 +1,182 @@
+"""ResNets in the layout of torchvision and timm."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fairjax.models.channels import Channels, Slot, norm_slots
+from fairjax.models.functional import as_model
+from fairjax.models.layers import BatchNorm, Conv, Linear, check_images, max_pool
+from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
+
+_NAMES: dict[str, dict[str, Any]] = {
+    "resnet18": {"depths": (2, 2, 2, 2)},
+    "resnet34": {"depths": (3, 4, 6, 3)},
+    "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Architecture of a ResNet and the normalisation its weights expect."""
+
+    num_classes: int
+    image_size: int = 224
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Residual blocks per stage."""
+    bottleneck: bool = False
+    """1x1, 3x3 (strided), 1x1 convolutions with a fourfold output instead of two 3x3."""
+    width: int = 64
+    """Channels of the stem and of the first stage; doubles with each stage."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self):
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if self.image_size < 32:
+            raise ValueError(f"image_size must be at least 32, got {self.image_size}")
+
+    @property
+    def blocks(self) -> tuple["BlockSpec", ...]:
+        """Every residual block in order."""
+        blocks, num_in = [], self.width
+        for stage, depth in enumerate(self.depths):
+            width = self.width * 2**stage
+            num_out = width * (4 if self.bottleneck else 1)
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                spec = BlockSpec(f"layer{stage + 1}", str(i), num_in, width, num_out, stride)
+                blocks.append(spec)
+                num_in = num_out
+        return tuple(blocks)
+
+    @property
+    def channel_graph(self) -> dict[str, Channels]:
+        """Channels inside every block, and those that whole stages share through their sums.
+
+        `layer2` are the channels of stage 2's output: the projection and the last convolution of
+        every block in the stage. A stem without a projection behind it belongs to `layer1`.
+        """
+        graph: dict[str, Channels] = {}
+        stream, size = "conv1", self.width
+        outputs, inputs = [Slot("conv1/kernel", 3), *norm_slots("bn1")], []
+        last = 3 if self.bottleneck else 2
+        for spec in self.blocks:
+            path = f"{spec.stage}/{spec.index}"
+            inputs.append(Slot(f"{path}/conv1/kernel", 2))
+            if spec.has_projection:
+                inputs.append(Slot(f"{path}/downsample/0/kernel", 2))
+                graph[stream] = Channels(size, tuple(outputs), tuple(inputs))
+                outputs = [Slot(f"{path}/downsample/0/kernel", 3)]
+                outputs += norm_slots(f"{path}/downsample/1")
+                inputs = []
+            stream, size = spec.stage, spec.num_out
+            outputs += [Slot(f"{path}/conv{last}/kernel", 3), *norm_slots(f"{path}/bn{last}")]
+            for i in range(1, last):
+                graph[f"{path}/conv{i}"] = Channels(
+                    spec.width,
+                    (Slot(f"{path}/conv{i}/kernel", 3), *norm_slots(f"{path}/bn{i}")),
+                    (Slot(f"{path}/conv{i + 1}/kernel", 2),),
+                )
+        graph[stream] = Channels(size, tuple(outputs), (*inputs, Slot("head/kernel", 0)))
+        return graph
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """Name and sizes of one residual block."""
+
+    stage: str
+    index: str
+    num_in: int
+    width: int
+    num_out: int
+    stride: int
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the shortcut is a 1x1 convolution."""
+        return self.stride > 1 or self.num_in != self.num_out
+
+
+def resnet_config(name: str, num_classes: int, **overrides: Any) -> ResNetConfig | None:
+    """The configuration behind `resnet18`, `resnet34` or `resnet50`, or None."""
+    if name not in _NAMES:
+        return None
+    return ResNetConfig(num_classes=num_classes, **(_NAMES[name] | overrides))
+
+
+def resnet(config: ResNetConfig) -> Model:
+    """ResNet as pure functions of normalised float32 `[B, S, S, 3]` images.
+
+    Args:
+      config: sizes; `resnet_config` makes them from names.
+
+    Returns:
+      A `Model` whose params follow torchvision (`layer1/0/conv1/kernel` `[3, 3, in, out]`), with
+      `head` for the last layer; `batch_stats` holds `mean` and `var` of each batch norm. `out`
+      holds every convolution's and batch norm's output by name (`layer1/0/conv1`), the output of
+      each stage (`layer1`) and `pooled` `[B, C]`.
+
+    Source: He et al., CVPR 2016; layout of torchvision's resnet18, resnet34 and resnet50 (stride
+    in the 3x3 convolution).
+    """
+    return as_model(lambda rngs: _ResNet(config, rngs), config)
+
+
+class _Block(nnx.Module):
+    def __init__(self, spec: BlockSpec, bottleneck: bool, rngs: nnx.Rngs):
+        if bottleneck:
+            sizes = ((spec.width, 1, 1), (spec.width, 3, spec.stride), (spec.num_out, 1, 1))
+        else:
+            sizes = ((spec.width, 3, spec.stride), (spec.num_out, 3, 1))
+        self.num_convs, num_in = len(sizes), spec.num_in
+        for i, (width, size, stride) in enumerate(sizes, start=1):
+            setattr(self, f"conv{i}", Conv(num_in, width, size, stride=stride, rngs=rngs))
+            setattr(self, f"bn{i}", BatchNorm(width))
+            num_in = width
+        self.has_projection = spec.has_projection
+        if spec.has_projection:
+            conv = Conv(spec.num_in, spec.num_out, 1, stride=spec.stride, rngs=rngs)
+            self.downsample = nnx.Dict({"0": conv, "1": BatchNorm(spec.num_out)})
+
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        shortcut, out = x, {}
+        if self.has_projection:
+            out["downsample/0"] = shortcut = self.downsample["0"](x)
+            out["downsample/1"] = shortcut = self.downsample["1"](shortcut, train=train)
+        for i in range(1, self.num_convs + 1):
+            out[f"conv{i}"] = x = getattr(self, f"conv{i}")(x)
+            out[f"bn{i}"] = x = getattr(self, f"bn{i}")(x, train=train)
+            x = jax.nn.relu(x) if i < self.num_convs else jax.nn.relu(x + shortcut)
+        return x, out
+
+
+class _ResNet(nnx.Module):
+    def __init__(self, config: ResNetConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.conv1 = Conv(3, config.width, 7, stride=2, rngs=rngs)
+        self.bn1 = BatchNorm(config.width)
+        for spec in config.blocks:
+            if spec.index == "0":
+                setattr(self, spec.stage, nnx.Dict({}))
+            getattr(self, spec.stage)[spec.index] = _Block(spec, config.bottleneck, rngs)
+        self.head = Linear(config.blocks[-1].num_out, config.num_classes, rngs=rngs)
+
+    def __call__(self, x, *, train, key):
+        check_images(x, self.config.image_size)
+        out = {}
+        out["conv1"] = x = self.conv1(x)
+        out["bn1"] = x = self.bn1(x, train=train)
+        x = max_pool(jax.nn.relu(x), 3, 2, padding=1)
+        for spec in self.config.blocks:
+            x, inside = getattr(self, spec.stage)[spec.index](x, train=train)
+            path = f"{spec.stage}/{spec.index}"
+            out |= {f"{path}/{layer}": value for layer, value in inside.items()}
+            out[spec.stage] = x
+        out["pooled"] = x = jnp.mean(x, axis=(1, 2))
+        return self.head(x), out

@@ -1,0 +1,318 @@
+"""Vision transformers in timm's layout, with blocks scanned or one by one."""
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fairjax.models.channels import Channels, Slot
+from fairjax.models.functional import init_arrays, structure_of
+from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout
+from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_SIZES = {
+    "tiny": {"width": 192, "depth": 12, "num_heads": 3},
+    "small": {"width": 384, "depth": 12, "num_heads": 6},
+    "base": {"width": 768, "depth": 12, "num_heads": 12},
+    "large": {"width": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"width": 1280, "depth": 32, "num_heads": 16},
+}
+_NAME = re.compile(
+    r"vit_(tiny|small|base|large|huge)_patch(8|14|16|32)(_clip(_quickgelu)?)?_(\d+)(?:\.(\w+))?"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Architecture of a vision transformer and the normalisation its weights expect."""
+
+    num_classes: int
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 192
+    depth: int = 12
+    num_heads: int = 3
+    mlp_ratio: float = 4.0
+    pool: Literal["cls", "mean"] = "cls"
+    """"mean" averages the patch tokens and then normalises (`fc_norm`), "cls" the reverse."""
+    norm_pre: bool = False
+    """CLIP: normalise after adding positions, no bias in the patch embedding."""
+    quick_gelu: bool = False
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; rises linearly from 0 at the first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and products; parameters, norms, softmax and logits stay float32."""
+    checkpoint_blocks: bool = False
+    """Recompute each block in the backward pass instead of keeping what is inside it."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a multiple of patch_size {self.patch_size}, "
+                f"got {self.image_size}"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width must be a multiple of num_heads {self.num_heads}, got {self.width}"
+            )
+        for field, accepted in (("pool", ("cls", "mean")), ("dtype", ("float32", "bfloat16"))):
+            if getattr(self, field) not in accepted:
+                raise ValueError(f"{field} must be one of {accepted}, got {getattr(self, field)!r}")
+        for field in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+
+    @property
+    def channel_graph(self) -> dict[str, Channels]:
+        """Heads (`blocks/3/attn`) and hidden units (`blocks/3/mlp/fc1`) that can be removed.
+
+        Paths are those of unstacked blocks, whose widths may differ from block to block.
+        """
+        graph = {}
+        head = self.width // self.num_heads
+        for i in range(self.depth):
+            attn, mlp = f"blocks/{i}/attn", f"blocks/{i}/mlp"
+            graph[attn] = Channels(
+                size=self.num_heads,
+                outputs=(
+                    Slot(f"{attn}/qkv/kernel", axis=1, outer=3, inner=head),
+                    Slot(f"{attn}/qkv/bias", axis=0, outer=3, inner=head),
+                ),
+                inputs=(Slot(f"{attn}/proj/kernel", axis=0, inner=head),),
+            )
+            graph[f"{mlp}/fc1"] = Channels(
+                size=int(self.width * self.mlp_ratio),
+                outputs=(Slot(f"{mlp}/fc1/kernel", axis=1), Slot(f"{mlp}/fc1/bias", axis=0)),
+                inputs=(Slot(f"{mlp}/fc2/kernel", axis=0),),
+            )
+        return graph
+
+
+def vit_config(name: str, num_classes: int, **overrides: Any) -> ViTConfig | None:
+    """The configuration behind a timm name such as `vit_base_patch16_clip_224`, or None.
+
+    `vit_micro` is fairjax's own: patch 8 at 64 px, 6 blocks of width 96. Whatever follows a dot
+    names a set of weights; `.dino` and `.mae` were trained with ImageNet's mean and deviation.
+    """
+    if name == "vit_micro":
+        values: dict[str, Any] = {
+            "image_size": 64,
+            "patch_size": 8,
+            "width": 96,
+            "depth": 6,
+            "num_heads": 3,
+        }
+    elif match := _NAME.fullmatch(name):
+        size, patch, clip, quick, image, tag = match.groups()
+        values = {**_SIZES[size], "patch_size": int(patch), "image_size": int(image)}
+        if clip:
+            values |= {"norm_pre": True, "norm_eps": 1e-5, "quick_gelu": bool(quick)}
+            values |= {"mean": _CLIP_MEAN, "std": _CLIP_STD}
+        elif tag in ("dino", "mae"):
+            values |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    else:
+        return None
+    return ViTConfig(num_classes=num_classes, **(values | overrides))
+
+
+def vit(config: ViTConfig) -> Model:
+    """Vision transformer as pure functions.
+
+    `apply` takes normalised float32 `[B, S, S, 3]` images, or `[B, 1 + patches, D]` tokens that
+    enter below the lowest block present (what a frozen prefix put into `out`). `blocks` may be
+    stacked on a leading axis `[L]` (as `init` makes them; scanned) or a dict by block number (see
+    `fairjax.trees.unstack_blocks`; a Python loop, in which leaves that are not differentiated
+    cost no gradient and nothing is propagated below the lowest trained block).
+
+    Args:
+      config: sizes and options; `vit_config` makes them from timm's names.
+
+    Returns:
+      A `Model`. `out` holds `tokens` `[B, T, D]` after the last block and `pooled` `[B, D]` before
+      the head; with unstacked blocks also `blocks/i` `[B, T, D]`, `blocks/i/attn` `[B, T, D]` (the
+      heads side by side, before the projection) and `blocks/i/mlp/fc1` `[B, T, 4 D]` before GELU.
+      With `train=True` and a `dropout` or `drop_path` rate, `apply` needs a `key`.
+
+    Source: Dosovitskiy et al., ICLR 2021; layout, names and defaults of timm's VisionTransformer.
+    """
+
+    def make_block(rngs):
+        return _Block(config, rngs)
+
+    def make_trunk(rngs):
+        return _Trunk(config, rngs)
+
+    block_structure, trunk_structure = structure_of(make_block), structure_of(make_trunk)
+
+    def init(key):
+        key_trunk, key_blocks = jax.random.split(key)
+        params, batch_stats = init_arrays(make_trunk, key_trunk)
+        keys = jax.random.split(key_blocks, config.depth)
+        params["blocks"] = jax.vmap(lambda key: init_arrays(make_block, key)[0])(keys)
+        return params, batch_stats
+
+    def run_block(x, params, rate, key):
+        block: Any = nnx.merge(block_structure, params, {})
+        return block(x, rate, key)
+
+    if config.checkpoint_blocks:
+        run_block = jax.checkpoint(run_block)
+
+    def scan_blocks(x, params, rates, keys):
+        return jax.lax.scan(lambda x, xs: (run_block(x, *xs)[0], None), x, (params, rates, keys))
+
+    def loop_blocks(x, params, rates, keys):
+        out = {}
+        for name in sorted(params, key=int):
+            i = int(name)
+            key = None if keys is None else keys[i]
+            x, inside = run_block(x, params[name], rates[i], key)
+            out[f"blocks/{i}"] = x
+            out |= {f"blocks/{i}/{layer}": value for layer, value in inside.items()}
+        return x, out
+
+    def apply(params, batch_stats, inputs, *, train=False, key=None):
+        key_trunk, keys = None, None
+        if train and (config.dropout or config.drop_path):
+            if key is None:
+                raise ValueError("train=True with dropout or drop_path needs a key")
+            key_trunk, key_blocks = jax.random.split(key)
+            keys = jax.random.split(key_blocks, config.depth)
+        rates = jnp.linspace(0.0, config.drop_path, config.depth, dtype=jnp.float32)
+        blocks = params["blocks"]
+        trunk: Any = nnx.merge(
+            trunk_structure, {name: leaf for name, leaf in params.items() if name != "blocks"}, {}
+        )
+        x = inputs.astype(config.dtype) if inputs.ndim == 3 else trunk.embed(inputs, key_trunk)
+        run = loop_blocks if all(name.isdecimal() for name in blocks) else scan_blocks
+        x, out = run(x, blocks, rates, keys)
+        pooled = trunk.pool(x)
+        return trunk.head(pooled), {**(out or {}), "tokens": x, "pooled": pooled}, batch_stats
+
+    return Model(init, apply, config)
+
+
+_TRUNC_NORMAL = jax.nn.initializers.truncated_normal(0.02)
+
+
+class _PatchEmbed(nnx.Module):
+    """Non-overlapping patches times one matrix, stored as the convolution kernel `[P, P, 3, D]`."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        shape = (config.patch_size, config.patch_size, 3, config.width)
+        init = jax.nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        self.proj = nnx.Dict({"kernel": nnx.Param(init(rngs.params(), shape, jnp.float32))})
+        if not config.norm_pre:
+            self.proj["bias"] = nnx.Param(jnp.zeros(config.width, jnp.float32))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        kernel = self.proj["kernel"][...].astype(images.dtype)
+        size, _, _, width = kernel.shape
+        batch, side = len(images), images.shape[1] // size
+        patches = images.reshape(batch, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = patches.reshape(batch * side * side, -1) @ kernel.reshape(-1, width)
+        if "bias" in self.proj:
+            x = x + self.proj["bias"][...].astype(x.dtype)[None]
+        return x.reshape(batch, side * side, width)
+
+
+class _Trunk(nnx.Module):
+    """What surrounds the blocks: embedding below, pooling and classifier above."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        num_tokens = 1 + (config.image_size // config.patch_size) ** 2
+        self.config = config
+        self.patch_embed = _PatchEmbed(config, rngs)
+        self.cls_token = nnx.Param(
+            1e-6 * jax.random.normal(rngs.params(), (1, 1, config.width), jnp.float32)
+        )
+        self.pos_embed = nnx.Param(
+            _TRUNC_NORMAL(rngs.params(), (1, num_tokens, config.width), jnp.float32)
+        )
+        if config.norm_pre:
+            self.norm_pre = LayerNorm(config.width, eps=config.norm_eps)
+        norm = LayerNorm(config.width, eps=config.norm_eps)
+        if config.pool == "mean":
+            self.fc_norm = norm
+        else:
+            self.norm = norm
+        self.head = Linear(config.width, config.num_classes, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+
+    def embed(self, images: jax.Array, key: jax.Array | None) -> jax.Array:
+        config = self.config
+        check_images(images, config.image_size)
+        x = self.patch_embed(images.astype(config.dtype))
+        cls_token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        x = jnp.concatenate([cls_token, x], axis=1) + self.pos_embed[...].astype(x.dtype)
+        x = dropout(x, config.dropout, key)
+        return self.norm_pre(x) if config.norm_pre else x
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        if self.config.pool == "mean":
+            return self.fc_norm(jnp.mean(x[:, 1:], axis=1))
+        return self.norm(x[:, 0])
+
+
+class _Attention(nnx.Module):
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        width = config.width
+        self.head_width = width // config.num_heads
+        self.qkv = Linear(width, 3 * width, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+        self.proj = Linear(width, width, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, -1, self.head_width)
+        # heads first: on CPU batched products over [B, H] beat the einsum that leaves heads inside
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        scores = jnp.einsum("bhnd,bhmd->bhnm", q * self.head_width**-0.5, k)
+        probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
+        heads = jnp.einsum("bhnm,bhmd->bhnd", probs, v)
+        heads = heads.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
+        return self.proj(heads), heads
+
+
+class _Mlp(nnx.Module):
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        hidden = int(config.width * config.mlp_ratio)
+        self.config = config
+        self.fc1 = Linear(config.width, hidden, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+        self.fc2 = Linear(hidden, config.width, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        hidden = self.fc1(x)
+        x = (
+            hidden * jax.nn.sigmoid(1.702 * hidden)
+            if self.config.quick_gelu
+            else jax.nn.gelu(hidden, approximate=False)
+        )
+        return self.fc2(dropout(x, self.config.dropout, key)), hidden
+
+
+class _Block(nnx.Module):
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        self.rate = config.dropout
+        self.norm1 = LayerNorm(config.width, eps=config.norm_eps)
+        self.attn = _Attention(config, rngs)
+        self.norm2 = LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = _Mlp(config, rngs)
+
+    def __call__(self, x: jax.Array, path_rate: jax.Array, key: jax.Array | None):
+        keys = (None,) * 5 if key is None else jax.random.split(key, 5)
+        y, heads = self.attn(self.norm1(x))
+        x = x + drop_path(dropout(y, self.rate, keys[0]), path_rate, keys[1])
+        y, hidden = self.mlp(self.norm2(x), keys[2])
+        x = x + drop_path(dropout(y, self.rate, keys[3]), path_rate, keys[4])
+        return x, {"attn": heads, "mlp/fc1": hidden}

@@ -1,0 +1,67 @@
+"""Parameters as nested dicts with named leaves; transformer blocks stacked or one by one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` whose function gets the leaf's name first: `fn("head/kernel", leaf, ...)`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: fn(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves),
+        tree,
+        *rest,
+    )
+
+
+def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Split `params["blocks"]`, stacked on a leading axis `[L]`, into `{"0": ..., "L-1": ...}`.
+
+    Networks accept both forms and give the same logits. Parameters without stacked blocks come
+    back as they are.
+
+    Args:
+      params: nested dict of arrays (or of masks, gradients, anything with a leading axis).
+
+    Returns:
+      A new dict; leaves outside `blocks` are shared with `params`.
+    """
+    blocks = params.get("blocks", {})
+    if not blocks or _is_unstacked(blocks):
+        return params
+    num_blocks = len(jax.tree.leaves(blocks)[0])
+    split = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(num_blocks)}
+    return {**params, "blocks": split}
+
+
+def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Undo `unstack_blocks`: one leading axis `[L]` over blocks 0 to L-1.
+
+    Args:
+      params: nested dict whose `blocks` are named "0" to "L-1".
+
+    Returns:
+      A new dict; parameters without unstacked blocks come back as they are.
+
+    Raises:
+      ValueError: block names have a gap, or blocks differ in structure or shape (after pruning).
+    """
+    blocks = params.get("blocks", {})
+    if not _is_unstacked(blocks):
+        return params
+    names = sorted(blocks, key=int)
+    if names != [str(i) for i in range(len(names))]:
+        raise ValueError(f"blocks must be named 0 to {len(names) - 1}, got {', '.join(names)}")
+    layouts = [jax.tree.map(jnp.shape, blocks[name]) for name in names]
+    for name, layout in zip(names, layouts, strict=True):
+        if layout != layouts[0]:
+            raise ValueError(f"block {name} differs in shape from block 0: {layout}, {layouts[0]}")
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[name] for name in names))
+    return {**params, "blocks": stacked}
+
+
+def _is_unstacked(blocks: dict[str, Any]) -> bool:
+    """Whether block names are numbers."""
+    return bool(blocks) and all(name.isdecimal() for name in blocks)
