@@ -7,6 +7,8 @@ download. Results on them say nothing about real skin.
 """
 
 import functools
+import itertools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,11 @@ _ITA = np.array([[48.0, 9.0, 28.0, 70.0], [-5.0, 18.0, -50.0, 28.0]], np.float32
 _PIGMENTS = np.array(
     [[0.35, 0.75, 1.15], [0.9, 1.35, 1.7], [2.2, 2.3, 2.3], [1.3, 1.05, 0.75], [0.2, 1.0, 0.9]],
     np.float32,
+)
+
+# Orders in which a lesion takes its colours: first a brown, then the others.
+_PALETTES = np.array(
+    [(brown, *rest) for brown in (0, 1) for rest in itertools.permutations((2, 3, 4))], np.int32
 )
 
 # How far, in standard deviations, a malignant lesion's score exceeds a benign one's: asymmetry,
@@ -114,7 +121,8 @@ def synthetic_lesions(
         raise ValueError(f"domain must be one of {sorted(DOMAINS)}, got {domain!r}")
     if n < 1 or min(height, width) < 16:
         raise ValueError(f"n must be at least 1 and size at least 16, got {n} and {size}")
-    chunk = min(n, 128, max(1, 2**20 // (height * width)))
+    # A fixed number per call: one compilation for any n, memory bounded by pixels.
+    chunk = max(1, min(64, 2**20 // (height * width)))
     parts = []
     for start in range(0, n, chunk):
         rows = jnp.arange(start, start + chunk)
@@ -123,21 +131,20 @@ def synthetic_lesions(
     return Lesions(*(np.concatenate(field)[:n] for field in zip(*parts, strict=True)))
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width", "domain"))
+@functools.partial(jax.jit, static_argnames=("height", "width"))
 def _draw_chunk(
     key: jax.Array, rows: jax.Array, height: int, width: int, domain: Domain
 ) -> Lesions:
-    """Images for the given row numbers; the domain is static, one compilation each."""
+    """Images for the given row numbers; the domain is traced, so both share a compilation."""
     # Of every four images the last two show the same lesion.
     lesion = rows // 4 * 3 + jnp.minimum(rows % 4, 2)
     lesion_key, photo_key = jax.random.split(key)
 
     def draw(row, lesion):
-        sign_key, form_key = jax.random.split(jax.random.fold_in(lesion_key, lesion))
-        signs = _draw_signs(sign_key, domain)
-        image = _draw_photo(
-            jax.random.fold_in(photo_key, row), form_key, signs, (height, width), domain
-        )
+        form = _Draws(jax.random.fold_in(lesion_key, lesion), 256)
+        signs = _draw_signs(form, domain)
+        photo = _Draws(jax.random.fold_in(photo_key, row), 1024 + 3 * height * width)
+        image = _draw_photo(photo, form, signs, (height, width), domain)
         return Lesions(
             images=image,
             labels=signs["labels"],
@@ -153,21 +160,39 @@ def _draw_chunk(
     return jax.vmap(draw)(rows, lesion)
 
 
-def _draw_signs(key: jax.Array, domain: Domain) -> dict[str, jax.Array]:
+class _Draws:
+    """Hands out pieces of one vector of normal numbers.
+
+    Every call of a random generator takes a second to compile; this needs one instead of forty.
+    """
+
+    def __init__(self, key: jax.Array, count: int):
+        self.rest = jax.random.normal(key, (count,))
+
+    def normal(self, *shape: int) -> jax.Array:
+        count = math.prod(shape)
+        taken, self.rest = self.rest[:count], self.rest[count:]
+        return taken.reshape(shape)
+
+    def uniform(self, *shape: int) -> jax.Array:
+        return jax.scipy.special.ndtr(self.normal(*shape))
+
+
+def _draw_signs(draws: _Draws, domain: Domain) -> dict[str, jax.Array]:
     """Everything about one lesion that does not depend on the photograph."""
-    keys = iter(jax.random.split(key, 12))
-    group = jax.random.bernoulli(next(keys), domain.dark).astype(jnp.int32)
+    group = (draws.uniform() < domain.dark).astype(jnp.int32)
     mean, spread, low, high = jnp.asarray(_ITA)[group]
-    ita = jnp.clip(mean + spread * jax.random.normal(next(keys)), low, high)
-    prevalence = jnp.asarray(domain.malignant, jnp.float32)[group]
-    diagnosis = jax.random.bernoulli(next(keys), prevalence).astype(jnp.int32)
-    flip = jax.random.bernoulli(next(keys), domain.label_noise)
+    ita = jnp.clip(mean + spread * draws.normal(), low, high)
+    prevalence = jnp.stack(domain.malignant)[group].astype(jnp.float32)
+    diagnosis = (draws.uniform() < prevalence).astype(jnp.int32)
+    flip = draws.uniform() < domain.label_noise
     labels = jnp.where(flip, 1 - diagnosis, diagnosis)
 
-    scores = jax.random.normal(next(keys), (4,)) + diagnosis.astype(jnp.float32) * _SIGNS
-    asymmetry, irregularity, variegation, diameter = scores
-    elongation = jax.random.uniform(next(keys), (), jnp.float32, 0.0, 0.5)
-    softness = jax.random.uniform(next(keys))
+    asymmetry, irregularity, variegation, diameter = (
+        draws.normal(4) + diagnosis.astype(jnp.float32) * _SIGNS
+    )
+    elongation = 0.5 * draws.uniform()
+    softness = draws.uniform()
 
     shape = jnp.where(asymmetry > 0.8, 2, jnp.where(elongation > 0.2, 1, 0))
     border = jnp.where(irregularity > 0.8, 2, jnp.where(softness > 0.5, 1, 0))
@@ -186,29 +211,21 @@ def _draw_signs(key: jax.Array, domain: Domain) -> dict[str, jax.Array]:
         "shape": shape.astype(jnp.int32),
         "border": border.astype(jnp.int32),
         "colours": colours,
-        # Which colours: the first is a brown, the others any, without repeats.
-        "palette": jnp.concatenate(
-            [
-                jax.random.bernoulli(next(keys), 0.5).astype(jnp.int32)[None],
-                jax.random.permutation(next(keys), jnp.arange(2, 5)),
-            ]
-        ),
-        "density": jax.random.uniform(next(keys), (), jnp.float32, 0.7, 1.3),
-        "b": 16.0 + 2.0 * jax.random.normal(next(keys)),
+        "palette": jnp.asarray(_PALETTES)[(len(_PALETTES) * draws.uniform()).astype(jnp.int32)],
+        "density": 0.7 + 0.6 * draws.uniform(),
+        "b": 16.0 + 2.0 * draws.normal(),
     }
 
 
-def _smooth_noise(key: jax.Array, cells: int, size: tuple[int, int], count: int) -> jax.Array:
-    """Smooth unit-variance noise `[count, H, W]`; the lattice does not depend on the size."""
-    grid = jax.random.normal(key, (count, cells, cells))
-    return jax.image.resize(grid, (count, *size), "cubic") * 1.3
+def _smooth_noise(draws: _Draws, cells: int, size: tuple[int, int]) -> jax.Array:
+    """Smooth noise `[H, W]` of about unit variance, on a lattice that no size changes."""
+    return 1.3 * jax.image.resize(draws.normal(cells, cells), size, "cubic")
 
 
 def _lesion_depth(
-    key: jax.Array, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
+    draws: _Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
 ) -> jax.Array:
     """Depth inside the border `[H, W]`: 1 at the centre, 0 on the border, negative outside."""
-    amplitude_key, phase_key = jax.random.split(key)
     x = x * (1.0 + signs["elongation"])
     y = y * (1.0 - 0.5 * signs["elongation"])
     distance = jnp.sqrt(x**2 + y**2) + 1e-6
@@ -218,8 +235,8 @@ def _lesion_depth(
     low = orders <= 3
     scale = jnp.where(low, 0.28 * signs["asymmetry"], 0.055 * signs["irregularity"] + 0.006)
     scale = scale * jnp.where(orders == 1, 0.5, 1.0)
-    amplitude = scale * (0.5 + jax.random.uniform(amplitude_key, (12,)))
-    phase = 2 * jnp.pi * jax.random.uniform(phase_key, (12,))
+    amplitude = scale * (0.5 + draws.uniform(12))
+    phase = 2 * jnp.pi * draws.uniform(12)
     angle = jnp.arctan2(y, x)
     waves = jnp.cos(orders.astype(jnp.float32)[:, None, None] * angle[None] + phase[:, None, None])
     radius = 1.0 + jnp.tensordot(amplitude, waves, axes=1)
@@ -241,12 +258,13 @@ def _skin(ita: jax.Array, b: jax.Array, redness: jax.Array) -> jax.Array:
     return jnp.clip(to_rgb @ xyz, 0.005, 1.0)
 
 
-def _pigment_mix(key: jax.Array, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array):
+def _pigment_mix(
+    draws: _Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
+) -> jax.Array:
     """Absorbance `[H, W, 3]` of a lesion made of `colours + 1` soft-edged patches."""
-    wave_key, phase_key, level_key = jax.random.split(key, 3)
     # Patches are sums of a few plane waves in lesion coordinates, so they turn with the lesion.
-    waves = 2.2 * jax.random.normal(wave_key, (MAX_COLOURS, 4, 2))
-    phase = 2 * jnp.pi * jax.random.uniform(phase_key, (MAX_COLOURS, 4))
+    waves = 2.2 * draws.normal(MAX_COLOURS, 4, 2)
+    phase = 2 * jnp.pi * draws.uniform(MAX_COLOURS, 4)
     field = jnp.cos(
         waves[:, :, 0, None, None] * x[None, None]
         + waves[:, :, 1, None, None] * y[None, None]
@@ -255,20 +273,19 @@ def _pigment_mix(key: jax.Array, signs: dict[str, jax.Array], x: jax.Array, y: j
     present = jnp.arange(MAX_COLOURS) <= signs["colours"]
     logits = jnp.where(present[:, None, None], 2.5 * field, -1e9)
     share = jax.nn.softmax(logits, axis=0)
-    density = 0.8 + 0.4 * jax.random.uniform(level_key, (MAX_COLOURS, 1))
+    density = 0.8 + 0.4 * draws.uniform(MAX_COLOURS, 1)
     absorbance = jnp.asarray(_PIGMENTS)[signs["palette"]] * density
     return jnp.moveaxis(jnp.tensordot(absorbance, share, axes=[[0], [0]]), 0, -1)
 
 
-def _hairs(key: jax.Array, x: jax.Array, y: jax.Array, probability: float) -> jax.Array:
+def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: float) -> jax.Array:
     """How much hair covers each pixel, `[H, W]` in [0, 1]: arcs of large circles."""
-    on_key, angle_key, reach_key, miss_key, width_key = jax.random.split(key, 5)
     shape = (NUM_HAIRS, 1, 1)
-    on = jax.random.bernoulli(on_key, probability, shape)
-    angle = 2 * jnp.pi * jax.random.uniform(angle_key, shape)
-    reach = 1.8 + 4.0 * jax.random.uniform(reach_key, shape)
-    radius = reach + 0.6 * jnp.clip(jax.random.normal(miss_key, shape), -2.0, 2.0)
-    width = jax.random.uniform(width_key, shape, jnp.float32, 0.008, 0.02)
+    on = draws.uniform(*shape) < probability
+    angle = 2 * jnp.pi * draws.uniform(*shape)
+    reach = 1.8 + 4.0 * draws.uniform(*shape)
+    radius = reach + 0.6 * jnp.clip(draws.normal(*shape), -2.0, 2.0)
+    width = 0.008 + 0.012 * draws.uniform(*shape)
     distance = jnp.hypot(x[None] - reach * jnp.cos(angle), y[None] - reach * jnp.sin(angle))
     gap = distance - radius
     # A pixel wider than the hair sees it diluted rather than not at all.
@@ -279,16 +296,14 @@ def _hairs(key: jax.Array, x: jax.Array, y: jax.Array, probability: float) -> ja
 
 
 def _draw_photo(
-    key: jax.Array,
-    form_key: jax.Array,
+    draws: _Draws,
+    form: _Draws,
     signs: dict[str, jax.Array],
     size: tuple[int, int],
     domain: Domain,
 ) -> jax.Array:
-    """One photograph, uint8 `[H, W, 3]`; `form_key` belongs to the lesion, `key` to the photo."""
+    """One photograph, uint8 `[H, W, 3]`; `form` belongs to the lesion, `draws` to the photo."""
     height, width = size
-    keys = iter(jax.random.split(key, 12))
-    border_key, patch_key = jax.random.split(form_key)
     short = min(height, width)
     # Coordinates are -1 and 1 at the edges of the shorter side, so any size shows the same.
     x, y = jnp.meshgrid(
@@ -297,44 +312,40 @@ def _draw_photo(
     )
 
     # The lesion lies somewhere near the middle, turned by any angle.
-    turn = 2 * jnp.pi * jax.random.uniform(next(keys))
-    shift = 0.15 * jax.random.normal(next(keys), (2,))
-    zoom = jnp.exp(0.12 * jax.random.normal(next(keys)))
+    turn = 2 * jnp.pi * draws.uniform()
+    shift = 0.15 * draws.normal(2)
+    zoom = jnp.exp(0.12 * draws.normal())
     reach = (0.30 + 0.34 * signs["diameter"]) * zoom
     dx, dy = (x - shift[0]) / reach, (y - shift[1]) / reach
     u = jnp.cos(turn) * dx + jnp.sin(turn) * dy
     v = jnp.cos(turn) * dy - jnp.sin(turn) * dx
-    depth = _lesion_depth(border_key, signs, u, v)
+    depth = _lesion_depth(form, signs, u, v)
     inside = jax.nn.sigmoid(depth / signs["softness"])
 
     # Melanin in the skin hides melanin in the lesion: density falls as skin darkens.
     veil = jax.nn.sigmoid((signs["ita"] - 5.0) / 14.0)
     density = signs["density"] * (0.35 + 0.65 * veil)
-    mottle = _smooth_noise(next(keys), 24, size, 1)[0]
-    absorbance = _pigment_mix(patch_key, signs, u, v) * (density * inside)[..., None]
+    mottle = _smooth_noise(draws, 24, size)
+    absorbance = _pigment_mix(form, signs, u, v) * (density * inside)[..., None]
     absorbance = absorbance * (1.0 + 0.12 * mottle)[..., None]
 
-    redness = 11.0 + 1.5 * jax.random.normal(next(keys))
+    redness = 11.0 + 1.5 * draws.normal()
     skin = _skin(signs["ita"], signs["b"], redness)
-    texture = _smooth_noise(next(keys), 12, size, 1)[0]
-    light = jnp.exp(
-        0.05 * texture
-        + 0.08 * (jax.random.normal(next(keys)) * x + jax.random.normal(next(keys)) * y)
-    )
+    texture = _smooth_noise(draws, 12, size)
+    light = jnp.exp(0.05 * texture + 0.08 * (draws.normal() * x + draws.normal() * y))
     colour = skin[None, None] * light[..., None] * jnp.exp(-absorbance)
 
-    hair = _hairs(next(keys), x, y, domain.hair)[..., None]
+    hair = _hairs(draws, x, y, domain.hair)[..., None]
     colour = colour * (1.0 - hair) + 0.015 * hair
-    tint_key, vignette_key, noise_key = jax.random.split(next(keys), 3)
-    tint = jnp.exp(domain.tint * jax.random.normal(tint_key, (3,)))
+    tint = jnp.exp(domain.tint * draws.normal(3))
     corner = jax.nn.sigmoid((1.15 - jnp.sqrt(x**2 + y**2)) / 0.06)
-    dark_corners = jax.random.bernoulli(vignette_key, domain.vignette)
+    dark_corners = draws.uniform() < domain.vignette
     colour = colour * tint[None, None] * jnp.where(dark_corners, corner, 1.0)[..., None]
 
     colour = jnp.clip(colour, 0.0, 1.0)
     srgb = jnp.where(colour < 0.0031308, 12.92 * colour, 1.055 * colour ** (1 / 2.4) - 0.055)
     # Sensor noise, measured at the size at which it is looked at.
-    srgb = srgb + 0.02 * jax.random.normal(noise_key, (height, width, 3))
+    srgb = srgb + 0.02 * draws.normal(height, width, 3)
     return jnp.round(255.0 * jnp.clip(srgb, 0.0, 1.0)).astype(jnp.uint8)
 
 
