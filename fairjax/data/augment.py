@@ -1,0 +1,471 @@
+"""Image augmentation inside the training step: functions of a key and a uint8 batch.
+
+Factories (`random_resized_crop(224)`, ...) return a `Transform`; `compose` chains them. What they
+draw at random is handed to a plain function (`resized_crop`, `affine`, `adjust_*`) that can be
+called on its own. Images are uint8, or float32 in [0, 1]; results are float32. Every shape is
+static, so one compilation serves all batches.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+Transform = Callable[[jax.Array, jax.Array], jax.Array]
+"""`transform(key, images [B, H, W, 3]) -> float32 [B, H', W', 3]`, pure."""
+
+_CROP_TRIES = 10
+_GRAY = (0.2989, 0.587, 0.114)
+
+
+def compose(*transforms: Transform) -> Transform:
+    """One transform that applies the given ones in order, each with a key of its own."""
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        images = to_float(images)
+        for step, transform in enumerate(transforms):
+            images = transform(jax.random.fold_in(key, step), images)
+        return images
+
+    return apply
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """Pixels as float32 in [0, 1]: uint8 is divided by 255, float32 is returned as it is."""
+    return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
+
+
+def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """Subtract `mean` and divide by `std`, both per channel and in units of [0, 1]."""
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean and std must be 3 numbers, std positive, got {mean} and {std}")
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        del key
+        scale = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, 3)
+        return (to_float(images) - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)) / scale
+
+    return apply
+
+
+def eval_preprocess(
+    size: int, mean: Sequence[float], std: Sequence[float], *, resize: int | None = None
+) -> Callable[[jax.Array], jax.Array]:
+    """A function that resizes the shorter side, crops the centre and normalises; nothing random.
+
+    Args:
+      size: side of the result.
+      mean: per channel, in units of [0, 1].
+      std: per channel, positive.
+      resize: length to give the shorter side first, antialiased; None leaves the image as it is.
+
+    Returns:
+      `preprocess(images [B, H, W, 3]) -> float32 [B, size, size, 3]`.
+
+    Raises:
+      ValueError: mean or std are not three numbers or `resize` is smaller than `size`.
+    """
+    scale = normalize(mean, std)
+    if resize is not None and resize < size:
+        raise ValueError(f"resize must be at least size, got {resize} and {size}")
+
+    def apply(images: jax.Array) -> jax.Array:
+        images = to_float(images)
+        if resize is not None:
+            images = resize_shorter(images, resize)
+        return scale(jax.random.key(0), center_crop(images, size))
+
+    return apply
+
+
+def resize_shorter(images: jax.Array, size: int) -> jax.Array:
+    """Give the shorter side `size` pixels with an antialiased triangle filter, float32."""
+    batch, height, width, channels = images.shape
+    short = min(height, width)
+    new = (size * height // short, size * width // short)
+    images = to_float(images)
+    if new == (height, width):
+        return images
+    return jax.image.resize(images, (batch, *new, channels), "linear", antialias=True)
+
+
+def center_crop(images: jax.Array, size: int) -> jax.Array:
+    """The middle `size` x `size` pixels; a larger `size` than the image is an error."""
+    height, width = images.shape[1:3]
+    if size > min(height, width):
+        raise ValueError(f"cannot crop {size} x {size} from images of {height} x {width}")
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return images[:, top : top + size, left : left + size]
+
+
+def random_resized_crop(
+    size: int,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Transform:
+    """Cut a box of random area and shape and resize it to `size` x `size`, antialiased.
+
+    Args:
+      size: side of the result.
+      scale: range of the box's share of the image area, within (0, 1].
+      ratio: range of width / height, drawn log-uniformly.
+
+    Raises:
+      ValueError: a range is empty or outside its bounds.
+
+    Source: torchvision's `RandomResizedCrop`: ten tries, then the largest centre box whose shape
+    is allowed.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale must be an increasing range in (0, 1], got {scale}")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio must be an increasing range of positive numbers, got {ratio}")
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        boxes = crop_boxes(key, images.shape, scale, ratio)
+        return resized_crop(images, *boxes, size=size)
+
+    return apply
+
+
+def crop_boxes(
+    key: jax.Array,
+    shape: Sequence[int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Top, left, height and width of one random box per image, int32 `[B]` each."""
+    batch, image_height, image_width = shape[:3]
+    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
+    tries = (batch, _CROP_TRIES)
+    area = (
+        image_height
+        * image_width
+        * jax.random.uniform(area_key, tries, minval=scale[0], maxval=scale[1])
+    )
+    aspect = jnp.exp(
+        jax.random.uniform(ratio_key, tries, minval=math.log(ratio[0]), maxval=math.log(ratio[1]))
+    )
+    width = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    height = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    height = jnp.take_along_axis(height, first, axis=1)[:, 0]
+    width = jnp.take_along_axis(width, first, axis=1)[:, 0]
+
+    shape_now = image_width / image_height
+    whole_height, whole_width = image_height, image_width
+    if shape_now < ratio[0]:
+        whole_height = round(image_width / ratio[0])
+    elif shape_now > ratio[1]:
+        whole_width = round(image_height * ratio[1])
+    found = fits.any(axis=1)
+    height = jnp.where(found, height, whole_height)
+    width = jnp.where(found, width, whole_width)
+    top = jax.random.randint(top_key, (batch,), 0, image_height - height + 1)
+    left = jax.random.randint(left_key, (batch,), 0, image_width - width + 1)
+    top = jnp.where(found, top, (image_height - whole_height) // 2)
+    left = jnp.where(found, left, (image_width - whole_width) // 2)
+    return top, left, height, width
+
+
+def resized_crop(
+    images: jax.Array,
+    top: jax.Array,
+    left: jax.Array,
+    height: jax.Array,
+    width: jax.Array,
+    *,
+    size: int,
+) -> jax.Array:
+    """Resize one box of each image to `size` x `size` with an antialiased triangle filter.
+
+    Resampling is separable, so it is two small matrix products per image: cheap on every device
+    and without gathers.
+
+    Args:
+      images: uint8 or float32 `[B, H, W, 3]`.
+      top: first row of the box, int32 `[B]`; likewise `left`.
+      left: first column.
+      height: rows of the box, int32 `[B]`; likewise `width`.
+      width: columns of the box.
+      size: side of the result.
+
+    Returns:
+      float32 `[B, size, size, 3]` in [0, 1].
+
+    Source: the same values as Pillow's and torchvision's antialiased bilinear resize of the box.
+    """
+    batch, image_height, image_width, channels = images.shape
+    rows = _resample_matrix(top, height, image_height, size)
+    columns = _resample_matrix(left, width, image_width, size)
+    flat = to_float(images).reshape(batch, image_height, image_width * channels)
+    # 255 levels times weights: full float32 products, also where bfloat16 is the default.
+    out = jnp.einsum("bsh,bhx->bsx", rows, flat, precision="highest")
+    out = out.reshape(batch, size, image_width, channels)
+    return jnp.einsum("btw,bswc->bstc", columns, out, precision="highest")
+
+
+def _resample_matrix(start: jax.Array, length: jax.Array, extent: int, size: int) -> jax.Array:
+    """Weights `[B, size, extent]` that resample `[start, start + length)` to `size` pixels."""
+    start, length = start[:, None, None], length[:, None, None]
+    step = length.astype(jnp.float32) / size
+    support = jnp.maximum(step, 1.0)
+    pixel = jnp.arange(extent, dtype=jnp.int32)[None, None, :]
+    target = jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5
+    centre = start.astype(jnp.float32) + target * step
+    weight = jnp.maximum(0.0, 1.0 - jnp.abs(pixel.astype(jnp.float32) + 0.5 - centre) / support)
+    weight = jnp.where((pixel >= start) & (pixel < start + length), weight, 0.0)
+    return weight / jnp.sum(weight, axis=-1, keepdims=True)
+
+
+def random_crop(size: int) -> Transform:
+    """Cut a `size` x `size` window at a random place; no resizing."""
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        batch, height, width, channels = images.shape
+        if size > min(height, width):
+            raise ValueError(f"cannot crop {size} x {size} from images of {height} x {width}")
+        top_key, left_key = jax.random.split(key)
+        top = jax.random.randint(top_key, (batch,), 0, height - size + 1)
+        left = jax.random.randint(left_key, (batch,), 0, width - size + 1)
+        cut = jax.vmap(
+            lambda image, i, j: jax.lax.dynamic_slice(image, (i, j, 0), (size, size, channels))
+        )
+        return to_float(cut(images, top, left))
+
+    return apply
+
+
+def random_flip(*, horizontal: float = 0.5, vertical: float = 0.0) -> Transform:
+    """Mirror each image left to right and upside down with the given probabilities."""
+    _require_share("horizontal", horizontal)
+    _require_share("vertical", vertical)
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        images = to_float(images)
+        for axis, probability, axis_key in zip(
+            (2, 1), (horizontal, vertical), jax.random.split(key), strict=True
+        ):
+            if probability:
+                flip = jax.random.bernoulli(axis_key, probability, (images.shape[0], 1, 1, 1))
+                images = jnp.where(flip, jnp.flip(images, axis), images)
+        return images
+
+    return apply
+
+
+def random_affine(
+    degrees: float,
+    *,
+    translate: tuple[float, float] = (0.0, 0.0),
+    scale: tuple[float, float] = (1.0, 1.0),
+    shear: float = 0.0,
+) -> Transform:
+    """Turn, shift, zoom and shear each image about its centre; what comes from outside is 0.
+
+    Args:
+      degrees: the angle is uniform in [-degrees, degrees].
+      translate: largest shift as a share of width and height, each in [0, 1].
+      scale: range of the zoom factor, positive.
+      shear: the horizontal shear angle is uniform in [-shear, shear] degrees.
+
+    Raises:
+      ValueError: a range is empty or outside its bounds.
+
+    Source: torchvision's `RandomAffine`, always with bilinear interpolation.
+    """
+    if degrees < 0 or not 0 <= shear < 90:
+        raise ValueError(f"degrees and shear must be at least 0, got {degrees} and {shear}")
+    if not (0 <= translate[0] <= 1 and 0 <= translate[1] <= 1):
+        raise ValueError(f"translate must be two shares in [0, 1], got {translate}")
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale must be an increasing range of positive numbers, got {scale}")
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        batch, height, width, _ = images.shape
+        angle_key, x_key, y_key, scale_key, shear_key = jax.random.split(key, 5)
+        most_x, most_y = translate[0] * width, translate[1] * height
+        return affine(
+            images,
+            angle=jax.random.uniform(angle_key, (batch,), minval=-degrees, maxval=degrees),
+            shift_x=jnp.round(jax.random.uniform(x_key, (batch,), minval=-most_x, maxval=most_x)),
+            shift_y=jnp.round(jax.random.uniform(y_key, (batch,), minval=-most_y, maxval=most_y)),
+            scale=jax.random.uniform(scale_key, (batch,), minval=scale[0], maxval=scale[1]),
+            shear=jax.random.uniform(shear_key, (batch,), minval=-shear, maxval=shear),
+        )
+
+    return apply
+
+
+def random_rotation(degrees: float) -> Transform:
+    """Turn each image about its centre by an angle uniform in [-degrees, degrees]."""
+    return random_affine(degrees)
+
+
+def affine(
+    images: jax.Array,
+    *,
+    angle: jax.Array,
+    shift_x: jax.Array,
+    shift_y: jax.Array,
+    scale: jax.Array,
+    shear: jax.Array,
+) -> jax.Array:
+    """Affine map of each image about its centre, bilinear, 0 outside; parameters float32 `[B]`.
+
+    `angle` and `shear` are in degrees, clockwise; shifts in pixels, right and down. Same values as
+    torchvision's `affine` on float tensors.
+    """
+    batch, height, width, channels = images.shape
+    turn, slant = jnp.deg2rad(angle), jnp.deg2rad(shear)
+    # Inverse of shift * rotate * shear * scale, from the place in the result to that in the image.
+    cos, sin, tan = jnp.cos(turn), jnp.sin(turn), jnp.tan(slant)
+    a, b = (cos - sin * tan) / scale, (cos * tan + sin) / scale
+    c, d = -sin / scale, cos / scale
+    y, x = jnp.meshgrid(
+        jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2,
+        jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2,
+        indexing="ij",
+    )
+    x, y = x[None] - shift_x[:, None, None], y[None] - shift_y[:, None, None]
+    a, b, c, d = (value[:, None, None] for value in (a, b, c, d))
+    source_x = a * x + b * y + (width - 1) / 2
+    source_y = c * x + d * y + (height - 1) / 2
+
+    flat = to_float(images).reshape(batch, height * width, channels)
+    left, top = jnp.floor(source_x), jnp.floor(source_y)
+    right_share, low_share = source_x - left, source_y - top
+    out = jnp.zeros((batch, height * width, channels), jnp.float32)
+    for dy, share_y in ((0, 1.0 - low_share), (1, low_share)):
+        for dx, share_x in ((0, 1.0 - right_share), (1, right_share)):
+            i, j = top.astype(jnp.int32) + dy, left.astype(jnp.int32) + dx
+            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+            index = jnp.clip(i, 0, height - 1) * width + jnp.clip(j, 0, width - 1)
+            weight = jnp.where(inside, share_y * share_x, 0.0).reshape(batch, -1, 1)
+            out += weight * jnp.take_along_axis(flat, index.reshape(batch, -1, 1), axis=1)
+    return out.reshape(batch, height, width, channels)
+
+
+def color_jitter(
+    *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+) -> Transform:
+    """Vary the colours of each image.
+
+    Args:
+      brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness]; likewise
+        `contrast` and `saturation`.
+      contrast: see `brightness`.
+      saturation: see `brightness`.
+      hue: the shift is uniform in [-hue, hue] turns of the colour wheel, at most 0.5.
+
+    Raises:
+      ValueError: a strength is negative or hue above 0.5.
+
+    Source: torchvision's `ColorJitter`, in this order instead of a random one.
+    """
+    if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
+        raise ValueError(
+            "brightness, contrast and saturation must be at least 0 and hue in [0, 0.5], got "
+            f"{brightness}, {contrast}, {saturation}, {hue}"
+        )
+    factors = (
+        (adjust_brightness, brightness),
+        (adjust_contrast, contrast),
+        (adjust_saturation, saturation),
+    )
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        images = to_float(images)
+        keys = jax.random.split(key, 4)
+        for (adjust, strength), step_key in zip(factors, keys[:3], strict=True):
+            if strength:
+                factor = jax.random.uniform(
+                    step_key, images.shape[:1], minval=max(0.0, 1 - strength), maxval=1 + strength
+                )
+                images = adjust(images, factor)
+        if hue:
+            shift = jax.random.uniform(keys[3], images.shape[:1], minval=-hue, maxval=hue)
+            images = adjust_hue(images, shift)
+        return images
+
+    return apply
+
+
+def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiply by `factor` `[B]` and clip; 0 is black, 1 changes nothing."""
+    images = to_float(images)
+    return _blend(images, jnp.zeros_like(images), factor)
+
+
+def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Stretch away from the image's mean grey by `factor` `[B]`; 0 is grey all over."""
+    images = to_float(images)
+    mean = jnp.mean(_to_gray(images), axis=(1, 2, 3), keepdims=True)
+    return _blend(images, jnp.broadcast_to(mean, images.shape), factor)
+
+
+def adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Stretch away from each pixel's own grey by `factor` `[B]`; 0 is a grey image."""
+    images = to_float(images)
+    return _blend(images, jnp.broadcast_to(_to_gray(images), images.shape), factor)
+
+
+def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
+    """Turn the colour wheel by `shift` `[B]`, in turns; saturation and value stay."""
+    images = to_float(images)
+    high, low = jnp.max(images, axis=-1), jnp.min(images, axis=-1)
+    chroma = high - low
+    red, green, blue = jnp.moveaxis(images, -1, 0)
+    safe = jnp.where(chroma == 0, 1.0, chroma)
+    sextant = jnp.where(
+        high == red,
+        (green - blue) / safe,
+        jnp.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+    )
+    sextant = sextant + 6.0 * shift[:, None, None]
+
+    def channel(offset: float) -> jax.Array:
+        place = jnp.mod(offset + sextant, 6.0)
+        return high - chroma * jnp.clip(jnp.minimum(place, 4.0 - place), 0.0, 1.0)
+
+    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
+
+
+def _to_gray(images: jax.Array) -> jax.Array:
+    """Luma `[B, H, W, 1]` with the weights of ITU-R 601."""
+    weights = jnp.asarray(_GRAY, jnp.float32).reshape(1, 1, 1, 3)
+    return jnp.sum(images * weights, axis=-1, keepdims=True)
+
+
+def _blend(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
+    factor = factor[:, None, None, None]
+    return jnp.clip(factor * images + (1.0 - factor) * other, 0.0, 1.0)
+
+
+def cutout(size: int, *, count: int = 1) -> Transform:
+    """Set `count` squares of side `size` to 0, centred anywhere in the image, cut at its edge.
+
+    Source: DeVries and Taylor 2017.
+    """
+    if size < 1 or count < 1:
+        raise ValueError(f"size and count must be at least 1, got {size} and {count}")
+
+    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+        batch, height, width, _ = images.shape
+        y_key, x_key = jax.random.split(key)
+        y = jax.random.randint(y_key, (batch, count, 1), 0, height) - size // 2
+        x = jax.random.randint(x_key, (batch, count, 1), 0, width) - size // 2
+        row, column = jnp.arange(height)[None, None], jnp.arange(width)[None, None]
+        in_row, in_column = (row >= y) & (row < y + size), (column >= x) & (column < x + size)
+        hole = jnp.any(in_row[..., :, None] & in_column[..., None, :], axis=1)
+        return jnp.where(hole[..., None], 0.0, to_float(images))
+
+    return apply
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
