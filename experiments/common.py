@@ -128,7 +128,7 @@ class Run:
         write_atomically(self.folder / "history.jsonl", text)
 
     def save(self, step: int, state: Any) -> None:
-        """Checkpoint a pytree (typed keys included) and wait until it is on disk; keeps the last."""
+        """Checkpoint a pytree (typed keys included), wait until it is on disk, keep only it."""
         with self._checkpoints() as manager:
             import orbax.checkpoint as ocp
 

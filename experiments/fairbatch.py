@@ -9,6 +9,7 @@ with the measured rates (`equal_opportunity@rate`).
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -279,7 +280,7 @@ def train_population(config: Config, run: common.Run, dataset: Dataset, model, s
             sampler,
             num_epochs=num_epochs,
             mesh=mesh,
-            measure_fn=lambda state, data: measure_cells(model, sampler, state, data),
+            measure_fn=functools.partial(measure_cells, model, sampler),
             measure_data=measured,
         )
 

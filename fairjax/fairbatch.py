@@ -7,7 +7,7 @@ epoch needs is pure and statically shaped, so it lives inside the jitted trainin
                         criterion="equal_opportunity")
     state = sampler.init()
     for epoch in range(num_epochs):                      # or lax.scan
-        sums = sampler.measure(logits, labels, group=group)   # a full pass with the current model
+        sums = sampler.measure(logits, labels, state, group=group)   # a full pass of the model
         state = sampler.update(sampler.cell_losses(sums, state), state)
         indices, weights = sampler.sample_epoch(key, state)   # [T, B] rows; weight 0 is padding
 """
@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fairjax.losses import cross_entropy, predictions
 
 Criterion = Literal["none", "equal_opportunity", "equalized_odds", "demographic_parity"]
 Signal = Literal["loss", "rate"]
@@ -45,20 +47,15 @@ class BatchState(NamedTuple):
 
 
 class CellSums(NamedTuple):
-    """Sums over the examples of every cell, float32 `[K, G]` each; add those of two batches."""
+    """Sums over the examples of every cell, float32 `[K, G]`; add those of two batches."""
 
     count: jax.Array
-    loss: jax.Array
-    """cross-entropy of the true label"""
-    error: jax.Array
-    """examples whose arg-max prediction is wrong"""
-    target_loss: jax.Array
-    """cross-entropy of predicting the positive class, whatever the label"""
-    unselected: jax.Array
-    """examples that are not predicted positive"""
+    value: jax.Array
+    """cross-entropies (signal "loss") or wrong arg-max predictions (signal "rate") against the
+    wanted label: the example's own, or the positive class under demographic parity"""
 
     def __add__(self, other: "CellSums") -> "CellSums":  # pyright: ignore[reportIncompatibleMethodOverride]
-        return jax.tree.map(jnp.add, self, other)
+        return CellSums(self.count + other.count, self.value + other.value)
 
 
 class BatchSampler(NamedTuple):
@@ -68,10 +65,11 @@ class BatchSampler(NamedTuple):
     """`init(*, step_size=None, criterion=None, signal=None) -> BatchState`, natural frequencies;
     the arguments override the factory's and may be traced (criterion and signal as indices)."""
     measure: Callable[..., CellSums]
-    """`measure(logits [N, K], labels [N], *, group [N], weights [N] | None) -> CellSums`."""
+    """`measure(logits [N, K], labels [N], state, *, group [N], weights=None) -> CellSums`: what
+    the state's criterion and signal look at; weights float32 `[N]`, 0 = padding."""
     cell_losses: Callable[[CellSums, BatchState], jax.Array]
-    """`cell_losses(sums, state) -> [K, G]`: what the state's criterion and signal compare;
-    nan for an empty cell."""
+    """`cell_losses(sums, state) -> [K, G]`: means over the cell, or for demographic parity sums
+    over the cell (rate: over the group) divided by the group's size; nan for an empty cell."""
     update: Callable[[jax.Array, BatchState], BatchState]
     """`update(cell_losses [K, G], state) -> state`: one signed step; nan cells are left alone."""
     sample: Callable[..., tuple[jax.Array, jax.Array]]
@@ -146,15 +144,16 @@ def fairbatch(
         raise ValueError(f"positive_class must be in [0, {num_classes}), got {positive_class}")
 
     num_rows, num_cells = len(labels), num_classes * num_groups
-    cell = (labels * num_groups + group).astype(np.int32)
-    counts = np.bincount(cell, minlength=num_cells)
+    cell = labels * num_groups + group
+    counts = np.bincount(cell, minlength=num_cells).astype(np.int32)
     occupied = int((counts > 0).sum())
     if not occupied <= batch_size <= num_rows:
         raise ValueError(
             f"batch_size must be between the number of non-empty (label, group) cells, {occupied}, "
             f"and the number of examples, {num_rows}; got {batch_size}"
         )
-    layout = _Layout(cell, counts, batch_size, rounding if draw == "exact" else "largest_remainder")
+    rows = np.argsort(cell, kind="stable").astype(np.int32)
+    layout = _Layout(rows, counts, batch_size, rounding)
     table = counts.reshape(num_classes, num_groups)
     label_share = table.sum(1, keepdims=True) / num_rows
     watched, direction = _criterion_tables(num_classes, positive_class)
@@ -172,34 +171,24 @@ def fairbatch(
             jnp.asarray(chosen[2], jnp.int32),
         )
 
-    def measure(logits, labels, *, group, weights=None) -> CellSums:
-        # Classes, values and cells first: XLA:CPU vectorises over examples.
-        log_probs = jax.nn.log_softmax(logits.T, axis=0)
-        class_ids = jnp.arange(num_classes, dtype=jnp.int32)[:, None]
-        highest = log_probs == log_probs.max(0, keepdims=True)
-        preds = jnp.where(highest, class_ids, num_classes).min(0)  # arg-max, first of equals
-        own_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32, axis=0)
-        values = jnp.stack(
-            [
-                jnp.ones(labels.shape, jnp.float32),
-                -jnp.sum(own_class * log_probs, axis=0),
-                (preds != labels).astype(jnp.float32),
-                -log_probs[positive_class],
-                (preds != positive_class).astype(jnp.float32),
-            ]
-        )
+    def measure(logits, labels, state: BatchState, *, group, weights=None) -> CellSums:
+        parity = state.criterion == _PARITY
+        wanted = _select(parity, jnp.full_like(labels, positive_class), labels)
+        wrong = (predictions(logits) != wanted).astype(jnp.float32)
+        value = _select(state.signal == _RATE, wrong, cross_entropy(logits, wanted))
+        cell_ids = jnp.arange(num_cells, dtype=jnp.int32)
+        cells = ((labels * num_groups + group)[None] == cell_ids[:, None]).astype(jnp.float32)
         if weights is not None:
-            values = values * weights[None]
-        cells = jax.nn.one_hot(labels * num_groups + group, num_cells, dtype=jnp.float32)
-        sums = jnp.matmul(values, cells, precision="highest")
-        return CellSums(*sums.reshape(5, num_classes, num_groups))
+            cells = cells * weights[None]
+        sums = cells.sum(1), jnp.matmul(cells, value, precision="highest")
+        return CellSums(*(x.reshape(num_classes, num_groups) for x in sums))
 
     def cell_losses(sums: CellSums, state: BatchState) -> jax.Array:
-        in_group = sums.count.sum(0, keepdims=True)
-        unselected = jnp.broadcast_to(sums.unselected.sum(0, keepdims=True), sums.count.shape)
-        parity = _select(state.signal == _RATE, unselected, sums.target_loss) / in_group
-        others = _select(state.signal == _RATE, sums.error, sums.loss) / sums.count
-        losses = _select(state.criterion == _PARITY, parity, others)
+        parity, rate = state.criterion == _PARITY, state.signal == _RATE
+        of_group = jnp.broadcast_to(sums.value.sum(0, keepdims=True), sums.value.shape)
+        size_of_group = jnp.broadcast_to(sums.count.sum(0, keepdims=True), sums.count.shape)
+        value = _select(parity & rate, of_group, sums.value)
+        losses = value / _select(parity, size_of_group, sums.count)
         return jnp.where(sums.count > 0, losses, jnp.nan)
 
     def update(cell_losses: jax.Array, state: BatchState) -> BatchState:
@@ -268,7 +257,10 @@ class FairBatchIndices:
     def update(self, logits: Any, labels: Any, *, group: Any) -> None:
         """Adapt to the model's current logits `[N, K]` on the whole training or validation set."""
         sums = self.sampler.measure(
-            jnp.asarray(logits, jnp.float32), jnp.asarray(labels), group=jnp.asarray(group)
+            jnp.asarray(logits, jnp.float32),
+            jnp.asarray(labels, jnp.int32),
+            self.state,
+            group=jnp.asarray(group, jnp.int32),
         )
         self.state = self._update(self.sampler.cell_losses(sums, self.state), self.state)
 
@@ -295,38 +287,51 @@ class _Slots(NamedTuple):
     """Which cell fills each place of the batches of an epoch."""
 
     cell: jax.Array  # int32 [B] (the same for every batch) or [T, B]
-    position: jax.Array  # int32 [T, B]: running number among the epoch's draws from that cell
+    position: jax.Array  # int32 [T, B]: running number among the draws from that cell, modulo size
     weights: jax.Array  # float32 [T, B], 0 = padding
 
 
 class _Layout(NamedTuple):
     """Rows arranged by cell, and every way to pick from them."""
 
-    cell: np.ndarray  # int32 [N]
-    counts: np.ndarray  # int [K * G]
+    rows: np.ndarray  # int32 [N], row numbers, cell after cell
+    counts: np.ndarray  # int32 [K * G], rows of each cell
     batch_size: int
     rounding: str
 
+    def cells(self, plain: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """First place in `rows` and size of every cell; plain batches know one cell, of all."""
+        counts = jnp.asarray(self.counts)
+        everything = jnp.zeros_like(counts).at[0].set(len(self.rows))
+        counts = _select(plain, everything, counts)
+        return jnp.cumsum(counts) - counts, counts
+
     def exact_slots(self, probs: jax.Array, plain: jax.Array, num_batches: int) -> _Slots:
-        """The same cell counts in every batch; plain batches count as one big cell."""
+        """The same cell counts in every batch."""
         num_cells = len(self.counts)
         expected = self.batch_size * probs
         if self.rounding == "published":
-            sizes, width = jnp.round(expected).astype(jnp.int32), self.batch_size + num_cells
+            shares, width = jnp.round(expected).astype(jnp.int32), self.batch_size + num_cells
         else:
-            sizes, width = _largest_remainder(expected, self.batch_size), self.batch_size
-        everything = jnp.zeros(num_cells, jnp.int32).at[0].set(self.batch_size)
-        sizes = _select(plain, everything, sizes)
-        ends = jnp.cumsum(sizes)
+            shares, width = _largest_remainder(expected, self.batch_size), self.batch_size
+        everything = jnp.zeros_like(shares).at[0].set(self.batch_size)
+        shares = _select(plain, everything, shares)
+        ends = jnp.cumsum(shares)
         place = jnp.arange(width, dtype=jnp.int32)
         cell = jnp.sum(place[:, None] >= ends[None, :], axis=1, dtype=jnp.int32)
-        filled = cell < num_cells
+        filled = (cell < num_cells).astype(jnp.float32)
         cell = jnp.minimum(cell, num_cells - 1)
-        offset = place - (ends - sizes)[cell]
+        # Start and offset are reduced apart, for B * T remainders cost more than all the rest.
+        size = jnp.maximum(self.cells(plain)[1], 1)
         batch = jnp.arange(num_batches, dtype=jnp.int32)
-        position = batch[:, None] * sizes[cell][None, :] + offset[None, :]
-        weights = jnp.broadcast_to(filled.astype(jnp.float32), position.shape)
-        return _Slots(cell, jnp.where(filled[None, :], position, 0), weights)
+        start = jax.lax.rem(
+            batch[:, None] * shares[None, :], jnp.broadcast_to(size, (num_batches, num_cells))
+        )
+        offset = jax.lax.rem(place - (ends - shares)[cell], size[cell])
+        position = start[:, cell] + offset[None, :]
+        size = size[cell][None, :]
+        position = jnp.where(position >= size, position - size, position)
+        return _Slots(cell, position, jnp.broadcast_to(filled, position.shape))
 
     def iid_slots(self, key: jax.Array, probs: jax.Array, num_batches: int) -> _Slots:
         """Every place draws its cell independently."""
@@ -339,61 +344,52 @@ class _Layout(NamedTuple):
 
     def deal(self, key: jax.Array, slots: _Slots, plain: jax.Array) -> jax.Array:
         """Rows without replacement: every cell is shuffled, dealt, and dealt again from its top."""
-        order = self._shuffled(key, plain)
-        starts, counts = self._cells(plain)
-        size = jnp.maximum(counts[slots.cell], 1)[None, :]
-        return order[starts[slots.cell][None, :] + slots.position % size]
+        starts, counts = self.cells(plain)
+        shuffled = _permute(key, slots.position, slots.cell, jnp.maximum(counts, 1))
+        return jnp.asarray(self.rows)[starts[slots.cell][None, :] + shuffled]
 
     def uniform_rows(self, key: jax.Array, slots: _Slots) -> jax.Array:
         """Rows with replacement, uniform within the cell of each place."""
-        by_cell = jnp.asarray(np.argsort(self.cell, kind="stable"), jnp.int32)
-        counts = jnp.asarray(self.counts, jnp.int32)
-        starts = jnp.cumsum(counts) - counts
-        size = counts[slots.cell]
+        counts = jnp.asarray(self.counts)
+        starts, size = jnp.cumsum(counts) - counts, counts[slots.cell]
         draw = jax.random.uniform(key, slots.cell.shape)
         within = jnp.minimum((draw * size.astype(jnp.float32)).astype(jnp.int32), size - 1)
-        return by_cell[starts[slots.cell] + within]
+        return jnp.asarray(self.rows)[starts[slots.cell] + within]
 
     def weighted_rows(
         self, key: jax.Array, slots: _Slots, example_weights: jax.Array, plain: jax.Array
     ) -> jax.Array:
         """Rows with replacement, in proportion to `example_weights` within the cell."""
-        by_cell = jnp.asarray(np.argsort(self.cell, kind="stable"), jnp.int32)
-        starts, counts = self._cells(plain)
-        cumulative = jnp.concatenate([jnp.zeros(1), jnp.cumsum(example_weights[by_cell])])
+        rows = jnp.asarray(self.rows)
+        starts, counts = self.cells(plain)
+        cumulative = jnp.concatenate([jnp.zeros(1), jnp.cumsum(example_weights[rows])])
         low, high = cumulative[starts], cumulative[starts + counts]
         shape = slots.weights.shape
         cell = jnp.broadcast_to(slots.cell, shape)
         draw = low[cell] + jax.random.uniform(key, shape) * (high - low)[cell]
         rank = jnp.searchsorted(cumulative, draw, side="right").astype(jnp.int32) - 1
-        return by_cell[jnp.clip(rank, starts[cell], starts[cell] + counts[cell] - 1)]
+        return rows[jnp.clip(rank, starts[cell], starts[cell] + counts[cell] - 1)]
 
-    def _cells(self, plain: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """First position and size of every cell, or of the one cell that plain batches know."""
-        counts = jnp.asarray(self.counts, jnp.int32)
-        everything = jnp.zeros_like(counts).at[0].set(len(self.cell))
-        counts = _select(plain, everything, counts)
-        return jnp.cumsum(counts) - counts, counts
 
-    def _shuffled(self, key: jax.Array, plain: jax.Array) -> jax.Array:
-        """Row numbers `[N]` in random order within each cell, cells one after another.
+def _permute(key: jax.Array, position: jax.Array, cell: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Where random permutations, one of `range(sizes[c])` per cell, send `position [T, B]`.
 
-        The cell, random bits and the row number share one uint32 where at least 16 random bits
-        fit: XLA sorts one operand seven times faster than it sorts pairs, and rows whose 16 bits
-        agree fall back to row order, a bias of 2^-17 per pair.
-        """
-        num_rows = len(self.cell)
-        row_bits = max(1, (num_rows - 1).bit_length())
-        cell_bits = max(1, (len(self.counts) - 1).bit_length())
-        random = jax.random.bits(key, (num_rows,))
-        cell = jnp.where(plain, jnp.uint32(0), jnp.asarray(self.cell, jnp.uint32))
-        if row_bits + cell_bits > 16:
-            row = jnp.arange(num_rows, dtype=jnp.int32)
-            return jax.lax.sort((cell, random, row), num_keys=2)[2]
-        middle = (random >> (row_bits + cell_bits)) << row_bits
-        row = jnp.arange(num_rows, dtype=jnp.uint32)
-        packed = jnp.sort((cell << (32 - cell_bits)) | middle | row)
-        return (packed & jnp.uint32((1 << row_bits) - 1)).astype(jnp.int32)
+    Swap-or-not (Hoang, Morris and Rogaway, CRYPTO 2012): each round pairs x with its mirror
+    `pivot - x` and swaps the pair or not by a random bit of the pair, here the top bit of a
+    multiply-shift hash. A place is looked up without sorting or storing the permutation, several
+    times faster on CPU than a sort; two places depend on each other by about 2^-rounds.
+    """
+    rounds = 16
+    bits = jax.random.bits(key, (3, rounds, len(sizes)))
+    sizes = sizes.astype(jnp.uint32)
+    pivots = jax.lax.rem(bits[0], jnp.broadcast_to(sizes, bits[0].shape))
+    by_place = jnp.stack([pivots, bits[1], bits[2]], axis=1)[..., cell]
+    x, size = position.astype(jnp.uint32), sizes[cell][None, :]
+    for pivot, factor, offset in by_place[:, :, None, :]:
+        mirror = jnp.where(x <= pivot, pivot - x, pivot + size - x)
+        swap = jnp.maximum(x, mirror) * factor + offset >= jnp.uint32(1 << 31)
+        x = jnp.where(swap, mirror, x)
+    return x.astype(jnp.int32)
 
 
 def _largest_remainder(expected: jax.Array, total: int) -> jax.Array:

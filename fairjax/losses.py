@@ -1,7 +1,11 @@
 """Per-example losses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+_FEW_CLASSES = 8
 
 
 def cross_entropy(
@@ -24,13 +28,31 @@ def cross_entropy(
     Returns:
       float32 `[B]`. Safe under jit, vmap and grad.
     """
-    # Classes first: XLA:CPU vectorises over examples, not over a short last axis (5 times faster).
-    log_probs = jax.nn.log_softmax(logits.T, axis=0)
-    targets = jax.nn.one_hot(labels, len(log_probs), dtype=logits.dtype, axis=0)
-    loss = -jnp.sum(targets * log_probs, axis=0)
+    if logits.shape[-1] > _FEW_CLASSES:
+        log_total = jax.nn.logsumexp(logits, axis=-1)
+        own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    else:
+        # Class by class: XLA:CPU fuses this into one loop over examples, but not a reduction over
+        # a short axis, which made small models three times slower.
+        columns = [logits[..., k] for k in range(logits.shape[-1])]
+        highest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, columns))
+        log_total = jnp.log(sum(jnp.exp(column - highest) for column in columns)) + highest
+        own = sum(jnp.where(labels == k, column, 0.0) for k, column in enumerate(columns))
+    loss = log_total - own
     if not isinstance(label_smoothing, float) or label_smoothing:
-        uniform = -jnp.mean(log_probs, axis=0)
+        uniform = log_total - jnp.mean(logits, axis=-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     if class_weights is not None:
-        loss = loss * (class_weights @ targets)
+        loss = loss * class_weights[labels]
     return loss
+
+
+def predictions(logits: jax.Array) -> jax.Array:
+    """Arg-max class int32 `[B]` of logits `[B, K]`, the first of equals."""
+    if logits.shape[-1] > _FEW_CLASSES:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    highest, preds = logits[..., 0], jnp.zeros(logits.shape[:-1], jnp.int32)
+    for k in range(1, logits.shape[-1]):
+        preds = jnp.where(logits[..., k] > highest, k, preds)
+        highest = jnp.maximum(logits[..., k], highest)
+    return preds

@@ -34,7 +34,8 @@ _TEMPLATE = """<!doctype html>
 <p><small>{{ caption }}</small></p>
 {% for name, svg in figures %}<h2>{{ name }}</h2><figure>{{ svg | safe }}</figure>
 {% endfor %}
-{% if notes %}<h2>Notes</h2><ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
+{% if notes %}<h2>Notes</h2><ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}
+</ul>{% endif %}
 <h2>Run it again</h2><pre>{{ command }}</pre>
 <dl>{% for name, value in facts %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 </html>

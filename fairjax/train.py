@@ -5,6 +5,7 @@ state donated and the data as an argument. All state is a pytree, so a run is al
 vmap axis and a checkpoint.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -127,7 +128,7 @@ def start_train(
 def init_fit(train: TrainState, sampler: BatchSampler, key: jax.Array, **choices: Any) -> FitState:
     """The `FitState` before the first epoch; `choices` go to `sampler.init`."""
     state = sampler.init(**choices)
-    zeros = CellSums(*[jnp.zeros_like(state.weights)] * len(CellSums._fields))
+    zeros = CellSums(jnp.zeros_like(state.weights), jnp.zeros_like(state.weights))
     return FitState(train, state, zeros, key, jnp.zeros((), jnp.int32))
 
 
@@ -138,7 +139,7 @@ def fit(
     sampler: BatchSampler,
     *,
     num_epochs: int,
-    measure_fn: Callable[[TrainState], CellSums] | None = None,
+    measure_fn: Callable[[TrainState, BatchState], CellSums] | None = None,
     update_every: int | None = None,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     evaluate_fn: Callable[[TrainState], Any] | None = None,
@@ -179,7 +180,7 @@ def fit(
         )
     running_cadence = update_every is not None
 
-    def train_batch(carry, draw):
+    def train_batch(shares: BatchState, carry, draw):
         train, running = carry
         indices, weights, key = draw
         inputs, labels, group = jax.tree.map(lambda array: array[indices], data)
@@ -188,12 +189,14 @@ def fit(
             inputs = augment(key_augment, inputs)
         train, metrics = step(train, Batch(inputs, labels, group, weights), key_step)
         if running_cadence:
-            running += sampler.measure(metrics["logits"], labels, group=group, weights=weights)
+            running += sampler.measure(
+                metrics["logits"], labels, shares, group=group, weights=weights
+            )
         return (train, running), metrics["loss"]
 
     def one_round(state: FitState, key: jax.Array):
         """One update of the sampler and the steps that use it."""
-        sums = measure_fn(state.train) if measure_fn is not None else state.running
+        sums = state.running if measure_fn is None else measure_fn(state.train, state.sampler)
         cell_losses = sampler.cell_losses(sums, state.sampler)
         shares = sampler.update(cell_losses, state.sampler)
         key_draw, key_steps = jax.random.split(key)
@@ -201,7 +204,10 @@ def fit(
         keys = jax.random.split(key_steps, num_steps)
         running = jax.tree.map(jnp.zeros_like, state.running)
         (train, running), losses = jax.lax.scan(
-            train_batch, (state.train, running), (indices, weights, keys), unroll=unroll
+            functools.partial(train_batch, shares),
+            (state.train, running),
+            (indices, weights, keys),
+            unroll=unroll,
         )
         state = state._replace(train=train, sampler=shares, running=running)
         return state, (losses.mean(0), cell_losses, shares.weights)
@@ -224,6 +230,7 @@ def measure_cells(
     model: Model,
     sampler: BatchSampler,
     state: TrainState,
+    shares: BatchState,
     data: Examples,
     *,
     batch_size: int | None = None,
@@ -235,7 +242,7 @@ def measure_cells(
     the paper). See `predict` for `batch_size` and `preprocess`.
     """
     logits = predict(model, state, data.inputs, batch_size=batch_size, preprocess=preprocess)
-    return sampler.measure(logits, data.labels, group=data.group)
+    return sampler.measure(logits, data.labels, shares, group=data.group)
 
 
 def predict(
@@ -278,7 +285,7 @@ def fit_population(
     *,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
-    measure_fn: Callable[[TrainState, Examples], CellSums] | None = None,
+    measure_fn: Callable[[TrainState, BatchState, Examples], CellSums] | None = None,
     measure_data: Examples | None = None,
     **options: Any,
 ) -> tuple[FitState, dict[str, Any]]:
@@ -292,7 +299,7 @@ def fit_population(
       chunk_size: runs that each device trains at the same time; None is all. Fewer need less
         memory; 1 is a plain loop, right for convolutions.
       mesh: from `sharding.candidate_mesh`, spreads the runs over devices.
-      measure_fn: as in `fit`, but with the examples to measure as second argument.
+      measure_fn: as in `fit`, but with the examples to measure as third argument.
       measure_data: those examples; default `data`.
       **options: of `fit`.
 
@@ -301,7 +308,9 @@ def fit_population(
     """
 
     def train(states, data, measure_data):
-        measure = None if measure_fn is None else lambda state: measure_fn(state, measure_data)
+        measure = None
+        if measure_fn is not None:
+            measure = lambda state, shares: measure_fn(state, shares, measure_data)  # noqa: E731
         return map_chunks(
             lambda state: fit(step, state, data, sampler, measure_fn=measure, **options),
             states,

@@ -1,5 +1,7 @@
 """The engine: one step by hand, runs that do not depend on how they are batched together."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,7 @@ def test_stopping_and_going_on_equals_one_run(options):
     measure = (
         None
         if "update_every" in options
-        else (lambda train: measure_cells(MODEL, sampler, train, TRAIN))
+        else (lambda train, shares: measure_cells(MODEL, sampler, train, shares, TRAIN))
     )
     run = lambda state, n: fit(  # noqa: E731
         step, state, TRAIN, sampler, num_epochs=n, measure_fn=measure, **options
@@ -127,7 +129,7 @@ def test_a_population_equals_its_members_alone_in_any_chunk_and_on_any_device():
     criteria = jnp.array([0, 1, 2, 3, 1])
     make = lambda seed, c: start(sampler, optimizer, seed, criterion=c)  # noqa: E731
     seeds = jnp.arange(5)
-    options = {"num_epochs": 4, "measure_fn": lambda s, d: measure_cells(MODEL, sampler, s, d)}
+    options = {"num_epochs": 4, "measure_fn": functools.partial(measure_cells, MODEL, sampler)}
 
     def run(states, **how):
         return jax.jit(lambda s, d: fit_population(step, s, d, sampler, **how, **options))(
@@ -145,7 +147,7 @@ def test_a_population_equals_its_members_alone_in_any_chunk_and_on_any_device():
             TRAIN,
             sampler,
             num_epochs=4,
-            measure_fn=lambda s: measure_cells(MODEL, sampler, s, TRAIN),
+            measure_fn=lambda s, b: measure_cells(MODEL, sampler, s, b, TRAIN),
         )
         close(jax.tree.map(lambda a, i=i: a[i], together.train.params), alone.train.params, 1e-5)
     assert history["loss"].shape == (5, 4)
@@ -197,7 +199,7 @@ def test_loss_based_importance_sampling_composes_with_fairbatch():
     @jax.jit
     def epoch(train, shares, key, data):
         logits = predict(MODEL, train, data.inputs)
-        sums = sampler.measure(logits, data.labels, group=data.group)
+        sums = sampler.measure(logits, data.labels, shares, group=data.group)
         shares = sampler.update(sampler.cell_losses(sums, shares), shares)
         importance = cross_entropy(logits, data.labels)
         indices, weights = sampler.sample_epoch(key, shares, importance)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.filling import filled, noise
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from fairjax.models import image_model, load_weights, save_weights
+from fairjax.models import image_model, load_weights
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "models.npz")
 K = 5

@@ -104,7 +104,7 @@ def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:
             train,
             sampler,
             mesh=candidate_mesh() if len(seeds) > 1 else None,
-            measure_fn=lambda state, examples: measure_cells(model, sampler, state, examples),
+            measure_fn=functools.partial(measure_cells, model, sampler),
             num_epochs=num_epochs,
         )
         return jax.vmap(lambda state: predict(model, state, test.inputs))(states.train)
