@@ -39,7 +39,11 @@ class BatchState(NamedTuple):
     """float32 `[K, G]`: share of label k's examples drawn from group g; rows sum to 1.
     With two groups `weights[1, 1]` is the paper's lambda_1 and `weights[0, 1]` its lambda_2."""
     step_size: jax.Array
-    """float32 scalar: the share moved by one update, the paper's alpha."""
+    """float32 scalar: the share moved by the first update, the paper's alpha."""
+    decay: jax.Array
+    """float32 scalar: update t (from 0) moves `step_size / (1 + t) ** decay`; 0 is published."""
+    num_updates: jax.Array
+    """int32 scalar."""
     criterion: jax.Array
     """int32 scalar, index into `CRITERIA`: an array, so that one program runs several criteria."""
     signal: jax.Array
@@ -62,8 +66,8 @@ class BatchSampler(NamedTuple):
     """FairBatch as pure functions, made by `fairbatch`."""
 
     init: Callable[..., BatchState]
-    """`init(*, step_size=None, criterion=None, signal=None) -> BatchState`, natural frequencies;
-    the arguments override the factory's and may be traced (criterion and signal as indices)."""
+    """`init(*, step_size, decay, criterion, signal) -> BatchState` at natural frequencies; every
+    argument defaults to the factory's and may be traced (criterion and signal as indices)."""
     measure: Callable[..., CellSums]
     """`measure(logits [N, K], labels [N], state, *, group [N], weights=None) -> CellSums`: what
     the state's criterion and signal look at; weights float32 `[N]`, 0 = padding."""
@@ -91,6 +95,7 @@ def fairbatch(
     criterion: Criterion = "equal_opportunity",
     signal: Signal = "loss",
     step_size: float = 0.005,
+    decay: float = 0.0,
     draw: Draw = "exact",
     rounding: Rounding = "largest_remainder",
     positive_class: int = 1,
@@ -111,7 +116,9 @@ def fairbatch(
         "demographic_parity" all labels, "none" never moves and draws plain shuffled batches.
       signal: "loss" compares mean cross-entropies (published); "rate" compares the true- and
         false-positive or selection rates themselves: equal losses are not equal rates.
-      step_size: share in (0, 1] moved by one update, alpha of the paper.
+      step_size: share in (0, 1] moved by the first update, alpha of the paper.
+      decay: exponent at least 0 with which the step shrinks, see `BatchState`. A constant step
+        (0, published) never settles; 0.5 does.
       draw: "exact" gives every batch the same rounded cell counts and deals each shuffled cell
         without replacement, starting over at its end; "iid" draws cell and row independently.
       rounding: of exact cell counts. "largest_remainder" always sums to `batch_size`; "published"
@@ -140,6 +147,8 @@ def fairbatch(
         raise ValueError(f"labels and group differ in length: {len(labels)} and {len(group)}")
     if not 0 < step_size <= 1:
         raise ValueError(f"step_size must be in (0, 1], got {step_size}")
+    if not decay >= 0:
+        raise ValueError(f"decay must be at least 0, got {decay}")
     if not 0 <= positive_class < num_classes:
         raise ValueError(f"positive_class must be in [0, {num_classes}), got {positive_class}")
 
@@ -158,17 +167,23 @@ def fairbatch(
     label_share = table.sum(1, keepdims=True) / num_rows
     watched, direction = _criterion_tables(num_classes, positive_class)
 
-    defaults = step_size, CRITERIA.index(criterion), SIGNALS.index(signal)
+    default_criterion, default_signal = CRITERIA.index(criterion), SIGNALS.index(signal)
 
-    def init(*, step_size=None, criterion=None, signal=None) -> BatchState:
+    def init(
+        *,
+        step_size=step_size,
+        decay=decay,
+        criterion=default_criterion,
+        signal=default_signal,
+    ) -> BatchState:
         natural = table / np.maximum(table.sum(1, keepdims=True), 1)
-        given = (step_size, criterion, signal)
-        chosen = [default if x is None else x for x, default in zip(given, defaults, strict=True)]
         return BatchState(
-            jnp.asarray(natural, jnp.float32),
-            jnp.asarray(chosen[0], jnp.float32),
-            jnp.asarray(chosen[1], jnp.int32),
-            jnp.asarray(chosen[2], jnp.int32),
+            weights=jnp.asarray(natural, jnp.float32),
+            step_size=jnp.asarray(step_size, jnp.float32),
+            decay=jnp.asarray(decay, jnp.float32),
+            num_updates=jnp.zeros((), jnp.int32),
+            criterion=jnp.asarray(criterion, jnp.int32),
+            signal=jnp.asarray(signal, jnp.int32),
         )
 
     def measure(logits, labels, state: BatchState, *, group, weights=None) -> CellSums:
@@ -202,8 +217,12 @@ def fairbatch(
         best = jax.nn.one_hot(low.argmin(1), num_groups, dtype=jnp.float32)
         toward_worst = (worst - best) * jnp.asarray(direction)[state.criterion][:, None]
         donor_share = jnp.sum(jnp.where(toward_worst < 0, state.weights, 0.0), axis=1)
-        share = jnp.where(moves, jnp.minimum(state.step_size, donor_share), 0.0)
-        return state._replace(weights=state.weights + share[:, None] * toward_worst)
+        step = state.step_size / (1.0 + state.num_updates.astype(jnp.float32)) ** state.decay
+        share = jnp.where(moves, jnp.minimum(step, donor_share), 0.0)
+        return state._replace(
+            weights=state.weights + share[:, None] * toward_worst,
+            num_updates=state.num_updates + 1,
+        )
 
     def sample_epoch(key, state: BatchState, example_weights=None, num_batches=None):
         num_batches = batches_per_epoch if num_batches is None else num_batches

@@ -217,6 +217,28 @@ def test_example_weights_choose_within_the_cell_only(draw):
     np.testing.assert_allclose(of_first_cell / of_first_cell.sum(), [0.25, 0.25, 0.5], atol=0.03)
 
 
+def test_steps_shrink_by_the_decay():
+    sampler = make(step_size=0.1, decay=0.5)
+    losses, state, moved = jnp.array([[0.0, 0.0], [0.1, 0.2]]), sampler.init(), []
+    for _ in range(4):
+        after = sampler.update(losses, state)
+        moved.append(float(after.weights[1, 1] - state.weights[1, 1]))
+        state = after
+    np.testing.assert_allclose(moved, 0.1 / np.sqrt([1, 2, 3, 4]), atol=1e-6)
+
+
+def test_every_order_of_a_small_cell_is_equally_likely():
+    labels, group = two_by_two(np.array([[4, 4], [4, 4]]))
+    sampler = make(labels, group, batch_size=16)
+    keys = jax.random.split(jax.random.key(0), 24_000)
+    rows, _ = jax.vmap(lambda key: sampler.sample(key, sampler.init()))(keys)
+    of_cell = np.flatnonzero((labels == 0) & (group == 0))
+    orders = np.searchsorted(of_cell, np.asarray(rows)[:, :4])
+    counts = np.unique(orders @ [64, 16, 4, 1], return_counts=True)[1]
+    assert len(counts) == 24
+    np.testing.assert_allclose(counts / 1000, 1, atol=0.15)  # 5 standard deviations
+
+
 def test_an_empty_cell_gets_nothing_and_moves_nothing():
     labels, group = two_by_two(np.array([[40, 40], [40, 0]]))
     sampler = make(labels, group, batch_size=30, criterion="equalized_odds")
@@ -303,6 +325,7 @@ BAD = {
     "draw must be one of": {"draw": "sorted"},
     "rounding must be one of": {"rounding": "up"},
     "step_size must be in": {"step_size": 0.0},
+    "decay must be at least 0": {"decay": -0.5},
     "number of non-empty": {"batch_size": 3},
     "the number of examples, 2000": {"batch_size": 2001},
     "labels must be in": {"num_classes": 1, "positive_class": 0},
@@ -330,4 +353,4 @@ def test_lengths_must_agree_and_ids_be_integers():
 def test_state_fields_are_what_the_docstring_says():
     state = make().init()
     assert isinstance(state, BatchState)
-    assert [leaf.dtype for leaf in state] == [jnp.float32, jnp.float32, jnp.int32, jnp.int32]
+    assert [leaf.dtype for leaf in state] == [jnp.float32] * 3 + [jnp.int32] * 3

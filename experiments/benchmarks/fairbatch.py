@@ -7,6 +7,7 @@ batches, from arrays in memory to test logits, taking turns on the same machine,
 the same test accuracy and disparity. Theirs are the styles of `baselines.torch_fairbatch`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
