@@ -89,7 +89,7 @@ def test_batch_statistics_after_three_steps_equal_torch(key):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
 
         gradients, new = jax.grad(loss, has_aux=True)(params)
-        return jax.tree.map(lambda p, g: p - 0.01 * g, params, gradients), new
+        return jax.tree.map(lambda p, g: p - 0.001 * g, params, gradients), new
 
     for _ in range(3):
         labels = jnp.array([1, 3, 0, 2])

@@ -4,6 +4,7 @@ from typing import Any
 
 from fairjax.models import resnet, vgg, vit
 from fairjax.models.channels import Channels, Slot
+from fairjax.models.export import load_inference, save_inference
 from fairjax.models.mlp import logistic_regression, mlp
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig
@@ -20,13 +21,12 @@ __all__ = [
     "ViTConfig",
     "Weights",
     "image_model",
+    "load_inference",
     "load_weights",
     "logistic_regression",
     "mlp",
-    "resnet",
+    "save_inference",
     "save_weights",
-    "vgg",
-    "vit",
 ]
 
 
@@ -41,7 +41,8 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
       **overrides: fields of `ViTConfig`, `ResNetConfig` or `VGGConfig`, e.g. `image_size=64`.
 
     Returns:
-      A `Model` with fresh `init`; see `vit`, `resnet` and `vgg` for names and intermediates.
+      A `Model`; `fairjax.models.vit.vit`, `.resnet.resnet` and `.vgg.vgg` describe its parameters
+      and intermediates.
 
     Raises:
       ValueError: unknown name, or sizes that do not fit together.

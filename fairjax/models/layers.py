@@ -61,7 +61,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
     """Zero whole examples `[B, ...]` with probability `rate` (stochastic depth); see `dropout`."""
-    return x if key is None else _keep(x, rate, key, (len(x),) + (1,) * (x.ndim - 1))
+    return x if key is None else _keep(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
 def _keep(x: jax.Array, rate: jax.Array, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

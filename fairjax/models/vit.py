@@ -224,7 +224,7 @@ class _PatchEmbed(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         kernel = self.proj["kernel"][...].astype(images.dtype)
         size, _, _, width = kernel.shape
-        batch, side = len(images), images.shape[1] // size
+        batch, side = images.shape[0], images.shape[1] // size
         patches = images.reshape(batch, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
         x = patches.reshape(batch * side * side, -1) @ kernel.reshape(-1, width)
         if "bias" in self.proj:
@@ -258,7 +258,9 @@ class _Trunk(nnx.Module):
         config = self.config
         check_images(images, config.image_size)
         x = self.patch_embed(images.astype(config.dtype))
-        cls_token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        cls_token = jnp.broadcast_to(
+            self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+        )
         x = jnp.concatenate([cls_token, x], axis=1) + self.pos_embed[...].astype(x.dtype)
         x = dropout(x, config.dropout, key)
         return self.norm_pre(x) if config.norm_pre else x
