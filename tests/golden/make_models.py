@@ -6,6 +6,7 @@ Made with torch 2.14.1, torchvision 0.29.1, timm 1.0.31 and transformers 5.23.0.
 their parameters by name (`filling.py`), so the file holds names, shapes and results only.
 """
 
+# pyright: reportMissingImports=false, reportArgumentType=false, reportOptionalMemberAccess=false
 import json
 import pathlib
 import sys
