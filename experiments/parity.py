@@ -81,7 +81,7 @@ def write_like_library(case: Case, references: dict[str, np.ndarray], folder: st
     tensors = {name: filled(name, tuple(shape)) for name, shape in shapes.items()}
     if case.source in ("vision_transformer", "big_vision"):
         path = pathlib.Path(folder) / "weights.npz"
-        np.savez(path, **tensors)
+        np.savez(path, **tensors)  # pyright: ignore[reportArgumentType]
     else:
         path = pathlib.Path(folder) / "weights.safetensors"
         save_file(tensors, path)

@@ -10,12 +10,17 @@ from fairjax.models.layers import max_pool
 from fairjax.models.vgg import _adaptive_mean_pool
 from fairjax.models.weights import _flat
 from fairjax.trees import unstack_blocks
+from tests.golden.filling import arrays_of
 
 KEY = jax.random.key(0)
 
 
 def images(batch=2, size=32):
     return jax.random.normal(jax.random.key(1), (batch, size, size, 3))
+
+
+def train(model):
+    return jax.jit(lambda p, s, x, key=None: model.apply(p, s, x, train=True, key=key))
 
 
 @pytest.mark.parametrize(("size", "stride", "padding", "side"), [(3, 2, 1, 12), (2, 2, 0, 13)])
@@ -45,25 +50,30 @@ def test_adaptive_pool_equals_torch(side):
 
 def test_batch_norm_keeps_the_unbiased_variance_and_normalises_by_the_biased_one():
     model = image_model("resnet18", 2, image_size=32, width=8)
-    params, stats = model.init(KEY)
-    _, out, new = model.apply(params, stats, images(), train=True)
+    params, stats = arrays_of(model)
+    _, out, new = train(model)(params, stats, images())
     x = np.asarray(out["conv1"]).reshape(-1, 8)
-    np.testing.assert_allclose(new["bn1"]["mean"], 0.1 * x.mean(0), atol=1e-6)
-    np.testing.assert_allclose(new["bn1"]["var"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        new["bn1"]["mean"], 0.9 * stats["bn1"]["mean"] + 0.1 * x.mean(0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        new["bn1"]["var"], 0.9 * stats["bn1"]["var"] + 0.1 * x.var(0, ddof=1), rtol=1e-5
+    )
     expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    expected = expected * params["bn1"]["scale"] + params["bn1"]["bias"]
     np.testing.assert_allclose(np.asarray(out["bn1"]).reshape(-1, 8), expected, atol=1e-4)
 
 
 def test_evaluation_leaves_the_batch_statistics_alone():
     model = image_model("resnet18", 2, image_size=32, width=8)
-    params, stats = model.init(KEY)
-    _, _, new = model.apply(params, stats, images())
+    params, stats = arrays_of(model)
+    _, _, new = jax.jit(model.apply)(params, stats, images())
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stats, new))
 
 
 def test_statistics_can_be_carried_through_a_scan_and_a_population():
     model = image_model("resnet18", 2, image_size=32, width=8)
-    params, stats = model.init(KEY)
+    params, stats = arrays_of(model)
 
     def epoch(params, stats):
         def step(stats, inputs):
@@ -110,18 +120,16 @@ def test_every_axis_in_the_channel_graph_has_the_length_it_states(name, options)
 
 def test_intermediates_are_the_convolutions_before_their_relu():
     model = image_model("vgg11", 3, image_size=32, classifier=(8, 8))
-    params, stats = model.init(KEY)
-    _, out, _ = model.apply(params, stats, images())
+    params, stats = arrays_of(model)
+    _, out, _ = jax.jit(model.apply)(params, stats, images())
     assert out["features/18"].shape == (2, 2, 2, 512)
     assert float(out["features/18"].min()) < 0
 
 
 def test_dropout_in_vgg_needs_a_key():
     model = image_model("vgg_micro", 3, image_size=32, dropout=0.5)
-    params, stats = model.init(KEY)
+    params, stats = arrays_of(model)
     with pytest.raises(ValueError, match="needs a key"):
         model.apply(params, stats, images(), train=True)
-    first, second = (
-        model.apply(params, stats, images(), train=True, key=jax.random.key(i))[0] for i in (1, 2)
-    )
+    first, second = (train(model)(params, stats, images(), jax.random.key(i))[0] for i in (1, 2))
     assert not np.allclose(first, second)
