@@ -60,7 +60,7 @@ def test_batch_norm_keeps_the_unbiased_variance_and_normalises_by_the_biased_one
         new["bn1"]["var"], 0.9 * stats["bn1"]["var"] + 0.1 * x.var(0, ddof=1), rtol=1e-5
     )
     expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
-    expected = expected * params["bn1"]["scale"] + params["bn1"]["bias"]
+    expected = expected * np.asarray(params["bn1"]["scale"]) + np.asarray(params["bn1"]["bias"])
     np.testing.assert_allclose(np.asarray(out["bn1"]).reshape(-1, 8), expected, atol=1e-4)
 
 
