@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from experiments.common import device_name, versions
 
@@ -70,3 +71,22 @@ def claim(
         "device": device_name(),
         "versions": versions(),
     }
+
+
+def matmul_rate(size: int = 1536, *, repeats: int = 5) -> float:
+    """Best FLOP/s of a float32 product of two square matrices: this machine's practical roof."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    seconds(lambda: product(a, a))
+    return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(repeats))
+
+
+def step_flops(jitted: Any, *args: Any) -> float:
+    """FLOPs of one call by XLA's own count; loop bodies count once, so pass unrolled networks."""
+    cost = jitted.lower(*args).compile().cost_analysis()
+    return float(cost["flops"])
+
+
+def utilisation(flops: float, run_s: float, rate: float) -> float:
+    """Share of `rate` (FLOP/s) at which `flops` were done in `run_s` seconds."""
+    return flops / run_s / rate

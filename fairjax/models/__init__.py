@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from fairjax.models import resnet, vgg, vit
 from fairjax.models.channels import Channels, Slot
+from fairjax.models.export import load_inference, save_inference
 from fairjax.models.mlp import logistic_regression, mlp
 from fairjax.models.model import Model
-from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
-from fairjax.models.vgg import VGGConfig, vgg, vgg_config
-from fairjax.models.vit import ViTConfig, vit, vit_config
+from fairjax.models.resnet import ResNetConfig
+from fairjax.models.vgg import VGGConfig
+from fairjax.models.vit import ViTConfig
 from fairjax.models.weights import Weights, load_weights, save_weights
 
 __all__ = [
@@ -19,13 +21,12 @@ __all__ = [
     "ViTConfig",
     "Weights",
     "image_model",
+    "load_inference",
     "load_weights",
     "logistic_regression",
     "mlp",
-    "resnet",
+    "save_inference",
     "save_weights",
-    "vgg",
-    "vit",
 ]
 
 
@@ -40,15 +41,18 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
       **overrides: fields of `ViTConfig`, `ResNetConfig` or `VGGConfig`, e.g. `image_size=64`.
 
     Returns:
-      A `Model` with fresh `init`; see `vit`, `resnet` and `vgg` for names and intermediates.
+      A `Model`; `fairjax.models.vit.vit`, `.resnet.resnet` and `.vgg.vgg` describe its parameters
+      and intermediates.
 
     Raises:
       ValueError: unknown name, or sizes that do not fit together.
     """
-    for make_config, make in ((vit_config, vit), (resnet_config, resnet), (vgg_config, vgg)):
-        config = make_config(name, num_classes, **overrides)
-        if config is not None:
-            return make(config)  # pyright: ignore[reportArgumentType]
+    if config := vit.vit_config(name, num_classes, **overrides):
+        return vit.vit(config)
+    if config := resnet.resnet_config(name, num_classes, **overrides):
+        return resnet.resnet(config)
+    if config := vgg.vgg_config(name, num_classes, **overrides):
+        return vgg.vgg(config)
     raise ValueError(
         f"unknown model {name!r}; known are vit_SIZE_patchN_PIXELS "
         "(tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or _clip_quickgelu "

@@ -61,7 +61,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
     """Zero whole examples `[B, ...]` with probability `rate` (stochastic depth); see `dropout`."""
-    return x if key is None else _keep(x, rate, key, (len(x),) + (1,) * (x.ndim - 1))
+    return x if key is None else _keep(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
 def _keep(x: jax.Array, rate: jax.Array, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -131,10 +131,20 @@ class BatchNorm(nnx.Module):
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
-    """Largest value of each window of `[B, H, W, C]`."""
-    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, pads)
+    """Largest value of each window of `[B, H, W, C]`; equal values share the gradient.
+
+    Rows, then columns, as maxima of shifted slices: the gradient of XLA's own window reduction
+    takes three times as long on CPU.
+    """
+    for axis in (1, 2):
+        last = (x.shape[axis] + 2 * padding - size) // stride * stride
+        pads = [(0, 0, 0)] * 4
+        pads[axis] = (padding, padding, 0)
+        padded = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
+        x = jax.lax.slice_in_dim(padded, 0, last + 1, stride, axis)
+        for i in range(1, size):
+            x = jnp.maximum(x, jax.lax.slice_in_dim(padded, i, i + last + 1, stride, axis))
+    return x
 
 
 def check_images(images: jax.Array, image_size: int) -> None:

@@ -152,7 +152,7 @@ class _VGG(nnx.Module):
                 norm = str(int(index) + 1)
                 out[f"features/{norm}"] = x = self.features[norm](x, train=train)
             x = jax.nn.relu(x)
-        out["pooled"] = x = _adaptive_mean_pool(x, config.pool_size).reshape(len(x), -1)
+        out["pooled"] = x = _adaptive_mean_pool(x, config.pool_size).reshape(x.shape[0], -1)
         for i in range(len(config.classifier)):
             out[f"classifier/{3 * i}"] = x = self.classifier[str(3 * i)](x)
             layer_key = jax.random.fold_in(key, i) if train and config.dropout else None

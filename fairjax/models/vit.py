@@ -166,18 +166,23 @@ def vit(config: ViTConfig) -> Model:
         block: Any = nnx.merge(block_structure, params, {})
         return block(x, rate, key)
 
-    if config.checkpoint_blocks:
-        run_block = jax.checkpoint(run_block)
+    # What a scan keeps for the backward pass is written to stacked buffers, so it keeps the outputs
+    # of the large products only: recomputing norms, GELU and softmax is cheaper than storing them.
+    keep_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policy = None if config.checkpoint_blocks else keep_products
+    scanned_block = jax.checkpoint(run_block, policy=policy, prevent_cse=False)
+    looped_block = jax.checkpoint(run_block) if config.checkpoint_blocks else run_block
 
     def scan_blocks(x, params, rates, keys):
-        return jax.lax.scan(lambda x, xs: (run_block(x, *xs)[0], None), x, (params, rates, keys))
+        xs = (params, rates, keys)
+        return jax.lax.scan(lambda x, xs: (scanned_block(x, *xs)[0], None), x, xs)
 
     def loop_blocks(x, params, rates, keys):
         out = {}
         for name in sorted(params, key=int):
             i = int(name)
             key = None if keys is None else keys[i]
-            x, inside = run_block(x, params[name], rates[i], key)
+            x, inside = looped_block(x, params[name], rates[i], key)
             out[f"blocks/{i}"] = x
             out |= {f"blocks/{i}/{layer}": value for layer, value in inside.items()}
         return x, out
@@ -219,7 +224,7 @@ class _PatchEmbed(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         kernel = self.proj["kernel"][...].astype(images.dtype)
         size, _, _, width = kernel.shape
-        batch, side = len(images), images.shape[1] // size
+        batch, side = images.shape[0], images.shape[1] // size
         patches = images.reshape(batch, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
         x = patches.reshape(batch * side * side, -1) @ kernel.reshape(-1, width)
         if "bias" in self.proj:
@@ -253,7 +258,9 @@ class _Trunk(nnx.Module):
         config = self.config
         check_images(images, config.image_size)
         x = self.patch_embed(images.astype(config.dtype))
-        cls_token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        cls_token = jnp.broadcast_to(
+            self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+        )
         x = jnp.concatenate([cls_token, x], axis=1) + self.pos_embed[...].astype(x.dtype)
         x = dropout(x, config.dropout, key)
         return self.norm_pre(x) if config.norm_pre else x

@@ -181,6 +181,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _detect(path: pathlib.Path, tensors: dict[str, Any], family: str) -> tuple[Layout, str]:
     """The layout of a file and what precedes all its names."""
     for layout in LAYOUTS:
+        if layout.family == "mlp" and family != "mlp":
+            continue  # its one name, head.weight, is in many files
         for name in sorted(tensors):
             if match := re.fullmatch(f"((?:.*[./])?){layout.marker}", name):
                 if layout.family != family:

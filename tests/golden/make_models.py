@@ -6,6 +6,7 @@ Made with torch 2.14.1, torchvision 0.29.1, timm 1.0.31 and transformers 5.23.0.
 their parameters by name (`filling.py`), so the file holds names, shapes and results only.
 """
 
+# pyright: reportMissingImports=false, reportArgumentType=false, reportOptionalMemberAccess=false
 import json
 import pathlib
 import sys
@@ -67,12 +68,12 @@ def gradients(case: str, module: torch.nn.Module, size: int) -> None:
 
 
 def statistics(case: str, module: torch.nn.Module, size: int) -> None:
-    """Running statistics after three SGD steps at learning rate 0.01 on four images."""
+    """Running statistics after three SGD steps at learning rate 0.001 on four images."""
     fill(module).train()
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.001)
     labels = torch.tensor([1, 3, 0, 2])
     for _ in range(3):
         optimizer.zero_grad()

@@ -1,0 +1,69 @@
+"""Inference as one self-contained file that runs on CPU, CUDA and TPU without this package."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from fairjax.models.model import Model
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def save_inference(path: str | pathlib.Path, model: Model, params: Any, batch_stats: Any) -> None:
+    """Write the function from uint8 images to class probabilities, weights included.
+
+    The file takes any batch size and holds the program for CPU, CUDA and TPU; normalisation by the
+    model's `mean` and `std` is part of it. Needs the extra `export` (flatbuffers).
+
+    Args:
+      path: where to write.
+      model: an image network (`config` has `image_size`, `mean` and `std`).
+      params: its parameters, sliced or not.
+      batch_stats: its batch statistics, `{}` without batch norm.
+
+    Raises:
+      ValueError: the model does not take images, or flatbuffers is not installed.
+    """
+    config = model.config
+    if not hasattr(config, "image_size"):
+        raise ValueError(f"only image networks are exported, got {type(config).__name__}")
+
+    # the one place where arrays are closed over: they are meant to be constants of the program
+    @jax.jit
+    def predict(images):
+        mean = jnp.array(config.mean, jnp.float32).reshape(1, 1, 1, 3)
+        std = jnp.array(config.std, jnp.float32).reshape(1, 1, 1, 3)
+        inputs = (images.astype(jnp.float32) / 255 - mean) / std
+        return jax.nn.softmax(model.apply(params, batch_stats, inputs)[0])
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = (batch, config.image_size, config.image_size, 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    exported = jax.export.export(predict, platforms=PLATFORMS)(images)
+    try:
+        blob = exported.serialize()
+    except ImportError:
+        raise ValueError("exporting needs flatbuffers: pip install 'fairjax[export]'") from None
+    pathlib.Path(path).write_bytes(blob)
+
+
+def load_inference(path: str | pathlib.Path) -> Callable[[np.ndarray], jax.Array]:
+    """The function that `save_inference` wrote: uint8 `[B, S, S, 3]` to float32 `[B, K]`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not an exported function.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such exported function")
+    try:
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # flatbuffers raises whatever the first wrong offset leads to
+        raise ValueError(f"{path}: not an exported function ({type(error).__name__})") from None
+    return jax.jit(exported.call)
