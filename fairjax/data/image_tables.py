@@ -76,6 +76,7 @@ def load_image_table(
     array_key: str | None = None,
     on_error: Literal["error", "skip"] = "error",
     cache_dir: str | Path | None = None,
+    allow_small_groups: bool = False,
     pickles: Mapping[str, str | Path] | None = None,
     trust_pickle: bool = False,
 ) -> Dataset:
@@ -105,6 +106,7 @@ def load_image_table(
       array_key: see `decode_image`.
       on_error: what to do with an image that cannot be read; see `cached_images`.
       cache_dir: see `cached_images`.
+      allow_small_groups: note, rather than refuse, a group that a split has no rows of.
       pickles: a MEDFAIR image pickle for each of "train", "val" and "test", instead of files.
       trust_pickle: allow reading them; see `read_pickled_images`.
 
@@ -169,6 +171,7 @@ def load_image_table(
         array_key=array_key,
         on_error=on_error,
         cache_dir=cache_dir,
+        allow_small_groups=allow_small_groups,
         inputs=inputs,
     )
 
@@ -185,6 +188,7 @@ def image_dataset(
     array_key: str | None = None,
     on_error: Literal["error", "skip"] = "error",
     cache_dir: str | Path | None = None,
+    allow_small_groups: bool = False,
     inputs: np.ndarray | None = None,
 ) -> Dataset:
     """Groups, splits and decoded images of an `ImageTable`; arguments as in `load_image_table`.
@@ -229,16 +233,17 @@ def image_dataset(
         label_names=table.label_names,
         group_names=group_names,
         splits=splits,
-        notes=(*table.notes, *notes),
     )
     for name in SPLITS:
-        empty = data.cell_counts(name).sum(axis=0) == 0
-        if empty.any():
+        empty = np.flatnonzero(data.cell_counts(name).sum(axis=0) == 0)
+        gaps = [f"Group {group_names[g]!r} has no rows in split {name!r}" for g in empty]
+        if gaps and not allow_small_groups:
             raise ValueError(
-                f"{table.name}: group {group_names[int(empty.argmax())]!r} has no rows in split "
-                f"{name!r}; choose another attribute, other bands or another split"
+                f"{table.name}: {gaps[0]}; choose another attribute, other bands or another split,"
+                " or pass allow_small_groups"
             )
-    return data
+        notes += [f"{gap}." for gap in gaps]
+    return dataclasses.replace(data, notes=(*table.notes, *notes))
 
 
 def find_column(table: Table, name: str) -> str:

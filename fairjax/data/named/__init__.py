@@ -60,6 +60,7 @@ def load_named(
     unknown: Literal["drop", "group"] = "drop",
     on_error: Literal["error", "skip"] = "error",
     cache_dir: str | Path | None = None,
+    allow_small_groups: bool = False,
 ) -> Dataset:
     """A named image set with its published label, groups and patient-level split.
 
@@ -72,6 +73,7 @@ def load_named(
       unknown: see `load_image_table`; likewise `on_error` and `cache_dir`.
       on_error: see `cached_images`.
       cache_dir: see `cached_images`.
+      allow_small_groups: see `load_image_table`.
 
     Returns:
       A `Dataset`, `inputs` uint8 `[N, size, size, 3]`.
@@ -91,4 +93,5 @@ def load_named(
         array_key=recipe.array_key,
         on_error=on_error,
         cache_dir=cache_dir,
+        allow_small_groups=allow_small_groups,
     )
