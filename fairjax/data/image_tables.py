@@ -412,7 +412,7 @@ def _check_ids(table: ImageTable, ids: np.ndarray, splits: Mapping[str, np.ndarr
             first, other = owner.setdefault(str(ids[row]), (split, row))
             if first != split:
                 raise ValueError(
-                    f"{table.where[row]}: id {ids[row]!r} is in split {split!r} and, at "
+                    f"{table.where[row]}: id {str(ids[row])!r} is in split {split!r} and, at "
                     f"{table.where[other]}, in {first!r}"
                 )
 
