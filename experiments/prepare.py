@@ -170,26 +170,36 @@ def save_gallery(path: Path, data: Dataset) -> None:
         for g in range(data.num_groups)
     ]
     cells = [cell for cell in cells if len(cell[2])][:_GALLERY_ROWS]
-    augment = compose(
-        random_resized_crop(data.inputs.shape[1]),
-        random_flip(),
-        color_jitter(brightness=0.2, contrast=0.2, saturation=0.2),
+    augment = jax.jit(
+        compose(
+            random_resized_crop(data.inputs.shape[1]),
+            random_flip(),
+            color_jitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        )
     )
-    figure = Figure(figsize=(2 * _GALLERY_COLUMNS + 2, 1.05 * len(cells) + 0.5), dpi=100)
-    axes = figure.subplots(len(cells), 2 * _GALLERY_COLUMNS, squeeze=False)
-    for line, (y, g, picked) in zip(axes, cells, strict=True):
-        images = np.zeros((_GALLERY_COLUMNS, *data.inputs.shape[1:]), np.uint8)
+    side, gap = data.inputs.shape[1], 2
+    width = 2 * _GALLERY_COLUMNS * (side + gap) + side // 2
+    canvas = np.full((len(cells) * (side + gap), width, 3), 255, np.uint8)
+    for i, (_, _, picked) in enumerate(cells):
+        images = np.zeros((_GALLERY_COLUMNS, side, side, 3), np.uint8)
         images[: len(picked)] = data.inputs[picked]
-        after = np.asarray(jax.jit(augment)(jax.random.key(0), jnp.asarray(images)))
-        for axis in line:
-            axis.axis("off")
-        for i in range(len(picked)):
-            line[i].imshow(images[i])
-            line[_GALLERY_COLUMNS + i].imshow(after[i])
-        line[0].set_title(f"{data.label_names[y]}, {data.group_names[g]}", fontsize=8, loc="left")
-    figure.suptitle(f"{data.name}: as stored (left), augmented (right)", fontsize=9)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(path)
+        after = np.asarray(augment(jax.random.key(0), jnp.asarray(images)))
+        after = np.round(255 * after).astype(np.uint8)
+        top = i * (side + gap)
+        for j in range(len(picked)):
+            left = j * (side + gap)
+            canvas[top : top + side, left : left + side] = images[j]
+            left += width - _GALLERY_COLUMNS * (side + gap)
+            canvas[top : top + side, left : left + side] = after[j]
+    figure = Figure(figsize=(2 * _GALLERY_COLUMNS + 3, len(cells) + 0.8), dpi=100)
+    axes = figure.subplots()
+    axes.imshow(canvas)
+    axes.set_xticks([])
+    names = [f"{data.label_names[y]}, {data.group_names[g]}" for y, g, _ in cells]
+    axes.set_yticks((np.arange(len(cells)) + 0.5) * (side + gap), names, fontsize=8)
+    axes.set_frame_on(False)
+    axes.set_title(f"{data.name}: as stored (left), augmented (right)", fontsize=9)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def main() -> None:
