@@ -213,7 +213,7 @@ def fairbatch(
         best = jax.nn.one_hot(low.argmin(1), num_groups, dtype=jnp.float32)
         toward_worst = (worst - best) * jnp.asarray(direction)[state.criterion][:, None]
         donor_share = jnp.sum(jnp.where(toward_worst < 0, state.weights, 0.0), axis=1)
-        share = jnp.minimum(state.step_size, donor_share) * moves
+        share = jnp.where(moves, jnp.minimum(state.step_size, donor_share), 0.0)
         return state._replace(weights=state.weights + share[:, None] * toward_worst)
 
     def sample_epoch(key, state: BatchState, example_weights=None, num_batches=None):
@@ -405,7 +405,8 @@ def _largest_remainder(expected: jax.Array, total: int) -> jax.Array:
         (remainder[None, :] == remainder[:, None]) & (index[None, :] < index[:, None])
     )
     missing = total - floor.sum().astype(jnp.int32)
-    return floor.astype(jnp.int32) + (ahead.sum(1, dtype=jnp.int32) < missing)
+    up = ahead.sum(1, dtype=jnp.int32) < missing
+    return floor.astype(jnp.int32) + up.astype(jnp.int32)
 
 
 def _criterion_tables(num_classes: int, positive_class: int) -> tuple[np.ndarray, np.ndarray]:

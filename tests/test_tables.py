@@ -3,8 +3,8 @@
 import csv
 import gzip
 import io
-import time
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from fairjax.data import SPLITS, load_adult, load_compas, load_csv
+from fairjax.data import SPLITS, load_adult, load_compas, load_csv, make_adult
 
 ROWS = [
     # age, city, sex, outcome, part
@@ -53,7 +53,7 @@ def changed(row, column, value, rows=ROWS):
 
 
 def load(path, **options):
-    defaults = {"label": "outcome", "sensitive": "sex", "split": "part"}
+    defaults: dict[str, Any] = {"label": "outcome", "sensitive": "sex", "split": "part"}
     return load_csv(path, **(defaults | options))
 
 
@@ -92,7 +92,7 @@ def test_worked_example(table):
     # Rome is not in train.
     np.testing.assert_array_equal(data.inputs[5, 1:], [0, 0, 1, 0])
     assert data.notes == (
-        "1 rows hold a 'city' that train lacks (such as 'Rome'); it is encoded as all zeros.",
+        "Rows with a 'city' that train lacks: 1 (such as 'Rome'), encoded as all zeros.",
     )
     assert data.inputs.dtype == np.float32
 
@@ -110,7 +110,9 @@ def test_features_agree_with_scikit_learn(tmp_path):
     city = np.array([[row[1]] for row in rows])
     scaled = StandardScaler().fit(age[train]).transform(age)
     one_hot = OneHotEncoder(sparse_output=False).fit(city[train]).transform(city)
-    np.testing.assert_allclose(data.inputs, np.hstack([scaled, one_hot]), atol=1e-6)
+    np.testing.assert_allclose(
+        data.inputs, np.hstack([np.asarray(scaled), np.asarray(one_hot)]), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,6 +268,7 @@ def test_a_patient_never_straddles_drawn_splits(tmp_path):
     patients = [{rows[i][4] for i in data.splits[split]} for split in SPLITS]
     assert not (patients[0] & patients[1] or patients[0] & patients[2] or patients[1] & patients[2])
     assert "part" not in data.feature_names
+    assert data.notes[0].endswith("stratified on (label, group), every 'part' kept whole.")
 
 
 def test_unused_columns_may_be_named_twice_or_say_the_same(tmp_path):
@@ -279,7 +282,7 @@ def test_unused_columns_may_be_named_twice_or_say_the_same(tmp_path):
 # What is refused
 
 
-def refuse(path, message, error=ValueError, **options):
+def refuse(path, message, error: type[Exception] = ValueError, **options):
     with pytest.raises(error) as raised:
         load(path, **options)
     text = str(raised.value)
@@ -385,6 +388,7 @@ def test_features_that_cannot_be_numbers_or_categories(tmp_path):
         write(path, changed(3, "age", "4O")),
         "t.csv, line 5: column 'age' holds '4O' among numbers; mend it, or name the column in",
     )
+    refuse(write(path, changed(3, "city", "7")), "line 5: column 'city' holds '7' among text; mend")
     for cell in ("inf", "-Infinity", "1e300"):
         refuse(
             write(path, changed(3, "age", cell)),
@@ -419,7 +423,7 @@ def test_splits_that_cannot_be_made(tmp_path, table):
 
 def test_id_in_two_given_splits(tmp_path):
     header = (*HEADER, "patient")
-    rows = [(*row, i) for i, row in enumerate(ROWS)]
+    rows: list[tuple] = [(*row, i) for i, row in enumerate(ROWS)]
     rows[6] = (*ROWS[6], "2.0")
     path = write(tmp_path / "t.csv", rows, header)
     refuse(
@@ -474,6 +478,7 @@ def mutate(edits):
 @given(
     content=broken_tables,
     suffix=st.sampled_from(["csv", "csv", "csv", "gz", "zip"]),
+    place=st.sampled_from([None, None, *SPLITS]),
     options=st.fixed_dictionaries(
         {
             "split": st.sampled_from(["part", (0.5, 0.25, 0.25)]),
@@ -484,9 +489,13 @@ def mutate(edits):
         }
     ),
 )
-def test_broken_files_end_in_one_line_or_in_finite_data(tmp_path, content, suffix, options):
+def test_broken_files_end_in_one_line_or_in_finite_data(tmp_path, content, suffix, place, options):
     path = tmp_path / f"fuzz.{suffix}"
     path.write_bytes(content)
+    if place is not None:
+        clean = write(tmp_path / "clean.csv")
+        path = dict.fromkeys(SPLITS, clean) | {place: path}
+        options = options | {"split": (0.6, 0.2, 0.2)}
     try:
         data = load(path, **options)
     except ValueError as error:
@@ -500,7 +509,7 @@ def test_broken_files_end_in_one_line_or_in_finite_data(tmp_path, content, suffi
 
 def test_adult_is_complete_and_its_groups_are_in_order():
     data = load_adult()
-    assert data.inputs.shape[0] == 45_222 and data.inputs.shape[1] in (103, 104)
+    assert data.inputs.shape == (45_222, 104)
     assert data.label_names == ("<=50K", ">50K") and data.group_names == ("Female", "Male")
     counts = sum(data.cell_counts(split) for split in SPLITS)
     np.testing.assert_array_equal(counts, [[13026, 20988], [1669, 9539]])
@@ -510,7 +519,7 @@ def test_adult_is_complete_and_its_groups_are_in_order():
     np.testing.assert_allclose(train[:, :6].mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(train[:, :6].std(0), 1, atol=1e-5)
     assert set(np.unique(train[:, 6:])) == {0, 1}
-    assert data.inputs[:, 6:].sum(1).min() >= 7
+    np.testing.assert_array_equal(data.inputs[:, 6:].sum(1), 8)
 
 
 def test_adult_first_row_is_the_published_one():
@@ -550,13 +559,26 @@ def test_adult_seed_changes_only_the_split():
     first, other = load_adult(), load_adult(seed=1)
     np.testing.assert_array_equal(first.labels, other.labels)
     assert not np.array_equal(first.splits["test"], other.splits["test"])
+    assert first.feature_names == other.feature_names
 
 
-def test_adult_loads_in_well_under_a_second():
-    load_adult()
-    start = time.perf_counter()
-    load_adult()
-    assert time.perf_counter() - start < 1.5  # 0.15 s on an idle machine
+def test_adult_by_a_column_with_tiny_groups_needs_permission():
+    with pytest.raises(ValueError, match="pass allow_small_groups=True"):
+        load_adult("native-country")
+    assert load_adult("native-country", allow_small_groups=True).num_groups == 41
+
+
+def test_compact_copy_holds_what_the_one_hot_table_says(tmp_path):
+    header = ("age", "sex_Female", "sex_Male", "salary_<=50K", "salary_>50K")
+    rows = [(30, 0, 1, 1, 0), (41, 1, 0, 0, 1), (52, 0, 1, 0, 1)]
+    make_adult.main(write(tmp_path / "a.csv", rows, header), tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["age"].tolist() == [30, 41, 52]
+        assert arrays["sex_values"][arrays["sex"]].tolist() == ["Male", "Female", "Male"]
+        assert arrays["salary_values"][arrays["salary"]].tolist() == ["<=50K", ">50K", ">50K"]
+    broken = write(tmp_path / "b.csv", [(30, 1, 1, 1, 0)], header)
+    with pytest.raises(ValueError, match="columns sex_\\* do not hold exactly one 1 per row"):
+        make_adult.main(broken, tmp_path / "b.npz")
 
 
 def test_a_linear_model_learns_adult_as_everywhere():
@@ -644,7 +666,7 @@ def test_compas_that_is_another_file_or_keeps_nothing(tmp_path, table):
         load_compas(path)
 
 
-def test_adult_sized_csv_loads_in_seconds(tmp_path):
+def test_an_adult_sized_csv_loads_whole(tmp_path):
     generator = np.random.default_rng(0)
     n = 45_000
     numbers = generator.integers(0, 100_000, (n, 6)).astype(str)
@@ -652,7 +674,5 @@ def test_adult_sized_csv_loads_in_seconds(tmp_path):
     tail = np.stack([generator.choice(["F", "M"], n), generator.choice(["0", "1"], n)], axis=1)
     rows = np.concatenate([numbers, texts, tail], axis=1).tolist()
     path = write(tmp_path / "big.csv", rows, [*(f"c{i}" for i in range(13)), "sex", "outcome"])
-    start = time.perf_counter()
     data = load_csv(path, label="outcome", sensitive="sex")
-    assert time.perf_counter() - start < 6  # under 1 s on an idle machine
     assert data.inputs.shape == (n, 6 + 7 * 40 + 2)

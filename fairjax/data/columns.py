@@ -11,6 +11,20 @@ MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
 
 
+def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray, list[str]]:
+    """The table without the rows that miss a needed cell, which rows stay, and a note."""
+    absent = {name: table.columns[name].codes < 0 for name in needed}
+    rows = np.flatnonzero(~np.any(list(absent.values()), axis=0))
+    if len(rows) == len(table):
+        return table, rows, []
+    counts = ", ".join(f"{show(name)} {gap.sum()}" for name, gap in absent.items() if gap.any())
+    if not len(rows):
+        raise ValueError(f"{table.files[0]}: no row is complete; missing cells by column: {counts}")
+    dropped = len(table) - len(rows)
+    note = f"Dropped {dropped} of {len(table)} rows with missing values ({counts})."
+    return table.take(rows), rows, [note]
+
+
 def categories(column: Column) -> Column:
     """The column with values in order: as numbers (equal ones merged) if all are, else as text."""
     numbers = [number(value) for value in column.values]
@@ -38,23 +52,28 @@ def _display(name: str, values: Sequence[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _refuse_mixture(table: Table, name: str, remedy: str) -> None:
-    """Raises ValueError if a column holds text among numbers, most likely a slip."""
+def _numbers(table: Table, name: str, remedy: str) -> list[float] | None:
+    """The distinct values as numbers, or None for text; raises ValueError on a mixture of both."""
     values, codes = table.columns[name]
-    text = [i for i, value in enumerate(values) if number(value) is None]
-    if text and len(text) < len(values):
-        row = int(np.flatnonzero(np.isin(codes, text))[0])
+    numbers = [number(value) for value in values]
+    text = np.array([value is None for value in numbers])
+    if text.any() and not text.all():
+        present = codes >= 0
+        is_text = present & text[codes]
+        rare = is_text.sum() <= present.sum() / 2
+        row = int((is_text if rare else present & ~is_text).argmax())
         raise ValueError(
             f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])} "
-            f"among numbers; {remedy}"
+            f"among {'numbers' if rare else 'text'}; {remedy}"
         )
+    return None if text.all() else [value for value in numbers if value is not None]
 
 
 def read_labels(
     table: Table, name: str, positive: str | int | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Class of every row and the names of the classes."""
-    _refuse_mixture(table, name, "a label must be all numbers or all text")
+    _numbers(table, name, "a label must be all numbers or all text")
     values, codes = categories(table.columns[name])
     file = table.files[0]
     if len(values) < 2:
@@ -114,34 +133,36 @@ def read_groups(table: Table, sensitive: Sequence[str]) -> tuple[np.ndarray, tup
 
 
 def read_feature(
-    table: Table, name: str, train: np.ndarray, *, categorical: bool
+    table: Table, name: str, train: np.ndarray, *, categorical: bool, fixed_categories: bool
 ) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
     """Input columns `[N, D]` float32 made of one feature, their names, and notes.
 
-    Statistics and categories come from the rows `train` alone.
+    Statistics and categories come from the rows `train` alone; but with `fixed_categories` every
+    value of the table has its place, so that the width is the same for every split.
     """
-    if not categorical:
-        _refuse_mixture(
-            table, name, "mend it, or name the column in categorical= to read it as text"
-        )
     values, codes = table.columns[name]
     if not (codes[train] >= 0).any():
         raise ValueError(f"{table.files[0]}: column {show(name)} has no values in split 'train'")
-    if not categorical and number(values[0]) is not None:
-        return _read_numbers(table, name, train)
-    if not categorical and len(values) > MAX_CATEGORIES:
+    if categorical:
+        return _read_categories(table, name, train, fixed_categories)
+    numbers = _numbers(
+        table, name, "mend it, or name the column in categorical= to read it as text"
+    )
+    if numbers is not None:
+        return _read_numbers(table, name, numbers, train)
+    if len(values) > MAX_CATEGORIES:
         raise ValueError(
-            f"{table.where(0)}: column {show(name)} holds {len(values)} distinct texts such as "
-            f"{show(values[codes[0]])}, at most {MAX_CATEGORIES} are accepted; leave it out with "
+            f"{table.files[0]}: column {show(name)} holds {len(values)} distinct texts such as "
+            f"{show(values[0])}, at most {MAX_CATEGORIES} are accepted; leave it out with "
             "features=, or name it in categorical= if they are categories"
         )
-    return _read_categories(table, name, train)
+    return _read_categories(table, name, train, fixed_categories)
 
 
-def _read_numbers(table, name, train) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+def _read_numbers(table, name, numbers, train) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
     """One standardised column; missing cells get the median of train."""
     values, codes = table.columns[name]
-    column = np.array([*map(number, values), math.nan])[codes]
+    column = np.array([*numbers, math.nan])[codes]
     outside = np.abs(column) > np.finfo(np.float32).max
     if outside.any():
         row = int(outside.argmax())
@@ -172,8 +193,10 @@ def _read_numbers(table, name, train) -> tuple[np.ndarray, tuple[str, ...], list
     return standardised[:, None], (name,), notes
 
 
-def _read_categories(table, name, train) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """One 0/1 column per value of train; missing cells get train's most frequent value."""
+def _read_categories(
+    table, name, train, fixed_categories
+) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """One 0/1 column per known value; missing cells get train's most frequent value."""
     values, codes = categories(table.columns[name])
     counts = np.bincount(codes[train][codes[train] >= 0], minlength=len(values))
     notes = []
@@ -184,13 +207,13 @@ def _read_categories(table, name, train) -> tuple[np.ndarray, tuple[str, ...], l
             f"Filled {gaps.sum()} missing {show(name)} with the most frequent train value "
             f"{show(values[counts.argmax()])}."
         )
-    unseen = counts[codes] == 0
+    kept = np.arange(len(values)) if fixed_categories else np.flatnonzero(counts)
+    unseen = ~np.isin(codes, kept)
     if unseen.any():
         example = show(values[codes[unseen][0]])
         notes.append(
-            f"{unseen.sum()} rows hold a {show(name)} that train lacks (such as {example}); "
-            "it is encoded as all zeros."
+            f"Rows with a {show(name)} that train lacks: {unseen.sum()} (such as {example}), "
+            "encoded as all zeros."
         )
-    kept = np.flatnonzero(counts)
     one_hot = (codes[:, None] == kept).astype(np.float32)
     return one_hot, tuple(f"{name}={values[code]}" for code in kept), notes

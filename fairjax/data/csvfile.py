@@ -127,6 +127,8 @@ def read_csv(path) -> Table:
 
 def join(tables: list[Table]) -> Table:
     """Stacks tables on top of each other; every one must have the columns of the first."""
+    if len(tables) == 1:
+        return tables[0]
     columns = {}
     for name in tables[0].columns:
         parts = [table.columns[name] for table in tables]

@@ -7,16 +7,17 @@ numbers as int32 and each category column as one uint8 code per row.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fairjax.data.csvfile import number, read_csv
 
 
-def main(source: str) -> None:
-    """Reads the CSV and writes adult.npz beside this file."""
+def main(source: str | Path, destination: str | Path) -> None:
+    """Reads the CSV and writes the compact copy."""
     one_hot: dict[str, dict[str, np.ndarray]] = {}
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for name, column in read_csv(source).columns.items():
         cells = np.array([number(value) for value in column.values], np.int32)[column.codes]
         base, underscore, value = name.partition("_")
@@ -30,10 +31,10 @@ def main(source: str) -> None:
             raise ValueError(f"{source}: the columns {base}_* do not hold exactly one 1 per row")
         arrays[base] = stacked.argmax(axis=1).astype(np.uint8)
         arrays[f"{base}_values"] = np.array(list(indicators))
-    np.savez_compressed(Path(__file__).with_name("adult.npz"), allow_pickle=False, **arrays)
+    np.savez_compressed(destination, **arrays)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m fairjax.data.make_adult PATH_TO_ADULT_CSV")
-    main(sys.argv[1])
+    main(sys.argv[1], Path(__file__).with_name("adult.npz"))

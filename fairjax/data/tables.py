@@ -1,13 +1,14 @@
 """Tables as `Dataset`: any CSV, and the Adult and COMPAS benchmarks."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fairjax.data.columns import categories, read_feature, read_groups, read_labels
+from fairjax.data.columns import categories, drop_missing, read_feature, read_groups, read_labels
 from fairjax.data.csvfile import Column, Table, join, number, read_csv, show
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.splits import stratified_split
@@ -82,7 +83,7 @@ def load_csv(
     return _to_dataset(
         table,
         roles,
-        name=Path(table.files[0]).name.partition(".")[0],
+        name=re.sub(r"(\.csv)?(\.gz|\.zip)?$", "", Path(table.files[0]).name),
         positive=positive,
         split=table.file_of_row if isinstance(path, Mapping) else split,
         missing=missing,
@@ -98,11 +99,12 @@ def load_adult(
     split: Ratios = (0.6, 0.2, 0.2),
     seed: int = 0,
     sensitive_as_feature: bool = True,
+    allow_small_groups: bool = False,
 ) -> Dataset:
     """UCI Adult (Census Income), carried in the package: who earns more than 50,000 dollars?
 
     45,222 rows without missing values; 6 standardised numbers and 98 one-hot categories as
-    features (97 where the only row from Holand-Netherlands is not in train). Class 1 is ">50K".
+    features, whatever the split. Class 1 is ">50K".
     Groups are in alphabetical order: by sex 0 Female, 1 Male; by race 0 Amer-Indian-Eskimo,
     1 Asian-Pac-Islander, 2 Black, 3 Other, 4 White.
 
@@ -111,6 +113,7 @@ def load_adult(
       split: shares of train, val and test, stratified on (label, group).
       seed: of the split.
       sensitive_as_feature: whether the sensitive columns are features too.
+      allow_small_groups: as in `load_csv`; needed for "native-country".
 
     Returns:
       A `Dataset` named "adult".
@@ -139,7 +142,16 @@ def load_adult(
     )
     roles = _assign_roles(table, "salary", sensitive, None, None, split, sensitive_as_feature)
     table.require(roles.used)
-    return _to_dataset(table, roles, name="adult", positive=">50K", split=split, seed=seed)
+    return _to_dataset(
+        table,
+        roles,
+        name="adult",
+        positive=">50K",
+        split=split,
+        seed=seed,
+        allow_small_groups=allow_small_groups,
+        fixed_categories=True,
+    )
 
 
 def load_compas(
@@ -148,6 +160,7 @@ def load_compas(
     sensitive: str | Sequence[str] = "sex",
     split: Ratios = (0.6, 0.2, 0.2),
     seed: int = 0,
+    allow_small_groups: bool = False,
 ) -> Dataset:
     """COMPAS, from ProPublica's `compas-scores-two-years.csv`: who reoffends within two years?
 
@@ -161,6 +174,7 @@ def load_compas(
       sensitive: "sex" (0 Female, 1 Male), "race" (0 African-American, 1 Caucasian), or both.
       split: shares of train, val and test, stratified on (label, group).
       seed: of the split.
+      allow_small_groups: as in `load_csv`.
 
     Returns:
       A `Dataset` named "compas".
@@ -176,7 +190,9 @@ def load_compas(
     features = ("age_cat", "c_charge_degree", "race", "sex", "priors_count")
     roles = _assign_roles(table, "two_year_recid", sensitive, features, None, split, True)
     filters: dict[str, Callable[[str], bool]] = {
-        "days_b_screening_arrest": lambda cell: abs(number(cell) or 0) <= 30,
+        "days_b_screening_arrest": lambda cell: (
+            (days := number(cell)) is not None and abs(days) <= 30
+        ),
         "is_recid": lambda cell: number(cell) != -1,
         "c_charge_degree": lambda cell: cell != "O",
         "score_text": lambda cell: True,  # "N/A" counts as missing
@@ -191,7 +207,14 @@ def load_compas(
         raise ValueError(f"{path}: none of {len(table)} rows passes ProPublica's filters")
     note = f"ProPublica's filters keep {keep.sum()} of {len(table)} rows."
     table = table.select(roles.used).take(np.flatnonzero(keep))
-    data = _to_dataset(table, roles, name="compas", split=split, seed=seed)
+    data = _to_dataset(
+        table,
+        roles,
+        name="compas",
+        split=split,
+        seed=seed,
+        allow_small_groups=allow_small_groups,
+    )
     return dataclasses.replace(data, notes=(note, *data.notes))
 
 
@@ -249,11 +272,13 @@ def _to_dataset(
     missing: str = "drop",
     categorical: Sequence[str] = (),
     allow_small_groups: bool = False,
+    fixed_categories: bool = False,
 ) -> Dataset:
     """Turns columns into arrays; `split` may also be the split number of every row."""
     if missing not in ("drop", "impute"):
         raise ValueError(f'missing must be "drop" or "impute", got {missing!r}')
-    table, rows, notes = _drop_missing(table, roles, missing)
+    needed = (roles.label, *roles.sensitive, *(roles.features if missing == "drop" else ()))
+    table, rows, notes = drop_missing(table, tuple(dict.fromkeys(needed)))
     labels, label_names = read_labels(table, roles.label, positive)
     group, group_names = read_groups(table, roles.sensitive)
     if isinstance(split, np.ndarray):
@@ -265,13 +290,18 @@ def _to_dataset(
     else:
         splits = _draw_splits(table, roles, split, labels * len(group_names) + group, seed)
         ratios = "/".join(f"{ratio:g}" for ratio in split)
-        notes.append(f"Split {ratios} drawn with seed {seed}, stratified on (label, group).")
+        whole = "" if roles.id_column is None else f", every {show(roles.id_column)} kept whole"
+        notes.append(f"Split {ratios} drawn with seed {seed}, stratified on (label, group){whole}.")
     if roles.id_column is not None:
         _check_ids(table, roles.id_column, splits)
     blocks, feature_names = [], []
     for feature in roles.features:
         block, names, feature_notes = read_feature(
-            table, feature, splits["train"], categorical=feature in categorical
+            table,
+            feature,
+            splits["train"],
+            categorical=feature in categorical,
+            fixed_categories=fixed_categories,
         )
         blocks.append(block)
         feature_names += names
@@ -288,27 +318,6 @@ def _to_dataset(
     )
     notes += _check_cells(data, table.files[0], allow_small_groups)
     return dataclasses.replace(data, notes=tuple(notes))
-
-
-def _drop_missing(table, roles, missing) -> tuple[Table, np.ndarray, list[str]]:
-    """The table without rows that cannot be used, which rows stay, and a note on the others."""
-    needed = dict.fromkeys((roles.label, *roles.sensitive))
-    if missing == "drop":
-        needed |= dict.fromkeys(roles.features)
-    absent = {name: table.columns[name].codes < 0 for name in needed}
-    keep = ~np.any(list(absent.values()), axis=0)
-    rows = np.flatnonzero(keep)
-    if len(rows) == len(table):
-        return table, rows, []
-    counts = ", ".join(f"{show(name)} {gap.sum()}" for name, gap in absent.items() if gap.any())
-    if not len(rows):
-        raise ValueError(f"{table.files[0]}: no row is complete; missing cells by column: {counts}")
-    dropped = len(table) - len(rows)
-    return (
-        table.take(rows),
-        rows,
-        [f"Dropped {dropped} of {len(table)} rows with missing values ({counts})."],
-    )
 
 
 def _read_splits(table, name) -> dict[str, np.ndarray]:

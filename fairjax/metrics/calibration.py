@@ -3,7 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from fairjax.metrics.counts import check_examples, divide, example_weights, group_sums
+from fairjax.metrics.counts import (
+    check_examples,
+    divide,
+    example_weights,
+    group_sums,
+    weigh,
+)
 
 
 def calibration_terms(
@@ -28,7 +34,7 @@ def binned_calibration_error(
     num_bins: int,
 ) -> jax.Array:
     """ECE per group `[G]` from `calibration_terms`: sum over bins of |weighted excess|, over n."""
-    values = jax.nn.one_hot(bins, num_bins) * (weights * excess)[:, None]
+    values = jax.nn.one_hot(bins, num_bins) * weigh(excess, weights)[:, None]
     values = jnp.concatenate([values, weights[:, None]], axis=1)
     sums = group_sums(values, group, num_groups)
     return divide(jnp.abs(sums[:, :-1]).sum(-1), sums[:, -1])
@@ -120,7 +126,9 @@ def group_brier_score(
     num_classes = logits.shape[-1]
     error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, num_classes)
     squared = jnp.square(error).sum(-1) * (0.5 if num_classes == 2 else 1.0)
-    total, n = group_sums(jnp.stack([weights * squared, weights], axis=1), group, num_groups).T
+    total, n = group_sums(
+        jnp.stack([weigh(squared, weights), weights], axis=1), group, num_groups
+    ).T
     return divide(total, n)
 
 

@@ -36,7 +36,7 @@ def group_sums(values: jax.Array, group: jax.Array, num_groups: int) -> jax.Arra
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """`numerator / denominator`, nan where the denominator is not positive; safe to differentiate."""
+    """`numerator / denominator`, nan unless the denominator is positive; differentiable."""
     defined = denominator > 0
     return jnp.where(defined, numerator / jnp.where(defined, denominator, 1.0), jnp.nan)
 
@@ -58,6 +58,11 @@ def example_weights(weights: jax.Array | None, like: jax.Array) -> jax.Array:
     return jnp.asarray(weights).astype(jnp.float32)
 
 
+def weigh(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """`values * weights`, where weight 0 silences even inf and nan: padding may hold anything."""
+    return jnp.where(weights == 0, 0.0, values) * weights
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupCounts:
@@ -71,6 +76,7 @@ class GroupCounts:
     confusion: jax.Array
 
     def __add__(self, other: "GroupCounts") -> "GroupCounts":
+        """Counts of both sets of examples together."""
         return GroupCounts(self.confusion + other.confusion)
 
     @property
@@ -95,7 +101,8 @@ class GroupCounts:
 
     def one_vs_rest(self, positive: int) -> "GroupCounts":
         """Counts of the two-class question "is it class `positive`?", K = 2."""
-        side = jax.nn.one_hot(jnp.arange(self.num_classes) == positive, 2)
+        is_positive = jnp.arange(self.num_classes) == positive
+        side = jax.nn.one_hot(is_positive.astype(jnp.int32), 2)
         return GroupCounts(
             jnp.einsum("...kj,ka,jb->...ab", self.confusion, side, side, precision="highest")
         )

@@ -92,7 +92,7 @@ def rank_scores(
 
 
 def _stable_partition(order: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
-    """Bring `order [N]` into rising `group [N]`, keeping the order inside a group: no second sort."""
+    """Bring `order [N]` into rising `group [N]`, stable inside a group, without a second sort."""
     one_hot = jax.nn.one_hot(group, num_groups, dtype=jnp.int32)
     before = jnp.cumsum(one_hot, axis=0) - 1
     sizes = before[-1] + 1

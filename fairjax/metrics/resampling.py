@@ -52,6 +52,22 @@ def _sort_strata(strata: jax.Array | None, num_examples: int) -> _Strata:
     return _Strata(order, *runs(strata[order]))
 
 
+def _count(mask: jax.Array) -> jax.Array:
+    """How many entries of each column are true, float32."""
+    return mask.sum(0).astype(jnp.float32)
+
+
+def _first_and_others(
+    function: Callable[[jax.Array], jax.Array], num_others: int, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """`function(0)` and the stack of `function(1)`, ..., compiled once for all in full batches."""
+    # Batches of equal size, the last one filled up: a remainder would be compiled again.
+    num_batches = -(-(num_others + 1) // batch_size)
+    size = -(-(num_others + 1) // num_batches)
+    values = jax.lax.map(function, jnp.arange(num_batches * size), batch_size=size)
+    return values[0], values[1 : num_others + 1]
+
+
 def _flat(metric_fn: MetricFn, weights: jax.Array) -> jax.Array:
     """The metrics as one float32 vector `[M]`."""
     values = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), metric_fn(weights))
@@ -67,7 +83,7 @@ def bootstrap(
     strata: jax.Array | None = None,
     method: Literal["percentile", "bca"] = "percentile",
     level: float = 0.95,
-    batch_size: int = 16,
+    batch_size: int = 25,
 ) -> Intervals:
     """Confidence intervals of everything that `metric_fn` returns, by resampling examples.
 
@@ -113,14 +129,15 @@ def bootstrap(
     layout = _sort_strata(strata, num_examples)
     ones = jnp.ones(num_examples, jnp.float32)
 
-    def replicate(key):
-        drawn = jax.random.randint(key, (num_examples,), layout.start, layout.end)
-        return _flat(metric_fn, jnp.zeros_like(ones).at[layout.order[drawn]].add(1.0))
+    def replicate(index):
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, index), (num_examples,), layout.start, layout.end
+        )
+        weights = jnp.zeros_like(ones).at[layout.order[drawn]].add(1.0)
+        return _flat(metric_fn, jnp.where(index == 0, ones, weights))
 
-    keys = jax.random.split(key, num_replicates)
-    replicates = jax.lax.map(replicate, keys, batch_size=batch_size)
-    estimate = _flat(metric_fn, ones)
-    num_defined = (~jnp.isnan(replicates)).sum(0)
+    estimate, replicates = _first_and_others(replicate, num_replicates, batch_size)
+    num_defined = _count(~jnp.isnan(replicates))
     tail = (1.0 - level) / 2.0
     quantiles = jnp.full((2, estimate.size), jnp.array([[tail], [1.0 - tail]]))
     if method == "bca":
@@ -131,9 +148,7 @@ def bootstrap(
     unravel = ravel_pytree(
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(metric_fn, ones))
     )[1]
-    return Intervals(
-        unravel(estimate), unravel(lower), unravel(upper), unravel(num_defined.astype(jnp.float32))
-    )
+    return Intervals(unravel(estimate), unravel(lower), unravel(upper), unravel(num_defined))
 
 
 def _acceleration(
@@ -153,12 +168,12 @@ def _acceleration(
         spread = jnp.square(influence).sum()
         return (influence**3).sum() / (6.0 * jnp.where(spread > 0, spread, 1.0) ** 1.5)
 
-    return jax.lax.map(one_metric, jnp.arange(num_metrics), batch_size=8)
+    return jax.lax.map(one_metric, jnp.arange(num_metrics))
 
 
 def _bca_quantiles(quantiles, replicates, estimate, num_defined, acceleration):
     """Shift the two quantile levels `[2, M]` for bias and skewness."""
-    below = (replicates < estimate[None]).sum(0) + 0.5 * (replicates == estimate[None]).sum(0)
+    below = _count(replicates < estimate[None]) + 0.5 * _count(replicates == estimate[None])
     # Kept half a replicate inside (0, 1): an estimate beyond all replicates has no finite z.
     share = below / jnp.maximum(num_defined, 1)
     half = 0.5 / jnp.maximum(num_defined, 1)
@@ -170,10 +185,9 @@ def _bca_quantiles(quantiles, replicates, estimate, num_defined, acceleration):
 def _quantiles(ordered: jax.Array, num_defined: jax.Array, quantiles: jax.Array) -> jax.Array:
     """Linearly interpolated quantiles `[2, M]` of sorted columns `[R, M]` that end in nan."""
     place = quantiles * (jnp.maximum(num_defined, 1) - 1)[None]
-    low = jnp.floor(place).astype(jnp.int32)
-    high = jnp.ceil(place).astype(jnp.int32)
-    below = jnp.take_along_axis(ordered, low, axis=0)
-    above = jnp.take_along_axis(ordered, high, axis=0)
+    low, high = jnp.floor(place), jnp.ceil(place)
+    below = jnp.take_along_axis(ordered, low.astype(jnp.int32), axis=0)
+    above = jnp.take_along_axis(ordered, high.astype(jnp.int32), axis=0)
     return below + (place - low) * (above - below)
 
 
@@ -197,7 +211,7 @@ def permutation_test(
     key: jax.Array,
     num_permutations: int = 1000,
     strata: jax.Array | None = None,
-    batch_size: int = 16,
+    batch_size: int = 25,
 ) -> PermutationTest:
     """How often shuffled groups show a gap at least as large as the real ones.
 
@@ -223,16 +237,15 @@ def permutation_test(
         raise ValueError(f"num_permutations must be at least 1, got {num_permutations}")
     layout = _sort_strata(strata, group.shape[0])
 
-    def permuted(key):
-        noise = jax.random.bits(key, group.shape)
+    def permuted(index):
+        noise = jax.random.bits(jax.random.fold_in(key, index), group.shape)
         _, _, shuffled = jax.lax.sort((layout.start, noise, group[layout.order]), num_keys=2)
-        return metric_fn(jnp.zeros_like(group).at[layout.order].set(shuffled))
+        shuffled = jnp.zeros_like(group).at[layout.order].set(shuffled)
+        return metric_fn(jnp.where(index == 0, group, shuffled))
 
-    observed = metric_fn(group)
-    keys = jax.random.split(key, num_permutations)
-    values = jax.lax.map(permuted, keys, batch_size=batch_size)
-    num_defined = (~jnp.isnan(values)).sum()
+    observed, values = _first_and_others(permuted, num_permutations, batch_size)
+    num_defined = _count(~jnp.isnan(values))
     # Rounding must not make an equally large gap look smaller.
-    as_large = (values >= observed - 1e-6 * jnp.abs(observed)).sum()
+    as_large = _count(values >= observed - 1e-6 * jnp.abs(observed))
     p_value = jnp.where(jnp.isnan(observed), jnp.nan, (1.0 + as_large) / (1.0 + num_defined))
-    return PermutationTest(observed, p_value, num_defined.astype(jnp.float32))
+    return PermutationTest(observed, p_value, num_defined)

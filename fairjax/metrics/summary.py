@@ -17,6 +17,7 @@ from fairjax.metrics.counts import (
     group_min,
     group_sums,
     rate_difference,
+    weigh,
 )
 from fairjax.metrics.ranking import RankedScores, rank_scores, ranked_auc
 
@@ -32,7 +33,7 @@ class Prepared:
       preds, labels, group: int32 `[N]`.
       loss: cross-entropy of each example, float32 `[N]`.
       excess, bins: confidence minus correctness, float32 `[N]`, and its bin, int32 `[N]`.
-      is_nan: bool `[N]`, whether the logits hold nan.
+      diverged: bool `[N]`, whether the logits hold nan or inf.
       ranked, ranked_by_group: the scores sorted among everyone and within groups.
       num_groups, num_classes: G and K.
     """
@@ -43,7 +44,7 @@ class Prepared:
     loss: jax.Array
     excess: jax.Array
     bins: jax.Array
-    is_nan: jax.Array
+    diverged: jax.Array
     ranked: RankedScores
     ranked_by_group: RankedScores
     num_groups: int = dataclasses.field(metadata={"static": True})
@@ -82,7 +83,7 @@ def prepare(logits: jax.Array, labels: jax.Array, *, group: jax.Array, num_group
         loss=-jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0],
         excess=excess,
         bins=bins,
-        is_nan=jnp.isnan(logits).any(-1),
+        diverged=~jnp.isfinite(logits).all(-1),
         ranked=rank_scores(scores, labels),
         ranked_by_group=rank_scores(scores, labels, group=group, num_groups=num_groups),
         num_groups=num_groups,
@@ -102,42 +103,28 @@ def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, 
     """
     p = prepared
     weights = example_weights(weights, p.labels)
-    used = weights > 0
-    # A diverged model still has an argmax: make all of its metrics undefined, so it cannot win.
-    poisoned = jnp.where((p.is_nan & used).any(), jnp.nan, weights)
-    grouping = {"group": p.group, "num_groups": p.num_groups}
-    num_classes = p.num_classes
     counts = rates.group_counts(
-        p.preds, p.labels, **grouping, num_classes=num_classes, weights=poisoned
+        p.preds,
+        p.labels,
+        group=p.group,
+        num_groups=p.num_groups,
+        num_classes=p.num_classes,
+        weights=weights,
     )
     pooled = counts.pooled()
-    # Not loss * weights alone: an infinite loss of padding (weight 0) would give nan.
-    loss = jnp.where(used, p.loss, 0.0) * poisoned
-    values = jnp.concatenate(
-        [loss[:, None], jax.nn.one_hot(p.labels, num_classes) * weights[:, None]], axis=1
-    )
-    sums = group_sums(values, p.group, p.num_groups)
-    n_per_label = sums[:, 1:]
-    group_loss = divide(sums[:, 0], n_per_label.sum(-1))
     group_accuracy = rates.accuracy(counts)
-    auc = ranked_auc(p.ranked, weights)[0]
     group_auc = ranked_auc(p.ranked_by_group, weights)
-    ece = binned_calibration_error(
-        jnp.where(used, p.excess, 0.0),
-        p.bins,
-        poisoned,
-        group=jnp.zeros_like(p.group),
-        num_groups=1,
-        num_bins=NUM_BINS,
-    )[0]
-    return {
-        "n": n_per_label.sum(-1),
-        "n_per_label": n_per_label,
+    loss_sums = group_sums(weigh(p.loss, weights)[:, None], p.group, p.num_groups)[:, 0]
+    group_loss = divide(loss_sums, counts.n)
+    everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
+    metrics = {
         "accuracy": rates.accuracy(pooled)[0],
         "balanced_accuracy": rates.balanced_accuracy(pooled)[0],
         "macro_f1": rates.macro_f1(pooled)[0],
-        "auc": auc,
-        "ece": ece,
+        "auc": ranked_auc(p.ranked, weights)[0],
+        "ece": binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)[
+            0
+        ],
         "group_accuracy": group_accuracy,
         "worst_group_accuracy": group_min(group_accuracy),
         "accuracy_gap": rate_difference(group_accuracy),
@@ -153,6 +140,10 @@ def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, 
         "demographic_parity_difference": rates.demographic_parity_difference(counts),
         "demographic_parity_deviation": rates.demographic_parity_deviation(counts),
     }
+    # A diverged model still has an argmax: make all its metrics undefined, so that it cannot win.
+    diverged = (p.diverged & (weights > 0)).any()
+    metrics = {name: jnp.where(diverged, jnp.nan, value) for name, value in metrics.items()}
+    return metrics | {"n": counts.n, "n_per_label": counts.per_label}
 
 
 def fairness_metrics(
@@ -168,7 +159,7 @@ def fairness_metrics(
     Predictions are the largest logit; AUC scores are the logit difference for two classes, the
     softmax of each class against the rest for more. Undefined values are nan and never counted as
     fair: a group lacking what a rate needs is left out of gaps, `undefined` names it, and logits
-    that hold nan make every metric nan.
+    that hold nan or inf make every metric nan.
 
     Args:
       logits: float `[N, K]`, K >= 2. Under vmap, a population's `[P, N, K]` is sorted once per
@@ -219,12 +210,12 @@ def undefined(metrics: Mapping[str, jax.Array], group_names: Sequence[str]) -> l
         }
         named = "; ".join(f"group '{name}' has {reason}" for name, reason in lacks.items())
         if value.ndim == 0 and np.isnan(value):
-            sentences.append(f"{metric} undefined: {named or 'the logits hold nan'}")
+            sentences.append(f"{metric} undefined: {named or 'the logits hold nan or inf'}")
         elif value.ndim == 0 and named and metric.endswith(("_difference", "_deviation", "_gap")):
             sentences.append(f"{metric} leaves out: {named}")
         elif value.ndim == 1:
             sentences += [
-                f"{metric} of '{name}' undefined: {lacks.get(name, 'the logits hold nan')}"
+                f"{metric} of '{name}' undefined: {lacks.get(name, 'the logits hold nan or inf')}"
                 for name, entry in zip(group_names, value, strict=True)
                 if np.isnan(entry)
             ]

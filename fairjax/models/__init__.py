@@ -8,6 +8,7 @@ from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
 from fairjax.models.vgg import VGGConfig, vgg, vgg_config
 from fairjax.models.vit import ViTConfig, vit, vit_config
+from fairjax.models.weights import Weights, load_weights, save_weights
 
 __all__ = [
     "Channels",
@@ -16,10 +17,13 @@ __all__ = [
     "Slot",
     "VGGConfig",
     "ViTConfig",
+    "Weights",
     "image_model",
+    "load_weights",
     "logistic_regression",
     "mlp",
     "resnet",
+    "save_weights",
     "vgg",
     "vit",
 ]

@@ -132,10 +132,9 @@ class BatchNorm(nnx.Module):
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
     """Largest value of each window of `[B, H, W, C]`."""
-    lowest = jnp.array(-jnp.inf, x.dtype)
     pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    return jax.lax.reduce_window(x, lowest, jax.lax.max, window, strides, pads)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, pads)
 
 
 def check_images(images: jax.Array, image_size: int) -> None:

@@ -147,8 +147,10 @@ class _Block(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         shortcut, out = x, {}
         if self.has_projection:
-            out["downsample/0"] = shortcut = self.downsample["0"](x)
-            out["downsample/1"] = shortcut = self.downsample["1"](shortcut, train=train)
+            conv: Any = self.downsample["0"]
+            norm: Any = self.downsample["1"]
+            out["downsample/0"] = shortcut = conv(x)
+            out["downsample/1"] = shortcut = norm(shortcut, train=train)
         for i in range(1, self.num_convs + 1):
             out[f"conv{i}"] = x = getattr(self, f"conv{i}")(x)
             out[f"bn{i}"] = x = getattr(self, f"bn{i}")(x, train=train)

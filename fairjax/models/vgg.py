@@ -28,7 +28,7 @@ _NAMES: dict[str, dict[str, Any]] = {
     "vgg_micro": {
         "image_size": 64,
         "features": (16, "M", 32, "M", 64, 64, "M", 128, 128, "M"),
-        "classifier": (128,),
+        "classifier": (128, 128),
         "pool_size": 4,
         "dropout": 0.0,
     },
@@ -43,8 +43,8 @@ class VGGConfig:
     image_size: int = 224
     features: tuple[int | str, ...] = _VGG11
     """Output channels of each 3x3 convolution; "M" halves the map."""
-    classifier: tuple[int, ...] = (4096, 4096)
-    """Hidden units between the pooled map and the head."""
+    classifier: tuple[int, int] = (4096, 4096)
+    """Units of the two hidden layers between the pooled map and the head."""
     pool_size: int = 7
     batch_norm: bool = False
     dropout: float = 0.5
@@ -56,6 +56,8 @@ class VGGConfig:
         halvings = self.features.count("M")
         if self.image_size < 2**halvings:
             raise ValueError(f"image_size must be at least {2**halvings}, got {self.image_size}")
+        if len(self.classifier) != 2:
+            raise ValueError(f"classifier must be two numbers of units, got {self.classifier}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.num_classes < 2:

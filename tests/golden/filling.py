@@ -1,4 +1,4 @@
-"""Numbers for a tensor from its name, the same in every library, so that golden files stay small."""
+"""Numbers for a tensor from its name, so that golden files need not hold any weights."""
 
 import math
 import zlib

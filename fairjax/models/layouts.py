@@ -1,0 +1,212 @@
+"""How other libraries name and shape the parameters of the same networks.
+
+A layout turns a path such as `blocks/3/attn/qkv/kernel` into the names a file uses, and the arrays
+found there into ours (and back, for the layouts that are written). Layouts are told apart by one
+name that only they have; whatever precedes that name in a file is a prefix of all the others.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+Rules = tuple[tuple[str, str], ...]
+
+
+class Layout(NamedTuple):
+    """One library's names for one family of networks."""
+
+    name: str
+    family: str
+    """"vit", "resnet", "vgg" or "mlp"."""
+    marker: str
+    """Regular expression of a name that only this layout has."""
+    rules: Rules
+    """Substitutions on our path; `(a|b)` in the result names several arrays laid side by side."""
+    from_torch: bool = True
+    """Kernels are `[out, in, ...]` and leaves are named as torch names them."""
+
+    def names(self, path: str) -> tuple[str, ...]:
+        """The names under which a file holds our `path`."""
+        if self.from_torch:
+            head, leaf = path.rpartition("/")[::2]
+            path = f"{head}/{_TORCH_LEAVES.get(leaf, leaf)}" if head else leaf
+        for pattern, replacement in self.rules:
+            path = re.sub(pattern, replacement, path)
+        parts = re.fullmatch(r"(.*)\((.*)\)(.*)", path)
+        paths = [path]
+        if parts:
+            before, choices, after = parts.groups()
+            paths = [before + choice + after for choice in choices.split("|")]
+        return tuple(path.replace("/", ".") if self.from_torch else path for path in paths)
+
+    def read(self, path: str, arrays: list[np.ndarray], spatial: int) -> np.ndarray:
+        """Our array from those in the file; `spatial` pixels lie below VGG's first linear layer."""
+        if self.from_torch:
+            arrays = [_from_torch(path, array, spatial) for array in arrays]
+        elif "attn/qkv" in path:
+            arrays = [array.reshape(*array.shape[:-2], -1) for array in arrays]
+        elif path.endswith("attn/proj/kernel"):
+            arrays = [array.reshape(-1, array.shape[-1]) for array in arrays]
+        return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
+
+    def write(self, path: str, array: np.ndarray, spatial: int) -> dict[str, np.ndarray]:
+        """The inverse of `read`, for the layouts in `WRITTEN`."""
+        if path == _FLATTENED and spatial > 1:
+            array = array.reshape(spatial, -1, array.shape[-1]).swapaxes(0, 1)
+            array = array.reshape(-1, array.shape[-1])
+        if path.endswith("kernel"):
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        return {self.names(path)[0]: np.ascontiguousarray(array)}
+
+
+_TORCH_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_FLATTENED = "classifier/0/kernel"
+"""VGG's first linear layer: torch flattens the map as C, H, W, we as H, W, C."""
+
+
+def _from_torch(path: str, array: np.ndarray, spatial: int) -> np.ndarray:
+    if not path.endswith("kernel"):
+        return array
+    if path.startswith("classifier/"):
+        # timm writes VGG's linear layers as convolutions over the whole map
+        array = array.reshape(len(array), -1)
+        if path == _FLATTENED:
+            array = array.reshape(len(array), -1, spatial).swapaxes(1, 2).reshape(len(array), -1)
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _resnet_rules() -> Rules:
+    """transformers counts stages and layers from 0 and pairs convolutions with norms."""
+    rules = [
+        (r"^conv1/", r"embedder/embedder/convolution/"),
+        (r"^bn1/", r"embedder/embedder/normalization/"),
+        (r"^head/", r"classifier/1/"),
+    ]
+    for stage in range(1, 5):
+        layers = rf"encoder/stages/{stage - 1}/layers/\1"
+        block = rf"^layer{stage}/(\d+)"
+        rules.append((rf"{block}/downsample/0/", rf"{layers}/shortcut/convolution/"))
+        rules.append((rf"{block}/downsample/1/", rf"{layers}/shortcut/normalization/"))
+        for i in range(1, 4):
+            rules.append((rf"{block}/conv{i}/", rf"{layers}/layer/{i - 1}/convolution/"))
+            rules.append((rf"{block}/bn{i}/", rf"{layers}/layer/{i - 1}/normalization/"))
+    return tuple(rules)
+
+
+def _transformers_vit(block: str, attention: str, proj: str, fc1: str, fc2: str) -> Rules:
+    return (
+        (r"^blocks/(\d+)/norm1/", rf"{block}/layernorm_before/"),
+        (r"^blocks/(\d+)/norm2/", rf"{block}/layernorm_after/"),
+        (r"^blocks/(\d+)/attn/qkv/", rf"{block}/{attention}/"),
+        (r"^blocks/(\d+)/attn/proj/", rf"{block}/{proj}/"),
+        (r"^blocks/(\d+)/mlp/fc1/", rf"{block}/{fc1}/"),
+        (r"^blocks/(\d+)/mlp/fc2/", rf"{block}/{fc2}/"),
+        (r"^patch_embed/proj/", r"embeddings/patch_embeddings/projection/"),
+        (r"^cls_token$", r"embeddings/cls_token"),
+        (r"^pos_embed$", r"embeddings/position_embeddings"),
+        (r"^norm/", r"layernorm/"),
+        (r"^head/", r"classifier/"),
+    )
+
+
+def _npz_vit(attention: str, norm2: str, mlp: str, position: str) -> Rules:
+    block = r"Transformer/encoderblock_\1"
+    return (
+        (r"^blocks/(\d+)/norm1/", rf"{block}/LayerNorm_0/"),
+        (r"^blocks/(\d+)/norm2/", rf"{block}/{norm2}/"),
+        (r"^blocks/(\d+)/attn/qkv/", rf"{block}/{attention}/(query|key|value)/"),
+        (r"^blocks/(\d+)/attn/proj/", rf"{block}/{attention}/out/"),
+        (r"^blocks/(\d+)/mlp/fc1/", rf"{block}/{mlp}/Dense_0/"),
+        (r"^blocks/(\d+)/mlp/fc2/", rf"{block}/{mlp}/Dense_1/"),
+        (r"^patch_embed/proj/", r"embedding/"),
+        (r"^cls_token$", r"cls"),
+        (r"^pos_embed$", position),
+        (r"^norm/", r"Transformer/encoder_norm/"),
+    )
+
+
+LAYOUTS = (
+    Layout("timm ViT", "vit", r"blocks\.0\.attn\.qkv\.weight", ()),
+    Layout(
+        "transformers ViT",
+        "vit",
+        r"encoder\.layer\.0\.attention\.attention\.query\.weight",
+        _transformers_vit(
+            r"encoder/layer/\1",
+            "attention/attention/(query|key|value)",
+            "attention/output/dense",
+            "intermediate/dense",
+            "output/dense",
+        ),
+    ),
+    Layout(
+        "transformers 5 ViT",
+        "vit",
+        r"layers\.0\.attention\.q_proj\.weight",
+        _transformers_vit(
+            r"layers/\1",
+            "attention/(q_proj|k_proj|v_proj)",
+            "attention/o_proj",
+            "mlp/fc1",
+            "mlp/fc2",
+        ),
+    ),
+    Layout(
+        "vision_transformer npz",
+        "vit",
+        r"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
+        _npz_vit(
+            "MultiHeadDotProductAttention_1",
+            "LayerNorm_2",
+            "MlpBlock_3",
+            "Transformer/posembed_input/pos_embedding",
+        ),
+        from_torch=False,
+    ),
+    Layout(
+        "big_vision npz",
+        "vit",
+        r"Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel",
+        _npz_vit("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embedding"),
+        from_torch=False,
+    ),
+    Layout(
+        "torchvision or timm ResNet",
+        "resnet",
+        r"layer1\.0\.conv1\.weight",
+        ((r"^head/", "fc/"),),
+    ),
+    Layout(
+        "transformers ResNet",
+        "resnet",
+        r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight",
+        _resnet_rules(),
+    ),
+    Layout(
+        "timm VGG",
+        "vgg",
+        r"pre_logits\.fc1\.weight",
+        (
+            (r"^classifier/0/", "pre_logits/fc1/"),
+            (r"^classifier/3/", "pre_logits/fc2/"),
+            (r"^head/", "head/fc/"),
+        ),
+    ),
+    Layout("torchvision VGG", "vgg", r"features\.0\.weight", ((r"^head/", "classifier/6/"),)),
+    Layout("fairjax table network", "mlp", r"head\.weight", ()),
+)
+"""In the order in which they are tried."""
+
+WRITTEN = {
+    "vit": "timm ViT",
+    "resnet": "torchvision or timm ResNet",
+    "vgg": "torchvision VGG",
+    "mlp": "fairjax table network",
+}
+"""The layout in which each family is written."""

@@ -1,0 +1,336 @@
+"""Weight files of other libraries in, torch-readable ones out; nothing in a file is executed."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import zipfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from fairjax.models.layouts import LAYOUTS, WRITTEN, Layout
+from fairjax.models.mlp import MLPConfig
+from fairjax.models.model import Model
+from fairjax.models.resnet import ResNetConfig
+from fairjax.models.vgg import VGGConfig
+from fairjax.models.vit import ViTConfig
+from fairjax.trees import stack_blocks, unstack_blocks
+
+_FAMILIES = {ViTConfig: "vit", ResNetConfig: "resnet", VGGConfig: "vgg", MLPConfig: "mlp"}
+_HARMLESS = re.compile(
+    r"num_batches_tracked|^pooler\.|^mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\."
+)
+"""Names that may be left over: counters, decoders, poolers and the norm of the other pooling."""
+_NESTED = ("state_dict", "model_state_dict", "model", "teacher")
+"""Where training scripts keep the state dict inside a .pth file."""
+
+
+class Weights(NamedTuple):
+    """What a file held, in the form a model's `apply` takes."""
+
+    params: Any
+    batch_stats: Any
+    notes: tuple[str, ...]
+    """What was replaced, resized or left out, one sentence each."""
+
+
+def load_weights(path: str | pathlib.Path, model: Model, key: jax.Array) -> Weights:
+    """Read the parameters of `model` from a file written by another library or by `save_weights`.
+
+    The layout is recognised by its names: timm, torchvision and Hugging Face transformers
+    (`ViTForImageClassification`, `ResNetForImageClassification`) as .safetensors, or as .pth and
+    .bin state dicts when torch is installed (read with `weights_only=True`); vision_transformer and
+    big_vision as .npz. A classifier of another size is replaced by a fresh one, position
+    embeddings of another grid are resized (bicubic with antialiasing, as timm does).
+
+    Args:
+      path: the file.
+      model: a network of the same architecture; channels that `save_weights` recorded as removed
+        are taken into account.
+      key: typed PRNG key for a fresh classifier.
+
+    Returns:
+      `Weights(params, batch_stats, notes)`, float32 whatever the precision of the file. Transformer
+      blocks are stacked unless pruning left them different.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is damaged or of an unknown kind or layout, belongs to another
+        architecture, or lacks, has too many or misshapes parameters (the first few are named).
+    """
+    path = pathlib.Path(path)
+    tensors, widths = _read(path)
+    layout, prefix = _detect(path, tensors, _FAMILIES[type(model.config)])
+    expected = _expected(model, widths)
+    found, used, problems, notes = _collect(model, layout, prefix, tensors, expected)
+    left_over = sorted(set(tensors) - used)
+    foreign = [name for name in left_over if not name.startswith(prefix)]
+    inside = [name.removeprefix(prefix) for name in left_over if name.startswith(prefix)]
+    problems["unexpected"] = [name for name in inside if not _HARMLESS.search(name)]
+    if any(problems.values()):
+        reasons = [
+            f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            for what, names in problems.items()
+            if names
+        ]
+        raise ValueError(
+            f"{path}: {layout.name} weights do not fit {_describe(model)}; {'; '.join(reasons)}"
+        )
+    if foreign:
+        notes.append(f"ignored {len(foreign)} tensors outside {prefix!r}, such as {foreign[0]}")
+    fresh = {name: shape for name, shape in expected.items() if name not in found}
+    if fresh:
+        notes.append(f"fresh, not from the file: {', '.join(fresh)}")
+        found |= _fresh(model, key, fresh)
+    return _assemble(model, found, tuple(notes))
+
+
+def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stats: Any) -> None:
+    """Write parameters as .safetensors under the names that timm or torchvision use.
+
+    PyTorch reads the file with `load_state_dict`. The header's `fairjax` entry is JSON: the
+    configuration, and under `widths` the channels that are left of each pruned layer, from which a
+    PyTorch user builds the narrower network and `load_weights` knows what to expect. Reading the
+    file back gives the same arrays bit by bit.
+
+    Args:
+      path: where to write; must end in .safetensors.
+      model: the network, as it was before any channel was removed.
+      params: its parameters, float32, masked or sliced or not, blocks stacked or not.
+      batch_stats: its batch statistics, `{}` without batch norm.
+
+    Raises:
+      ValueError: another suffix, or arrays that are not of this network.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: weights are written as .safetensors")
+    leaves = _flat(unstack_blocks(params), batch_stats)
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    widths = _widths(model, arrays)
+    expected = _expected(model, widths)
+    wrong = [
+        name
+        for name in sorted(expected.keys() | arrays.keys())
+        if name not in arrays or arrays[name].shape != expected.get(name)
+    ]
+    if wrong:
+        raise ValueError(f"not the parameters of {_describe(model)}: {', '.join(wrong[:4])}")
+    family = _FAMILIES[type(model.config)]
+    (layout,) = (layout for layout in LAYOUTS if layout.name == WRITTEN[family])
+    tensors = {}
+    for name, array in arrays.items():
+        tensors |= layout.write(name, array, _spatial(model))
+    header = {"family": family, "config": dataclasses.asdict(model.config), "widths": widths}
+    save_file(tensors, path, metadata={"format": "pt", "fairjax": json.dumps(header)})
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Arrays of a file by name, and the widths `save_weights` recorded."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weight file")
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="np") as file:
+                header = json.loads((file.metadata() or {}).get("fairjax", "{}"))
+                names = file.keys()
+                return {name: file.get_tensor(name) for name in names}, header.get("widths", {})
+        except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}, {}
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path}: damaged or not an npz of arrays ({error})") from None
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return _read_torch(path), {}
+    raise ValueError(f"{path}: unknown kind of file; accepted are .safetensors, .npz, .pth")
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The state dict of a torch file, found one level down if need be."""
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"{path}: reading this needs torch; install it, or where torch is convert the file "
+            "with safetensors.torch.save_file(state_dict, 'weights.safetensors')"
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged and for refused files
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{path}: damaged, or holds more than tensors, which is never executed ({reason})"
+        ) from None
+    for name in _NESTED:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    return {name: value.float().numpy() for name, value in state.items() if torch.is_tensor(value)}
+
+
+def _detect(path: pathlib.Path, tensors: dict[str, Any], family: str) -> tuple[Layout, str]:
+    """The layout of a file and what precedes all its names."""
+    for layout in LAYOUTS:
+        for name in sorted(tensors):
+            if match := re.fullmatch(f"((?:.*[./])?){layout.marker}", name):
+                if layout.family != family:
+                    raise ValueError(
+                        f"{path}: holds a {layout.family} network ({layout.name}), "
+                        f"the model is {family}"
+                    )
+                return layout, match.group(1)
+    raise ValueError(
+        f"{path}: unknown layout, starts with {', '.join(sorted(tensors)[:4]) or 'nothing'}; "
+        f"known are {', '.join(layout.name for layout in LAYOUTS)}"
+    )
+
+
+def _collect(
+    model: Model,
+    layout: Layout,
+    prefix: str,
+    tensors: dict[str, np.ndarray],
+    expected: dict[str, tuple[int, ...]],
+) -> tuple[dict[str, Any], set[str], dict[str, list[str]], list[str]]:
+    """Our arrays, the names they came from, what is wrong with the others, and remarks.
+
+    A classifier or `fc_norm` that is absent or of another size is not wrong: it is made afresh.
+    """
+    found, used, notes = {}, set(), []
+    problems: dict[str, list[str]] = {"missing": [], "of the wrong shape": []}
+    for name, shape in expected.items():
+        sources = [n if (n := prefix + s) in tensors else s for s in layout.names(name)]
+        used.update(sources)
+        is_head = name.startswith(("head/", "fc_norm/"))
+        if not all(source in tensors for source in sources):
+            if not is_head:
+                problems["missing"].append(sources[0])
+            continue
+        arrays = [tensors[source] for source in sources]
+        array = layout.read(name, arrays, _spatial(model))
+        if name == "pos_embed":
+            array = _resize_positions(array, shape, notes)
+        if array.shape == shape:
+            found[name] = array
+        elif not is_head:
+            problems["of the wrong shape"].append(f"{sources[0]} {array.shape}, expected {shape}")
+    return found, used, problems, notes
+
+
+def _spatial(model: Model) -> int:
+    """Pixels of the map that VGG flattens."""
+    return getattr(model.config, "pool_size", 1) ** 2
+
+
+def _flat(*trees: Any) -> dict[str, Any]:
+    """Leaves of nested dicts by path."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat.update(flatten_dict(tree, sep="/"))  # pyright: ignore[reportArgumentType]
+    return flat
+
+
+def _describe(model: Model) -> str:
+    config = model.config
+    sizes = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in ("mean", "std") and getattr(config, field.name) != field.default
+    }
+    return f"{type(config).__name__.removesuffix('Config')}({sizes})"
+
+
+def _abstract(model: Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of a network as built, blocks one by one."""
+
+    def init(key):
+        params, batch_stats = model.init(key)
+        return unstack_blocks(params), batch_stats
+
+    leaves = _flat(*jax.eval_shape(init, jax.random.key(0)))
+    return {name: leaf.shape for name, leaf in leaves.items()}
+
+
+def _expected(model: Model, widths: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a network of which only `widths` channels are left in some layers."""
+    shapes = _abstract(model)
+    for layer, width in widths.items():
+        channels = model.config.channel_graph[layer]
+        for slot in channels.outputs + channels.inputs:
+            shape = list(shapes[slot.path])
+            shape[slot.axis] = slot.outer * width * slot.inner
+            shapes[slot.path] = tuple(shape)
+    return shapes
+
+
+def _widths(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """Channels left in each layer that has fewer than the network was built with."""
+    widths = {}
+    for layer, channels in getattr(model.config, "channel_graph", {}).items():
+        slot = channels.outputs[0]
+        if slot.path in arrays:
+            length = arrays[slot.path].shape[slot.axis]
+            if length != slot.outer * channels.size * slot.inner:
+                widths[layer] = length // (slot.outer * slot.inner)
+    return widths
+
+
+def _resize_positions(array: np.ndarray, shape: tuple[int, ...], notes: list[str]) -> np.ndarray:
+    """Position embeddings `[1, 1 + n * n, D]` for another grid; without a class token it gets 0."""
+    if array.shape == shape or array.ndim != 3 or array.shape[-1] != shape[-1]:
+        return array
+    side = round((array.shape[1] - 1) ** 0.5)
+    if array.shape[1] == round(array.shape[1] ** 0.5) ** 2:
+        array = np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
+        side = round((array.shape[1] - 1) ** 0.5)
+    new = round((shape[1] - 1) ** 0.5)
+    if new != side:
+        notes.append(f"position embeddings resized from {side} x {side} to {new} x {new}")
+        grid = jnp.asarray(array[:, 1:].reshape(1, side, side, -1), jnp.float32)
+        grid = jax.image.resize(grid, (1, new, new, shape[-1]), "cubic", antialias=True)
+        array = np.concatenate([array[:, :1], np.asarray(grid).reshape(1, new * new, -1)], axis=1)
+    return array
+
+
+def _fresh(
+    model: Model, key: jax.Array, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, jax.Array]:
+    """Newly initialised leaves, cut to `shapes`; jit drops the initialisation of all the others."""
+
+    def init(key):
+        flat = _flat(model.init(key)[0])
+        return {name: flat[name][tuple(slice(n) for n in shape)] for name, shape in shapes.items()}
+
+    return jax.jit(init)(key)
+
+
+def _assemble(model: Model, found: dict[str, Any], notes: tuple[str, ...]) -> Weights:
+    """Nested dicts of float32 arrays, split into parameters and batch statistics."""
+    _, stats = jax.eval_shape(model.init, jax.random.key(0))
+    stat_names = _flat(stats)
+    trees = [
+        unflatten_dict(
+            {
+                name: jnp.asarray(np.asarray(array), jnp.float32)
+                for name, array in found.items()
+                if (name in stat_names) == in_stats
+            },
+            sep="/",
+        )
+        for in_stats in (False, True)
+    ]
+    params, batch_stats = trees
+    blocks = list(params.get("blocks", {}).values())
+    if len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) == 1:
+        params = stack_blocks(params)
+    return Weights(params, batch_stats, notes)

@@ -1,0 +1,330 @@
+"""FairBatch against a NumPy reading of the paper, and the properties of its draws."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairjax.fairbatch import CRITERIA, SIGNALS, BatchState, fairbatch, fairbatch_indices
+
+CELLS = np.array([[726, 256], [392, 626]])  # (label, group) counts of the published training set
+
+
+def two_by_two(counts=CELLS):
+    labels, group = zip(
+        *[(y, z) for y in (0, 1) for z in (0, 1) for _ in range(counts[y, z])], strict=True
+    )
+    order = np.random.default_rng(0).permutation(len(labels))
+    return np.array(labels)[order], np.array(group)[order]
+
+
+def make(labels=None, group=None, **options):
+    if labels is None:
+        labels, group = two_by_two()
+    options = {"num_classes": 2, "num_groups": 2, "batch_size": 100, **options}
+    return fairbatch(labels, group, **options)
+
+
+def published_update(criterion, losses, lambda1, lambda2, alpha):
+    """The update of the authors' released sampler for labels 0/1 and groups 0/1."""
+    up1 = alpha if losses[1, 1] > losses[1, 0] else -alpha
+    up2 = alpha if losses[0, 1] > losses[0, 0] else -alpha
+    if criterion == "equal_opportunity":
+        lambda1 += up1
+    elif abs(losses[1, 1] - losses[1, 0]) > abs(losses[0, 1] - losses[0, 0]):
+        lambda1 += up1
+    else:
+        lambda2 += up2 if criterion == "equalized_odds" else -up2
+    return np.clip(lambda1, 0, 1), np.clip(lambda2, 0, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(CRITERIA[1:]),
+    st.lists(st.floats(0.01, 5), min_size=4, max_size=4, unique=True),
+    st.floats(0, 1, width=32),
+    st.floats(0, 1, width=32),
+)
+def test_two_groups_follow_the_published_update(criterion, losses, lambda1, lambda2):
+    losses = np.array(losses, np.float32).reshape(2, 2)
+    gaps = np.abs(losses[:, 1] - losses[:, 0])
+    if gaps[0] == gaps[1] or 0 in gaps:
+        return  # exact ties are the documented departure
+    sampler = SAMPLERS[criterion]
+    state = sampler.init()._replace(
+        weights=jnp.array([[1 - lambda2, lambda2], [1 - lambda1, lambda1]], jnp.float32)
+    )
+    after = UPDATES[criterion](jnp.asarray(losses), state).weights
+    expected1, expected2 = published_update(criterion, losses, lambda1, lambda2, 0.05)
+    np.testing.assert_allclose(after[:, 1], [expected2, expected1], atol=1e-6)
+    np.testing.assert_allclose(after.sum(1), 1, atol=1e-6)
+
+
+SAMPLERS = {name: make(criterion=name, step_size=0.05) for name in CRITERIA}
+UPDATES = {name: jax.jit(sampler.update) for name, sampler in SAMPLERS.items()}
+
+
+def test_initial_shares_are_the_published_ones():
+    weights = SAMPLERS["equal_opportunity"].init().weights
+    np.testing.assert_allclose(weights[1, 1], 0.6149, atol=5e-5)
+    np.testing.assert_allclose(weights[0, 1], 0.2607, atol=5e-5)
+
+
+def test_with_three_groups_the_worst_pair_exchanges_mass():
+    labels = np.repeat([0, 1], 30)
+    group = np.tile([0, 1, 2], 20)
+    sampler = make(labels, group, num_groups=3, batch_size=12, step_size=0.1)
+    losses = jnp.array([[0.0, 9.0, 0.0], [0.3, 0.1, 0.9]])
+    after = sampler.update(losses, sampler.init()).weights
+    np.testing.assert_allclose(after[0], [1 / 3] * 3, atol=1e-6)  # label 0 is not watched
+    np.testing.assert_allclose(after[1], [1 / 3, 1 / 3 - 0.1, 1 / 3 + 0.1], atol=1e-6)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_renaming_groups_renames_the_shares(criterion):
+    labels, group = two_by_two()
+    losses = jnp.array([[0.2, 0.5], [0.9, 0.3]])
+    one = make(labels, group, criterion=criterion)
+    other = make(labels, 1 - group, criterion=criterion)
+    a = one.update(losses, one.init()).weights
+    b = other.update(losses[:, ::-1], other.init()).weights
+    np.testing.assert_allclose(a, b[:, ::-1], atol=1e-7)
+
+
+def test_cell_sums_and_losses_match_a_loop():
+    rng = np.random.default_rng(1)
+    labels, group = rng.integers(0, 3, 60), rng.integers(0, 2, 60)
+    logits = rng.normal(size=(60, 3)).astype(np.float32)
+    sampler = make(labels, group, num_classes=3, batch_size=20, positive_class=2)
+    sums = sampler.measure(jnp.asarray(logits), jnp.asarray(labels), group=jnp.asarray(group))
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    for y, z in itertools.product(range(3), range(2)):
+        rows = (labels == y) & (group == z)
+        in_group = (group == z).sum()
+        preds = logits.argmax(1)
+        expected = {
+            ("equalized_odds", "loss"): -log_probs[rows, y].mean(),
+            ("equalized_odds", "rate"): (preds[rows] != y).mean(),
+            ("demographic_parity", "loss"): -log_probs[rows, 2].sum() / in_group,
+            ("demographic_parity", "rate"): (preds[group == z] != 2).mean(),
+        }
+        for (criterion, signal), value in expected.items():
+            state = sampler.init(criterion=CRITERIA.index(criterion), signal=SIGNALS.index(signal))
+            np.testing.assert_allclose(sampler.cell_losses(sums, state)[y, z], value, rtol=1e-5)
+
+
+def test_measured_weights_count_as_repeated_rows():
+    sampler = make()
+    logits = jnp.array([[0.0, 1.0], [2.0, 0.0], [0.5, 0.1]])
+    labels, group = jnp.array([1, 0, 1]), jnp.array([0, 1, 1])
+    twice = sampler.measure(logits, labels, group=group, weights=jnp.array([2.0, 1.0, 0.0]))
+    rows = jnp.array([0, 0, 1])
+    by_hand = sampler.measure(logits[rows], labels[rows], group=group[rows])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), twice, by_hand)
+
+
+def counts_of(labels, group, indices, weights):
+    cells = np.zeros((len(indices), 2, 2), int)
+    for t, (row, keep) in enumerate(zip(np.asarray(indices), np.asarray(weights) > 0, strict=True)):
+        np.add.at(cells[t], (labels[row[keep]], group[row[keep]]), 1)
+    return cells
+
+
+def test_exact_batches_hold_the_rounded_cell_counts():
+    labels, group = two_by_two()
+    sampler = make(labels, group)
+    indices, weights = sampler.sample_epoch(jax.random.key(0), sampler.init())
+    assert indices.shape == weights.shape == (20, 100)
+    for cells in counts_of(labels, group, indices, weights):
+        np.testing.assert_array_equal(cells, [[36, 13], [20, 31]])  # 36.3, 12.8, 19.6, 31.3
+
+
+def test_published_rounding_may_change_the_batch_size_and_pads():
+    labels, group = two_by_two()
+    sampler = make(labels, group, rounding="published")
+    state = sampler.init()._replace(weights=jnp.array([[0.49, 0.51], [0.5, 0.5]]))
+    indices, weights = sampler.sample_epoch(jax.random.key(0), state)
+    share = np.array([[0.49, 0.51], [0.5, 0.5]]) * CELLS.sum(1, keepdims=True) / 20
+    expected = np.round(share).astype(int)
+    assert indices.shape == (20, 104)
+    assert expected.sum() == 99
+    for cells in counts_of(labels, group, indices, weights):
+        np.testing.assert_array_equal(cells, expected)
+
+
+def test_a_cell_is_dealt_out_before_any_row_repeats():
+    labels, group = two_by_two(np.array([[8, 30], [30, 32]]))
+    sampler = make(labels, group, batch_size=20, criterion="equalized_odds")
+    state = sampler.init()._replace(weights=jnp.array([[0.5, 0.5], [0.5, 0.5]]))
+    indices, weights = sampler.sample_epoch(jax.random.key(3), state, num_batches=8)
+    rows = np.asarray(indices)[np.asarray(weights) > 0]
+    seen = np.bincount(rows, minlength=100)
+    for y, z in itertools.product(range(2), range(2)):
+        times = seen[(labels == y) & (group == z)]
+        assert times.max() - times.min() <= 1
+
+
+@pytest.mark.parametrize("num_rows", [300, 70_000])
+def test_plain_batches_are_a_shuffle_of_all_rows(num_rows):
+    rng = np.random.default_rng(0)
+    labels, group = rng.integers(0, 2, num_rows), rng.integers(0, 2, num_rows)
+    sampler = make(labels, group, criterion="none")
+    indices, weights = sampler.sample_epoch(jax.random.key(0), sampler.init())
+    assert (np.asarray(weights) == 1).all()
+    np.testing.assert_array_equal(np.sort(np.ravel(indices)), np.arange(num_rows))
+    assert abs(np.corrcoef(np.ravel(indices), np.arange(num_rows))[0, 1]) < 0.2
+
+
+def test_every_row_of_a_cell_is_equally_likely_to_come_first():
+    labels, group = two_by_two(np.array([[5, 5], [5, 5]]))
+    sampler = make(labels, group, batch_size=4)
+    keys = jax.random.split(jax.random.key(0), 5000)
+    first, _ = jax.vmap(lambda key: sampler.sample(key, sampler.init()))(keys)
+    share = np.bincount(np.ravel(first), minlength=20) / 5000
+    np.testing.assert_allclose(share, 0.2, atol=0.03)
+
+
+def test_iid_batches_follow_the_shares():
+    labels, group = two_by_two()
+    sampler = make(labels, group, draw="iid")
+    state = sampler.init()._replace(weights=jnp.array([[0.9, 0.1], [0.2, 0.8]]))
+    indices, weights = sampler.sample_epoch(jax.random.key(0), state, num_batches=2000)
+    share = counts_of(labels, group, indices, weights).sum(0) / 200_000
+    expected = np.array([[0.9, 0.1], [0.2, 0.8]]) * CELLS.sum(1, keepdims=True) / 2000
+    np.testing.assert_allclose(share, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("draw", ["exact", "iid"])
+def test_example_weights_choose_within_the_cell_only(draw):
+    labels, group = two_by_two()
+    sampler = make(labels, group, draw=draw)
+    favoured = np.zeros(2000, np.float32)
+    picks = [np.flatnonzero((labels == y) & (group == z))[:3] for y in (0, 1) for z in (0, 1)]
+    favoured[np.concatenate(picks)] = 1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 2
+    indices, weights = sampler.sample_epoch(
+        jax.random.key(0), sampler.init(), jnp.asarray(favoured), num_batches=200
+    )
+    assert set(np.ravel(indices)) == set(np.concatenate(picks))
+    share = counts_of(labels, group, indices, weights).sum(0) / 20_000
+    np.testing.assert_allclose(share, CELLS / 2000, atol=0.02)
+    of_first_cell = np.bincount(np.ravel(indices), minlength=2000)[picks[0]]
+    np.testing.assert_allclose(of_first_cell / of_first_cell.sum(), [0.25, 0.25, 0.5], atol=0.03)
+
+
+def test_an_empty_cell_gets_nothing_and_moves_nothing():
+    labels, group = two_by_two(np.array([[40, 40], [40, 0]]))
+    sampler = make(labels, group, batch_size=30, criterion="equalized_odds")
+    logits = jnp.zeros((120, 2))
+    sums = sampler.measure(logits, jnp.asarray(labels), group=jnp.asarray(group))
+    losses = sampler.cell_losses(sums, sampler.init())
+    assert np.isnan(losses[1, 1]) and np.isfinite(losses[1, 0])
+    state = sampler.update(losses.at[0, 0].set(0.1), sampler.init())
+    np.testing.assert_allclose(state.weights[1], [1, 0])
+    indices, weights = sampler.sample_epoch(jax.random.key(0), state)
+    assert counts_of(labels, group, indices, weights)[:, 1, 1].sum() == 0
+
+
+def test_a_cell_of_one_row_is_drawn_again_and_again():
+    labels, group = two_by_two(np.array([[40, 1], [40, 39]]))
+    sampler = make(labels, group, batch_size=40, criterion="equalized_odds")
+    state = sampler.init()._replace(weights=jnp.array([[0.75, 0.25], [0.5, 0.5]]))
+    indices, weights = sampler.sample_epoch(jax.random.key(0), state)
+    cells = counts_of(labels, group, indices, weights)
+    assert (cells[:, 0, 1] == 4).all()  # 41 / 120 * 40 * 0.25 = 3.4, the largest remainder
+    assert (cells.sum((1, 2)) == 40).all()
+
+
+def test_nothing_recompiles_and_state_is_a_scan_carry():
+    sampler = make()
+    traces = []
+
+    @jax.jit
+    def epoch(key, losses, state):
+        traces.append(1)
+        state = sampler.update(losses, state)
+        return state, sampler.sample_epoch(key, state)
+
+    state = sampler.init()
+    for seed in range(3):
+        state, _ = epoch(jax.random.key(seed), jnp.array([[0.1, 0.2], [0.3, 0.9]]), state)
+    assert len(traces) == 1
+    carried, _ = jax.lax.scan(
+        lambda s, _: (sampler.update(jnp.ones((2, 2)), s), None), sampler.init(), length=3
+    )
+    before, after = jax.tree.map(lambda x: (x.shape, x.dtype), (sampler.init(), carried))
+    assert before == after
+
+
+def test_criteria_and_signals_are_an_array_axis():
+    sampler = make()
+    criteria = jnp.arange(4)
+    losses = jnp.array([[0.1, 0.7], [0.3, 0.2]])
+    states = jax.vmap(lambda c: sampler.init(criterion=c))(criteria)
+    together = jax.vmap(sampler.update, in_axes=(None, 0))(losses, states).weights
+    for i, name in enumerate(CRITERIA):
+        alone = make(criterion=name)
+        np.testing.assert_allclose(together[i], alone.update(losses, alone.init()).weights)
+
+
+def test_index_batches_serve_any_loader_and_repeat_by_seed():
+    labels, group = two_by_two()
+    sampler = make(labels, group)
+    batches, again = fairbatch_indices(sampler, seed=5), fairbatch_indices(sampler, seed=5)
+    first, second = list(batches), list(batches)
+    assert len(first) == len(batches) == 20
+    assert first == list(again) and first != second
+    logits = np.stack([np.zeros(2000), np.where(group == 1, 1.0, -1.0)], 1)
+    before = np.asarray(batches.state.weights)
+    batches.update(logits, labels, group=group)
+    moved = np.asarray(batches.state.weights) - before
+    np.testing.assert_allclose(moved[1], [0.005, -0.005], atol=1e-6)  # group 0 loses more
+
+
+@pytest.mark.filterwarnings("ignore:.*os.fork.*")
+def test_index_batches_drive_a_grain_loader():
+    grain = pytest.importorskip("grain.python")
+    labels, group = two_by_two()
+    batches = fairbatch_indices(make(labels, group), seed=0)
+    rows = list(batches)
+    loaded = grain.MapDataset.source(rows).map(lambda row: labels[np.asarray(row)])
+    assert sum(len(batch) for batch in loaded) == 2000
+
+
+BAD = {
+    "criterion must be one of": {"criterion": "parity"},
+    "signal must be one of": {"signal": "gradient"},
+    "draw must be one of": {"draw": "sorted"},
+    "rounding must be one of": {"rounding": "up"},
+    "step_size must be in": {"step_size": 0.0},
+    "number of non-empty": {"batch_size": 3},
+    "the number of examples, 2000": {"batch_size": 2001},
+    "labels must be in": {"num_classes": 1, "positive_class": 0},
+    "group must be in": {"num_groups": 1},
+    "positive_class must be in": {"positive_class": 2},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_told_in_one_line(message):
+    with pytest.raises(ValueError, match=message) as error:
+        make(**BAD[message])
+    assert "\n" not in str(error.value)
+
+
+def test_lengths_must_agree_and_ids_be_integers():
+    with pytest.raises(ValueError, match="differ in length"):
+        make(np.zeros(10, int), np.zeros(9, int), batch_size=2)
+    with pytest.raises(ValueError, match="must be integers"):
+        make(np.zeros(10), np.zeros(10, int), batch_size=2)
+    with pytest.raises(ValueError, match="non-empty"):
+        make(np.zeros(0, int), np.zeros(0, int), batch_size=2)
+
+
+def test_state_fields_are_what_the_docstring_says():
+    state = make().init()
+    assert isinstance(state, BatchState)
+    assert [leaf.dtype for leaf in state] == [jnp.float32, jnp.float32, jnp.int32, jnp.int32]
