@@ -1,6 +1,6 @@
 """Image sets from what was downloaded: decoded once, split, counted and shown.
 
-    python -m experiments.prepare lesions --out lesions          draw JPEGs as HAM10000 lays them out
+    python -m experiments.prepare lesions --out lesions          draw JPEGs in HAM10000's layout
     python -m experiments.prepare ham10000 --manual-dir lesions  read them as HAM10000 is read
     python -m experiments.prepare fitzpatrick17k --manual-dir DIR --size 144 --tfds-dir DIR2
 

@@ -54,7 +54,7 @@ def test_a_csv_and_a_folder_become_a_dataset(folder):
 
 @pytest.mark.parametrize("header", ["image_id", "hasher", "MD5HASH", "Image"])
 def test_image_columns_go_by_many_names_and_suffixes_may_be_left_out(folder, header):
-    path = write(folder, **{"Path": lambda i: f"i{i}"})
+    path = write(folder, Path=lambda i: f"i{i}")
     path.write_text(path.read_text().replace("Path", header))
     assert len(load(folder, image_root=folder / "pics").labels) == ROWS
 

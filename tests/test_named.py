@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,7 +64,10 @@ def make_fitzpatrick(folder):
 
 def make_papila(folder):
     for eye in ("OD", "OS"):
-        sheet = [["ID", "Age", "Gender", "Diagnosis", "Refractive_Defect"], ["", "", "", "", "d1"]]
+        sheet: list[list[Any]] = [
+            ["ID", "Age", "Gender", "Diagnosis", "Refractive_Defect"],
+            ["", "", "", "", "d1"],
+        ]
         for i in range(PEOPLE):
             sheet.append([f"#{i:03d}", 40 + 2 * i, i % 2, (0, 1, 0, 1, 2)[i % 5], 0.5])
             picture(folder / "FundusImages" / f"RET{i:03d}{eye}.jpg", i)
@@ -242,7 +246,7 @@ def test_a_named_set_is_prepared_from_its_raw_layout(name, tmp_path, monkeypatch
 
 def read(name, tmp_path):
     MAKERS[name](tmp_path)
-    _, table = read_named(name, tmp_path)
+    table: Any = read_named(name, tmp_path)[1]
     by_name = {path.stem.partition(".")[0]: row for row, path in enumerate(table.paths)}
 
     def group(attribute, stem):
@@ -307,7 +311,7 @@ def test_ol3i_maps_hounsfield_units_without_wrapping(tmp_path):
 
 def test_chexpert_takes_blank_for_a_finding_and_unknown_sex_for_unknown(tmp_path):
     make_chexpert(tmp_path)
-    _, table = read_named("chexpert", tmp_path)
+    table: Any = read_named("chexpert", tmp_path)[1]
     assert table.labels[:4].tolist() == [0, 1, 1, 0]
     assert table.attributes["sex"].codes[:6].tolist() == [0, 0, 1, 1, -1, -1]
     assert table.ids[50] == "patient00025"
@@ -397,9 +401,10 @@ def test_the_tensorflow_dataset_holds_the_same_rows(name, tmp_path):
     raw = tmp_path / "raw"
     MAKERS[name](raw)
     recipe, table = read_named(name, raw)
+    assert table.ids is not None and table.splits is not None
     folder = write_tfds(recipe, table, tmp_path / "tfds")
     assert write_tfds(recipe, table, tmp_path / "tfds") == folder
-    builder = tfds.builder_from_directory(str(folder))
+    builder: Any = tfds.builder_from_directory(str(folder))
     source = builder.as_data_source(split="val")
     assert len(source) == len(table.splits["val"]) and "tensorflow" not in sys.modules
     expected = {str(table.ids[row]) for row in table.splits["val"]}

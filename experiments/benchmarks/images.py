@@ -132,6 +132,7 @@ def _augment(theirs: Any, count: int, repeats: int) -> dict[str, Any]:
     pipeline = theirs.resized_crop_pipeline(size)
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
+    compile_s = compile_seconds(transform, key, images)
     times = paired(
         lambda: transform(key, images),
         lambda: torch.stack([pipeline(image) for image in tensors]),
@@ -142,7 +143,7 @@ def _augment(theirs: Any, count: int, repeats: int) -> dict[str, Any]:
     return claim(
         "augment_vs_torchvision",
         times,
-        compile_s=compile_seconds(transform, key, images),
+        compile_s=compile_s,
         quality={"ours": {"gflop_per_image": analysis["flops"] / count / 1e9}, "theirs": {}},
         notes=(
             f"{count} decoded images of {stored} x {stored}: random resized crop to {size}, flip, "
