@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from fairjax.data.resample import affine, center_crop, resize_shorter, resized_crop, to_float
+
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 """`transform(key, images [B, H, W, 3]) -> float32 [B, H', W', 3]`, pure."""
 
@@ -29,11 +31,6 @@ def compose(*transforms: Transform) -> Transform:
         return images
 
     return apply
-
-
-def to_float(images: jax.Array) -> jax.Array:
-    """Pixels as float32 in [0, 1]: uint8 is divided by 255, float32 is returned as it is."""
-    return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
 
 
 def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
@@ -77,26 +74,6 @@ def eval_preprocess(
         return scale(jax.random.key(0), center_crop(images, size))
 
     return apply
-
-
-def resize_shorter(images: jax.Array, size: int) -> jax.Array:
-    """Give the shorter side `size` pixels with an antialiased triangle filter, float32."""
-    batch, height, width, channels = images.shape
-    short = min(height, width)
-    new = (size * height // short, size * width // short)
-    images = to_float(images)
-    if new == (height, width):
-        return images
-    return jax.image.resize(images, (batch, *new, channels), "linear", antialias=True)
-
-
-def center_crop(images: jax.Array, size: int) -> jax.Array:
-    """The middle `size` x `size` pixels; a larger `size` than the image is an error."""
-    height, width = images.shape[1:3]
-    if size > min(height, width):
-        raise ValueError(f"cannot crop {size} x {size} from images of {height} x {width}")
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return images[:, top : top + size, left : left + size]
 
 
 def random_resized_crop(
@@ -169,56 +146,6 @@ def crop_boxes(
     top = jnp.where(found, top, (image_height - whole_height) // 2)
     left = jnp.where(found, left, (image_width - whole_width) // 2)
     return top, left, height, width
-
-
-def resized_crop(
-    images: jax.Array,
-    top: jax.Array,
-    left: jax.Array,
-    height: jax.Array,
-    width: jax.Array,
-    *,
-    size: int,
-) -> jax.Array:
-    """Resize one box of each image to `size` x `size` with an antialiased triangle filter.
-
-    Resampling is separable, so it is two small matrix products per image: cheap on every device
-    and without gathers.
-
-    Args:
-      images: uint8 or float32 `[B, H, W, 3]`.
-      top: first row of the box, int32 `[B]`; likewise `left`.
-      left: first column.
-      height: rows of the box, int32 `[B]`; likewise `width`.
-      width: columns of the box.
-      size: side of the result.
-
-    Returns:
-      float32 `[B, size, size, 3]` in [0, 1].
-
-    Source: the same values as Pillow's and torchvision's antialiased bilinear resize of the box.
-    """
-    batch, image_height, image_width, channels = images.shape
-    rows = _resample_matrix(top, height, image_height, size)
-    columns = _resample_matrix(left, width, image_width, size)
-    flat = to_float(images).reshape(batch, image_height, image_width * channels)
-    # 255 levels times weights: full float32 products, also where bfloat16 is the default.
-    out = jnp.einsum("bsh,bhx->bsx", rows, flat, precision="highest")
-    out = out.reshape(batch, size, image_width, channels)
-    return jnp.einsum("btw,bswc->bstc", columns, out, precision="highest")
-
-
-def _resample_matrix(start: jax.Array, length: jax.Array, extent: int, size: int) -> jax.Array:
-    """Weights `[B, size, extent]` that resample `[start, start + length)` to `size` pixels."""
-    start, length = start[:, None, None], length[:, None, None]
-    step = length.astype(jnp.float32) / size
-    support = jnp.maximum(step, 1.0)
-    pixel = jnp.arange(extent, dtype=jnp.int32)[None, None, :]
-    target = jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5
-    centre = start.astype(jnp.float32) + target * step
-    weight = jnp.maximum(0.0, 1.0 - jnp.abs(pixel.astype(jnp.float32) + 0.5 - centre) / support)
-    weight = jnp.where((pixel >= start) & (pixel < start + length), weight, 0.0)
-    return weight / jnp.sum(weight, axis=-1, keepdims=True)
 
 
 def random_crop(size: int) -> Transform:
@@ -303,50 +230,6 @@ def random_affine(
 def random_rotation(degrees: float) -> Transform:
     """Turn each image about its centre by an angle uniform in [-degrees, degrees]."""
     return random_affine(degrees)
-
-
-def affine(
-    images: jax.Array,
-    *,
-    angle: jax.Array,
-    shift_x: jax.Array,
-    shift_y: jax.Array,
-    scale: jax.Array,
-    shear: jax.Array,
-) -> jax.Array:
-    """Affine map of each image about its centre, bilinear, 0 outside; parameters float32 `[B]`.
-
-    `angle` and `shear` are in degrees, clockwise; shifts in pixels, right and down. Same values as
-    torchvision's `affine` on float tensors.
-    """
-    batch, height, width, channels = images.shape
-    turn, slant = jnp.deg2rad(angle), jnp.deg2rad(shear)
-    # Inverse of shift * rotate * shear * scale, from the place in the result to that in the image.
-    cos, sin, tan = jnp.cos(turn), jnp.sin(turn), jnp.tan(slant)
-    a, b = (cos - sin * tan) / scale, (cos * tan + sin) / scale
-    c, d = -sin / scale, cos / scale
-    y, x = jnp.meshgrid(
-        jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2,
-        jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2,
-        indexing="ij",
-    )
-    x, y = x[None] - shift_x[:, None, None], y[None] - shift_y[:, None, None]
-    a, b, c, d = (value[:, None, None] for value in (a, b, c, d))
-    source_x = a * x + b * y + (width - 1) / 2
-    source_y = c * x + d * y + (height - 1) / 2
-
-    flat = to_float(images).reshape(batch, height * width, channels)
-    left, top = jnp.floor(source_x), jnp.floor(source_y)
-    right_share, low_share = source_x - left, source_y - top
-    out = jnp.zeros((batch, height * width, channels), jnp.float32)
-    for dy, share_y in ((0, 1.0 - low_share), (1, low_share)):
-        for dx, share_x in ((0, 1.0 - right_share), (1, right_share)):
-            i, j = top.astype(jnp.int32) + dy, left.astype(jnp.int32) + dx
-            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
-            index = jnp.clip(i, 0, height - 1) * width + jnp.clip(j, 0, width - 1)
-            weight = jnp.where(inside, share_y * share_x, 0.0).reshape(batch, -1, 1)
-            out += weight * jnp.take_along_axis(flat, index.reshape(batch, -1, 1), axis=1)
-    return out.reshape(batch, height, width, channels)
 
 
 def color_jitter(

@@ -373,7 +373,7 @@ def write_ham10000(lesions: Lesions, folder: str | Path, *, quality: int = 92) -
     """Write lesions in the raw layout of HAM10000, with `skin_tone` as one column more.
 
     `dx` is drawn among HAM10000's codes of the recorded label, `age` and `sex` at random, all from
-    the row number, so that equal lesions give equal files.
+    the number of the lesion, so that its photographs agree and equal lesions give equal files.
 
     Args:
       lesions: as from `synthetic_lesions`; HAM10000's own images are 450 x 600.
@@ -386,7 +386,6 @@ def write_ham10000(lesions: Lesions, folder: str | Path, *, quality: int = 92) -
     from PIL import Image
 
     folder = Path(folder)
-    draw = np.random.default_rng(len(lesions.labels))
     malignant_codes, benign_codes = ("mel", "mel", "akiec"), ("nv", "nv", "nv", "bkl", "df")
     half = (len(lesions.labels) + 1) // 2
     lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization,dataset,skin_tone"]
@@ -395,6 +394,7 @@ def write_ham10000(lesions: Lesions, folder: str | Path, *, quality: int = 92) -
         part.mkdir(parents=True, exist_ok=True)
         name = f"ISIC_{row:07d}"
         Image.fromarray(image).save(part / f"{name}.jpg", quality=quality)
+        draw = np.random.default_rng(int(lesions.lesion[row]))
         codes = malignant_codes if lesions.labels[row] else benign_codes
         dx, sex = draw.choice(codes), draw.choice(("male", "female"))
         age = float(5 * draw.integers(1, 18))

@@ -1,0 +1,215 @@
+"""Image sets from what was downloaded: decoded once, split, counted and shown.
+
+    python -m experiments.prepare lesions --out lesions          draw JPEGs in HAM10000's layout
+    python -m experiments.prepare ham10000 --manual-dir lesions  read them as HAM10000 is read
+    python -m experiments.prepare fitzpatrick17k --manual-dir DIR --size 144 --tfds-dir DIR2
+
+Names what is missing, or decodes into the cache that training reads, prints the counts of every
+split x label x group and writes `splits/{train,val,test}.csv`, `gallery.png` and `summary.json`.
+Interrupt and repeat as often as needed.
+"""
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common
+from fairjax.data import SPLITS, Dataset
+from fairjax.data.augment import (
+    color_jitter,
+    compose,
+    random_flip,
+    random_resized_crop,
+)
+from fairjax.data.image_tables import ImageTable, image_dataset
+from fairjax.data.lesions import synthetic_lesions, write_ham10000
+from fairjax.data.named import RECIPES, Recipe, read_named
+
+_GALLERY_ROWS, _GALLERY_COLUMNS = 12, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesions:
+    """Synthetic lesions as JPEG files and a CSV in the raw layout of HAM10000."""
+
+    out: Path = Path("lesions")
+    """folder to write"""
+    num_images: int = 1000
+    height: int = 450
+    width: int = 600
+    domain: Literal["target", "source"] = "target"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A named set from its raw files."""
+
+    about: str
+    name: str
+    manual_dir: Path = Path(".")
+    """folder with the downloaded files"""
+    out: Path | None = None
+    """folder of the results; prepared/NAME by default"""
+    size: int = 72
+    """side of the decoded images, a little more than the training crop"""
+    sensitive: tuple[str, ...] = ()
+    """attributes that make the groups; the set's first by default"""
+    unknown: Literal["drop", "group"] = "drop"
+    """rows whose attribute is unknown"""
+    on_error: Literal["error", "skip"] = "error"
+    """images that cannot be read"""
+    cache_dir: Path | None = None
+    """where decoded images are kept"""
+    allow_small_groups: bool = False
+    """accept groups that have no rows in a split"""
+    tfds_dir: Path | None = None
+    """also write a TensorFlow Dataset (array_record) below this folder"""
+
+
+PRESETS: dict[str, Any] = {"lesions": Lesions()} | {
+    name: Named(about=recipe.title, name=name) for name, recipe in RECIPES.items()
+}
+
+
+def prepare(config: Lesions | Named) -> Callable[[], None]:
+    """Everything that can fail for bad input; what is returned prints and draws."""
+    if isinstance(config, Lesions):
+        return _prepare_lesions(config)
+    recipe, table = read_named(config.name, config.manual_dir)
+    data = image_dataset(
+        table,
+        config.sensitive or recipe.sensitive,
+        size=config.size,
+        unknown=config.unknown,
+        window=recipe.window,
+        array_key=recipe.array_key,
+        on_error=config.on_error,
+        cache_dir=config.cache_dir,
+        allow_small_groups=config.allow_small_groups,
+    )
+    return lambda: _finish(config, recipe, table, data)
+
+
+def _prepare_lesions(config: Lesions) -> Callable[[], None]:
+    lesions = synthetic_lesions(
+        jax.random.key(config.seed),
+        config.num_images,
+        (config.height, config.width),
+        config.domain,
+    )
+    path = write_ham10000(lesions, config.out)
+    return lambda: print(f"{len(lesions.labels)} synthetic images and {path}")
+
+
+def _finish(config: Named, recipe: Recipe, table: ImageTable, data: Dataset) -> None:
+    """Counts on stdout, files in the folder of results."""
+    out = config.out if config.out is not None else Path("prepared") / config.name
+    (out / "splits").mkdir(parents=True, exist_ok=True)
+    print(f"{recipe.title}\nlicence to check: {recipe.licence}; home: {recipe.home}")
+    print(counts_table(data))
+    for note in data.notes:
+        print(note)
+    for split in SPLITS:
+        _write_split(out / "splits" / f"{split}.csv", config.manual_dir, table, data, split)
+    save_gallery(out / "gallery.png", data)
+    summary = common.data_summary(data)
+    summary["cells"] = {split: data.cell_counts(split).tolist() for split in SPLITS}
+    common.write_atomically(out / "summary.json", common.json.dumps(summary, indent=2) + "\n")
+    if config.tfds_dir is not None:
+        from fairjax.data.named.builder import write_tfds
+
+        print(write_tfds(recipe, dataclasses.replace(table, splits=data.splits), config.tfds_dir))
+    print(f"wrote {out}/splits, {out}/gallery.png and {out}/summary.json")
+
+
+def counts_table(data: Dataset) -> str:
+    """Rows per split x label x group."""
+    counts = {split: data.cell_counts(split) for split in SPLITS}
+    rows = [
+        [f"{label}, {group}", *(str(counts[split][y, g]) for split in SPLITS)]
+        for y, label in enumerate(data.label_names)
+        for g, group in enumerate(data.group_names)
+    ]
+    rows.append(["all", *(str(counts[split].sum()) for split in SPLITS)])
+    return common.table(["label, group", *SPLITS], rows)
+
+
+def _write_split(path: Path, root: Path, table: ImageTable, data: Dataset, split: str) -> None:
+    """One split as a CSV that can be cited and read back by `load_image_table`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "group", "id"])
+        for row in data.splits[split]:
+            image = table.paths[row]
+            writer.writerow(
+                [
+                    image.relative_to(root) if image.is_relative_to(root) else image,
+                    data.label_names[data.labels[row]],
+                    data.group_names[data.group[row]],
+                    image.stem if table.ids is None else table.ids[row],
+                ]
+            )
+
+
+def save_gallery(path: Path, data: Dataset) -> None:
+    """Training samples per label x group, as they are and after augmentation, as a PNG."""
+    from matplotlib.figure import Figure
+
+    rows = data.splits["train"]
+    cells = [
+        (y, g, rows[(data.labels[rows] == y) & (data.group[rows] == g)][:_GALLERY_COLUMNS])
+        for y in range(data.num_classes)
+        for g in range(data.num_groups)
+    ]
+    cells = [cell for cell in cells if len(cell[2])][:_GALLERY_ROWS]
+    augment = jax.jit(
+        compose(
+            random_resized_crop(data.inputs.shape[1]),
+            random_flip(),
+            color_jitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        )
+    )
+    side, gap = data.inputs.shape[1], 2
+    width = 2 * _GALLERY_COLUMNS * (side + gap) + side // 2
+    canvas = np.full((len(cells) * (side + gap), width, 3), 255, np.uint8)
+    for i, (_, _, picked) in enumerate(cells):
+        images = np.zeros((_GALLERY_COLUMNS, side, side, 3), np.uint8)
+        images[: len(picked)] = data.inputs[picked]
+        after = np.asarray(augment(jax.random.key(0), jnp.asarray(images)))
+        after = np.round(255 * after).astype(np.uint8)
+        top = i * (side + gap)
+        for j in range(len(picked)):
+            left = j * (side + gap)
+            canvas[top : top + side, left : left + side] = images[j]
+            left += width - _GALLERY_COLUMNS * (side + gap)
+            canvas[top : top + side, left : left + side] = after[j]
+    figure = Figure(figsize=(2 * _GALLERY_COLUMNS + 3, len(cells) + 0.8), dpi=100)
+    axes = figure.subplots()
+    axes.imshow(canvas)
+    axes.set_xticks([])
+    names = [f"{data.label_names[y]}, {data.group_names[g]}" for y, g, _ in cells]
+    axes.set_yticks((np.arange(len(cells)) + 0.5) * (side + gap), names, fontsize=8)
+    axes.set_frame_on(False)
+    axes.set_title(f"{data.name}: as stored (left), augmented (right)", fontsize=9)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def main() -> None:
+    """The command line."""
+    try:
+        common.main(prepare, PRESETS, description=(__doc__ or "").splitlines()[0])
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(common.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

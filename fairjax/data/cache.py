@@ -1,0 +1,234 @@
+"""Decode every image once: a memory-mapped uint8 array on disk, found again by its fingerprint."""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fairjax.data.decode import decode_image
+
+# Raised when decoding changes what it returns, so that old caches are not taken for new ones.
+_VERSION = 1
+_CHECKED_ROWS = 512
+_CHUNK = 32
+
+
+def default_cache_dir() -> Path:
+    """`fairjax` below `$XDG_CACHE_HOME`, or below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairjax"
+
+
+def cached_images(
+    paths: Sequence[str | Path],
+    size: int,
+    *,
+    where: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+    window: tuple[float, float] | None = None,
+    array_key: str | None = None,
+    on_error: Literal["error", "skip"] = "error",
+    num_workers: int | None = None,
+    progress: bool | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Images at one size as a memory map, decoded now or taken from the cache.
+
+    The cache is keyed by the path, length and modification time of every file and by the settings.
+    It appears under its name only when it is whole, so an interrupted run leaves nothing that
+    could be taken for a cache; one that was cut short or overwritten later is noticed by its
+    length and the checksums of 512 rows spread over it, and built again. Building keeps as many
+    images in memory as there are workers: they are threads, since Pillow works without the lock
+    of the interpreter.
+
+    Args:
+      paths: N image files, as `decode_image` reads them.
+      size: side of the stored images; a little more than the training crop leaves room for it.
+      where: N places (file and line of a table) that errors name besides the path.
+      cache_dir: folder of caches, created where absent; `default_cache_dir()` by default.
+      window: see `decode_image`.
+      array_key: see `decode_image`.
+      on_error: "error" stops at the first image that cannot be read; "skip" leaves it black and
+        reports it.
+      num_workers: threads; one per processor by default.
+      progress: show a bar on stderr; by default if that is a terminal.
+
+    Returns:
+      The read-only memory map, uint8 `[N, size, size, 3]`, and the rows that were skipped with
+      the reason for each.
+
+    Raises:
+      FileNotFoundError: an image is absent (under either policy).
+      ValueError: an image cannot be read, or there are none.
+      OSError: the disk is full.
+    """
+    if on_error not in ("error", "skip"):
+        raise ValueError(f'on_error must be "error" or "skip", got {on_error!r}')
+    if not len(paths) or size < 1:
+        raise ValueError(f"needs images and a size of at least 1, got {len(paths)} and {size}")
+    paths = [Path(path) for path in paths]
+    where = where if where is not None else [""] * len(paths)
+    settings = {
+        "version": _VERSION,
+        "size": size,
+        "window": window,
+        "array_key": array_key,
+        "on_error": on_error,
+    }
+    name = f"images-{_fingerprint(paths, where, settings)}"
+    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    shape = (len(paths), size, size, 3)
+    found = _open_cache(folder / name, shape)
+    if found is None:
+        decode = functools.partial(decode_image, size=size, window=window, array_key=array_key)
+        _build_cache(folder / name, paths, where, shape, decode, on_error, num_workers, progress)
+        found = _open_cache(folder / name, shape)
+        if found is None:
+            raise OSError(f"{folder / name}: the cache just written cannot be read back")
+    return found
+
+
+def _fingerprint(paths: Sequence[Path], where: Sequence[str], settings: dict) -> str:
+    """Short hash of the settings and of what identifies each file's contents."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path, place in zip(paths, where, strict=True):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{_at(place)}{path}: no such image file") from None
+        entry = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(entry.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:24]
+
+
+def _at(place: str) -> str:
+    return f"{place}: " if place else ""
+
+
+def _checked_rows(count: int) -> np.ndarray:
+    """Rows whose checksums are kept: all of a small set, else evenly spaced with both ends."""
+    return np.unique(np.linspace(0, count - 1, min(count, _CHECKED_ROWS)).astype(np.int64))
+
+
+def _checksum(pixels: np.ndarray) -> int:
+    sums = [zlib.crc32(pixels[row].tobytes()) for row in _checked_rows(len(pixels))]
+    return zlib.crc32(np.asarray(sums, np.uint32).tobytes())
+
+
+def _open_cache(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]] | None:
+    """A cache that is whole, or None."""
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            return None
+        if _checksum(pixels) != facts["checksum"]:
+            return None
+        return pixels, {int(row): reason for row, reason in facts["skipped"].items()}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _build_cache(
+    folder: Path,
+    paths: Sequence[Path],
+    where: Sequence[str],
+    shape: tuple[int, ...],
+    decode: Callable[[Path], np.ndarray],
+    on_error: str,
+    num_workers: int | None,
+    progress: bool | None,
+) -> None:
+    """Decode into a folder beside the final one and rename it when it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        pixels = _allocate(partial / "pixels.npy", shape)
+        skipped = _fill(pixels, paths, where, decode, on_error, num_workers, progress)
+        pixels.flush()
+        facts = {"checksum": _checksum(pixels), "skipped": skipped}
+        (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        del pixels
+        shutil.rmtree(folder, ignore_errors=True)  # only a damaged one can be there
+        with contextlib.suppress(OSError):  # another process was faster: equal contents
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left of this cache."""
+    for partial in folder.parent.glob(f"{folder.name}.partial-*"):
+        with contextlib.suppress(OSError, ValueError):
+            try:
+                os.kill(int(partial.name.rpartition("-")[2]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A writable `.npy` whose blocks are reserved, so a full disk is an error and not a crash."""
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    reserve = getattr(os, "posix_fallocate", None)
+    if reserve is not None:
+        with path.open("r+b") as file:
+            try:
+                reserve(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                needed = path.stat().st_size / 2**20
+                raise OSError(
+                    f"{path.parent.parent}: no room for a cache of {needed:.0f} MiB: "
+                    f"{error.strerror}"
+                ) from None
+    return pixels
+
+
+def _fill(
+    pixels: np.ndarray,
+    paths: Sequence[Path],
+    where: Sequence[str],
+    decode: Callable[[Path], np.ndarray],
+    on_error: str,
+    num_workers: int | None,
+    progress: bool | None,
+) -> dict[int, str]:
+    """Decode all images in place; returns the rows skipped and why."""
+    import tqdm
+
+    skipped = {}
+
+    def work(start: int) -> int:
+        stop = min(start + _CHUNK, len(paths))
+        for row in range(start, stop):
+            try:
+                pixels[row] = decode(paths[row])
+            except ValueError as error:
+                if on_error == "error":
+                    raise ValueError(f"{_at(where[row])}{error}") from None
+                skipped[row] = str(error)
+        return stop - start
+
+    hide = not (sys.stderr.isatty() if progress is None else progress)
+    workers = num_workers or os.cpu_count() or 1
+    bar = tqdm.tqdm(total=len(paths), desc="decoding", unit="img", disable=hide, leave=False)
+    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        starts = range(0, len(paths), _CHUNK)
+        futures = [pool.submit(work, start) for start in starts]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                bar.update(future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return skipped

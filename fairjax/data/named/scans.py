@@ -1,0 +1,328 @@
+"""PAPILA, OL3I, OASIS-1, CheXpert and Harvard-GF3300 from their raw distributions."""
+
+import re
+import xml.etree.ElementTree as ET
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from fairjax.data.csvfile import Table, number, read_csv
+from fairjax.data.image_tables import (
+    AGE_CUTS,
+    ImageTable,
+    age_bands,
+    cells,
+    find_column,
+    read_attribute,
+)
+from fairjax.data.named.recipe import (
+    Prepared,
+    Recipe,
+    coded,
+    find_images,
+    keep,
+    labels_from,
+    map_column,
+    places,
+    present,
+)
+from fairjax.data.splits import split_by_id
+
+_SEX = ("female", "male")
+
+
+def _read_papila(folder: Path) -> ImageTable:
+    """Eyes of the clinical tables; the suspicious ones (diagnosis 2) are dropped."""
+    rows, dropped = [], 0
+    for eye in ("od", "os"):
+        file = folder / "ClinicalData" / f"patient_data_{eye}"
+        for patient, age, sex, diagnosis, where in _papila_rows(file):
+            if diagnosis == 2:
+                dropped += 1
+            else:
+                name = f"RET{patient[1:]}{eye.upper()}"
+                rows.append((patient, age, int(sex), int(diagnosis), name, where))
+    if not rows:
+        raise ValueError(f"{folder}: the clinical tables hold no diagnosis of 0 or 1")
+    ids, ages, sexes, labels, names, where = zip(*rows, strict=True)
+    ids = np.array(ids)
+    return ImageTable(
+        name="papila",
+        paths=find_images([folder / "FundusImages"], names, where),
+        where=where,
+        labels=np.array(labels, np.int32),
+        label_names=PAPILA.label_names,
+        attributes={
+            "sex": coded(_SEX, 1 - np.array(sexes)),  # PAPILA: 0 male, 1 female
+            "age_binary": coded(("age <= 60", "age > 60"), np.array(ages) > 60),
+        },
+        ids=ids,
+        splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=(5, 15)),
+        notes=(f"Dropped {dropped} suspicious eyes (diagnosis 2).",),
+    )
+
+
+def _papila_rows(file: Path):
+    """Patient, age, sex, diagnosis and place of each row of a clinical table, `.xlsx` or `.csv`."""
+    if file.with_suffix(".csv").is_file():
+        path = file.with_suffix(".csv")
+        table = read_csv(path)
+        columns = [
+            cells(table, find_column(table, c)) for c in ("ID", "Age", "Gender", "Diagnosis")
+        ]
+        sheet = [("ID", "Age", "Gender", "Diagnosis"), *zip(*columns, strict=True)]
+    else:
+        path = file.with_suffix(".xlsx")
+        sheet = _read_xlsx(path)
+    place: dict[str, int] = {}
+    for line, row in enumerate(sheet, 1):
+        for column, cell in enumerate(row):
+            if cell in ("Age", "Gender", "Diagnosis"):
+                place.setdefault(cell, column)
+        if len(place) == 3 and re.fullmatch(r"#\d+", row[0]):
+            age, sex, diagnosis = (number(row[place[c]]) for c in ("Age", "Gender", "Diagnosis"))
+            if age is None or sex not in (0, 1) or diagnosis not in (0, 1, 2):
+                raise ValueError(f"{path}, row {line}: age, gender 0/1 or diagnosis 0/1/2 is wrong")
+            yield row[0], age, sex, diagnosis, f"{path}, row {line}"
+
+
+def _read_xlsx(path: Path) -> list[list[str]]:
+    """The cells of the first sheet as text, empty ones as ""."""
+    space = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
+    try:
+        with zipfile.ZipFile(path) as book:
+            texts = []
+            if "xl/sharedStrings.xml" in book.namelist():
+                items = ET.fromstring(book.read("xl/sharedStrings.xml")).findall("m:si", space)
+                texts = ["".join(t.text or "" for t in i.iter(f"{{{space['m']}}}t")) for i in items]
+            sheet = ET.fromstring(book.read("xl/worksheets/sheet1.xml"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, KeyError, ET.ParseError) as error:
+        raise ValueError(f"{path}: not readable as a spreadsheet: {error}") from None
+    rows = []
+    for row in sheet.iterfind(".//m:row", space):
+        found: dict[int, str] = {}
+        for cell in row.iterfind("m:c", space):
+            letters = re.match(r"[A-Z]+", cell.get("r", "A"))
+            column = 0
+            for letter in letters.group() if letters else "A":
+                column = 26 * column + ord(letter) - 64
+            value = cell.findtext("m:v", "", space) or "".join(cell.itertext())
+            found[column - 1] = texts[int(value)] if cell.get("t") == "s" else value
+        rows.append([found.get(i, "") for i in range(max(found, default=0) + 4)])
+    return rows
+
+
+PAPILA = Recipe(
+    name="papila",
+    title="PAPILA, 488 fundus images of 244 patients: glaucoma?",
+    home="https://doi.org/10.6084/m9.figshare.14798004",
+    licence="CC BY 4.0",
+    files=(
+        "ClinicalData/patient_data_od.*",
+        "ClinicalData/patient_data_os.*",
+        "FundusImages/*.jpg",
+    ),
+    label_names=("healthy", "glaucoma"),
+    sensitive=("sex",),
+    read=_read_papila,
+    prepared=Prepared("Path", "Diagnosis", ("sex", "age_binary"), ("", "FundusImages")),
+)
+
+
+def _read_ol3i(folder: Path) -> ImageTable:
+    """Slices as `.npy`, named by a path below the folder."""
+    table = read_csv(folder / "ol3i.csv")
+    names = [name.removeprefix("/") for name in cells(table, find_column(table, "path"))]
+    where = places(table)
+    ids = np.array(cells(table, "patient_id") if "patient_id" in table.columns else names)
+    return ImageTable(
+        name="ol3i",
+        paths=find_images(
+            [folder / "Image_Slices", folder], [Path(name).name for name in names], where
+        ),
+        where=where,
+        labels=labels_from(table, "label_1y", {"0": 0, "1": 1, "0.0": 0, "1.0": 1}),
+        label_names=OL3I.label_names,
+        attributes={n: read_attribute(table, n) for n in ("sex", "age_binary", "age_multi")},
+        ids=ids,
+        splits=split_by_id(ids),
+        notes=("Split 8/1/1 by patient with seeds 0 and 0.",),
+    )
+
+
+OL3I = Recipe(
+    name="ol3i",
+    title="OL3I, one slice at L3 of 8,139 abdominal CTs: ischaemic heart disease within a year?",
+    home="https://aimi.stanford.edu/datasets",
+    licence="Stanford research use agreement",
+    files=("ol3i.csv", "Image_Slices/*.npy"),
+    label_names=("no disease", "disease within a year"),
+    sensitive=("sex",),
+    read=_read_ol3i,
+    prepared=Prepared("path", "label_1y", ("sex", "age_binary", "age_multi"), ("", "Image_Slices")),
+)
+
+
+def _read_oasis1(folder: Path) -> ImageTable:
+    """The transverse atlas slice of each subject whose dementia rating is known."""
+    notes: list[str] = []
+    table = read_csv(folder / "oasis_cross-sectional.csv")
+    table.require(("ID", "M/F", "Age", "CDR"))
+    table = keep(table, present(table, "CDR"), "no dementia rating", notes)
+    where, subjects = places(table), cells(table, "ID")
+    slices = {path.name.partition("_mpr")[0]: path for path in folder.rglob("*_gfc_tra_90.gif")}
+    slices |= {path.stem: path for path in folder.rglob("OAS1_*.npy")}
+    missing = [i for i, subject in enumerate(subjects) if subject not in slices]
+    if missing:
+        raise FileNotFoundError(
+            f"{where[missing[0]]}: no {subjects[missing[0]]}*_gfc_tra_90.gif below {folder} "
+            f"({len(missing)} missing in all)"
+        )
+    ids = np.array([subject.rpartition("_MR")[0] or subject for subject in subjects])
+    rating = np.array([number(cell) or 0.0 for cell in cells(table, "CDR")])
+    return ImageTable(
+        name="oasis1",
+        paths=tuple(slices[subject] for subject in subjects),
+        where=where,
+        labels=(rating > 0).astype(np.int32),
+        label_names=OASIS1.label_names,
+        attributes={
+            "sex": map_column(table, "M/F", {"F": "female", "M": "male"}, _SEX),
+            **{band: age_bands(table, "Age", cuts) for band, cuts in AGE_CUTS.items()},
+        },
+        ids=ids,
+        splits=split_by_id(ids, held_out=0.3, test_share=0.66),
+        notes=(*notes, "Split 7/1/2 by subject with seeds 0 and 0."),
+    )
+
+
+OASIS1 = Recipe(
+    name="oasis1",
+    title="OASIS-1, T1 MRI of 416 subjects, 235 of them rated: dementia (CDR > 0)?",
+    home="https://sites.wustl.edu/oasisbrains/",
+    licence="OASIS data use agreement",
+    files=("oasis_cross-sectional.csv", "**/*_gfc_tra_90.gif"),
+    label_names=("not demented", "demented"),
+    sensitive=("sex",),
+    read=_read_oasis1,
+    prepared=Prepared("Path", "CDR", ("sex", "age_binary", "age_multi"), ("", "All_files")),
+)
+
+
+def _read_chexpert(folder: Path) -> ImageTable:
+    """Training and validation files pooled and split anew by patient, as both share a source."""
+    tables = [read_csv(folder / f"{part}.csv") for part in ("train", "valid")]
+    for table in tables:
+        table.require(("Path", "Sex", "Age", "No Finding"))
+    table = _join_named(tables, ("Path", "Sex", "Age", "No Finding"))
+    where, names = places(table), cells(table, "Path")
+    parts = [Path(name).parts for name in names]
+    # Paths begin with the name of the release's folder, wherever the user has put it.
+    inside = [Path(*p[1:]) if p[0].startswith("CheXpert") else Path(*p) for p in parts]
+    paths = tuple(folder / path for path in inside)
+    missing = [row for row, path in enumerate(paths) if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{where[missing[0]]}: no image {paths[missing[0]]} ({len(missing)} missing in all)"
+        )
+    ids = np.array(
+        [next((p for p in path.parts if p.startswith("patient")), "") for path in inside]
+    )
+    if (ids == "").any():
+        raise ValueError(f"{where[int((ids == '').argmax())]}: the path names no patient")
+    values, codes = table.columns["No Finding"]
+    healthy = np.array([*((number(value) or 0) > 0 for value in values), False])[codes]
+    return ImageTable(
+        name="chexpert",
+        paths=paths,
+        where=where,
+        labels=healthy.astype(np.int32),
+        label_names=CHEXPERT.label_names,
+        attributes={
+            "sex": map_column(table, "Sex", {"Female": "female", "Male": "male"}, _SEX),
+            **{band: age_bands(table, "Age", cuts) for band, cuts in AGE_CUTS.items()},
+        },
+        ids=ids,
+        splits=split_by_id(ids),
+        notes=("Split 8/1/1 by patient with seeds 0 and 0.",),
+    )
+
+
+def _join_named(tables: list[Table], names: tuple[str, ...]) -> Table:
+    from fairjax.data.csvfile import join
+
+    return join([table.select(names) for table in tables])
+
+
+CHEXPERT = Recipe(
+    name="chexpert",
+    title="CheXpert (small), 224,316 chest radiographs: is there no finding?",
+    home="https://stanfordmlgroup.github.io/competitions/chexpert/",
+    licence="Stanford research use agreement",
+    files=("train.csv", "valid.csv", "train/**/*.jpg", "valid/**/*.jpg"),
+    label_names=("finding", "no finding"),
+    sensitive=("sex",),
+    read=_read_chexpert,
+    prepared=Prepared("Path", "No Finding", ("sex", "age_binary", "age_multi", "race"), ("", "..")),
+)
+
+_OFFICIAL_GF3300 = ((2100, "train"), (2400, "val"), (3300, "test"))
+
+
+def _read_gf3300(folder: Path) -> ImageTable:
+    """Files `data_0001.npz` to `data_3300.npz`, the official split by number."""
+    paths = tuple(sorted(folder.rglob("data_*.npz")))
+    facts, split_of = [], []
+    for path in paths:
+        digits = re.fullmatch(r"data_(\d+)", path.stem)
+        last = next((s for top, s in _OFFICIAL_GF3300 if digits and int(digits[1]) <= top), None)
+        if last is None:
+            raise ValueError(f"{path}: expected a number from data_0001 to data_3300")
+        split_of.append(last)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                facts.append([float(arrays[name]) for name in ("glaucoma", "male", "race", "age")])
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: not a Harvard-GF file: {error}") from None
+    glaucoma, male, race, age = np.array(facts).reshape(-1, 4).T
+    for name, found, top in (("glaucoma", glaucoma, 1), ("male", male, 1), ("race", race, 2)):
+        wrong = ~np.isin(found, np.arange(top + 1))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(f"{paths[row]}: {name} is {found[row]:g}, expected 0 to {top}")
+    splits = np.array(split_of)
+    return ImageTable(
+        name="gf3300",
+        paths=paths,
+        where=("",) * len(paths),
+        labels=glaucoma.astype(np.int32),
+        label_names=GF3300.label_names,
+        attributes={
+            "race": coded(("Black", "Asian or White"), race != 1),
+            "race_three": coded(("Asian", "Black", "White"), race),
+            "sex": coded(_SEX, male),
+            "age_binary": coded(("age <= 60", "age > 60"), age > 60),
+        },
+        splits={s: np.flatnonzero(splits == s).astype(np.int32) for _, s in _OFFICIAL_GF3300},
+        notes=("Retinal thickness maps, 0 to 350 micrometres as black to white.",),
+    )
+
+
+GF3300 = Recipe(
+    name="gf3300",
+    title="Harvard-GF3300, retinal nerve fibre thickness of 3,300 patients: glaucoma?",
+    home="https://github.com/Harvard-Ophthalmology-AI-Lab/Harvard-GF",
+    licence="CC BY-NC-ND 4.0",
+    files=("**/data_*.npz",),
+    label_names=("no glaucoma", "glaucoma"),
+    sensitive=("race",),
+    read=_read_gf3300,
+    prepared=Prepared(
+        "Path", "Glaucoma", ("sex", "age_binary", "age_multi", "race"), ("", "All_files")
+    ),
+    window=(0.0, 350.0),
+    array_key="rnflt",
+)

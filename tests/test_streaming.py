@@ -1,0 +1,86 @@
+"""Streaming gives what the device gives, and the choice between them is made before allocation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fairjax.data import Dataset
+from fairjax.data.streaming import (
+    choose_placement,
+    device_bytes,
+    iterate,
+    place_on_device,
+)
+
+
+def make(tmp_path, count=48):
+    draw = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", draw.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8))
+    rows = draw.permutation(count).astype(np.int32)
+    return Dataset(
+        name="toy",
+        inputs=np.load(tmp_path / "x.npy", mmap_mode="r"),
+        labels=draw.integers(0, 2, count).astype(np.int32),
+        group=draw.integers(0, 3, count).astype(np.int32),
+        label_names=("no", "yes"),
+        group_names=("a", "b", "c"),
+        splits={"train": rows[:32], "val": rows[32:40], "test": rows[40:]},
+    )
+
+
+def test_streamed_batches_equal_those_from_the_device(tmp_path):
+    data = make(tmp_path)
+    order = np.random.default_rng(1).integers(0, 32, (7, 5))
+    device = list(iterate(data, "train", order, placement="device"))
+    stream = list(iterate(data, "train", order, placement="stream", num_threads=2))
+    assert len(device) == len(stream) == 7
+    for one, two, rows in zip(device, stream, order, strict=True):
+        expected = data.inputs[data.splits["train"][rows]]
+        np.testing.assert_array_equal(one.inputs, expected)
+        for a, b in zip(one, two, strict=True):
+            assert isinstance(b, jax.Array) and a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def test_bytes_are_those_that_placing_allocates_and_decide_where_data_goes(tmp_path, capsys):
+    data = make(tmp_path)
+    placed = place_on_device(data, "train")
+    assert placed.inputs.dtype == jnp.uint8
+    size = device_bytes(data, "train")
+    assert size == sum(x.nbytes for x in placed) == 32 * (6 * 6 * 3 + 8)
+    assert choose_placement(data, "train", budget=size) == "device"
+    assert choose_placement(data, "train", budget=size - 1) == "stream"
+    assert choose_placement(data, "train", budget=size // 2, num_devices=2) == "device"
+    printed = capsys.readouterr().out.splitlines()
+    assert "on the device" in printed[0] and "streamed" in printed[1]
+
+
+def test_rows_can_be_sharded_over_devices(tmp_path):
+    data = make(tmp_path)
+    mesh = jax.make_mesh(
+        (4, 2), ("data", "candidate"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    placed = place_on_device(data, "train", sharding)
+    assert placed.inputs.sharding.shard_shape(placed.inputs.shape)[0] == 8
+    np.testing.assert_array_equal(placed.inputs, data.examples("train").inputs)
+    odd = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+    assert place_on_device(data, "val", odd).inputs.shape[0] == 8
+    three = jax.make_mesh((3,), ("data",), devices=jax.devices()[:3])
+    with pytest.raises(ValueError, match="8 rows cannot be divided over 3"):
+        place_on_device(data, "val", NamedSharding(three, PartitionSpec("data")))
+
+
+@pytest.mark.parametrize(
+    ("order", "placement", "message"),
+    [
+        (np.zeros(3, int), "device", "order must be"),
+        (np.full((1, 2), 32), "device", "order must be"),
+        (np.zeros((1, 2), int), "disk", "placement must be"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(tmp_path, order, placement, message):
+    with pytest.raises(ValueError, match=message):
+        iterate(make(tmp_path), "train", order, placement=placement)
