@@ -285,7 +285,7 @@ def fit_population(
     *,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
-    measure_fn: Callable[[TrainState, BatchState, Examples], CellSums] | None = None,
+    measure_fn: Callable[..., CellSums] | None = None,
     measure_data: Examples | None = None,
     **options: Any,
 ) -> tuple[FitState, dict[str, Any]]:
@@ -299,7 +299,7 @@ def fit_population(
       chunk_size: runs that each device trains at the same time; None is all. Fewer need less
         memory; 1 is a plain loop, right for convolutions.
       mesh: from `sharding.candidate_mesh`, spreads the runs over devices.
-      measure_fn: as in `fit`, but with the examples to measure as third argument.
+      measure_fn: as in `fit`, but also given the examples to measure as `data`.
       measure_data: those examples; default `data`.
       **options: of `fit`.
 
@@ -308,9 +308,7 @@ def fit_population(
     """
 
     def train(states, data, measure_data):
-        measure = None
-        if measure_fn is not None:
-            measure = lambda state, shares: measure_fn(state, shares, measure_data)  # noqa: E731
+        measure = None if measure_fn is None else functools.partial(measure_fn, data=measure_data)
         return map_chunks(
             lambda state: fit(step, state, data, sampler, measure_fn=measure, **options),
             states,

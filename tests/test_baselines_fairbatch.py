@@ -72,7 +72,8 @@ def test_cell_losses_of_both_sides_agree_for_the_same_model(rows, criterion):
     state = init_train(model, optax.adam(5e-4), jax.random.key(0))
     sampler = make_sampler(rows, criterion=criterion)
     data = Examples(*map(jnp.asarray, rows))
-    ours = sampler.cell_losses(measure_cells(model, sampler, state, data), sampler.init())
+    shares = sampler.init()
+    ours = sampler.cell_losses(measure_cells(model, sampler, state, shares, data), shares)
     z = rows.inputs @ np.asarray(state.params["head"]["kernel"])[:, 0]
     theirs = twin.cell_losses(
         torch.sigmoid(torch.from_numpy(2 * z)),

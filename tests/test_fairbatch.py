@@ -23,7 +23,7 @@ def two_by_two(counts=CELLS):
 
 
 def make(labels=None, group=None, **options):
-    if labels is None:
+    if labels is None or group is None:
         labels, group = two_by_two()
     options = {"num_classes": 2, "num_groups": 2, "batch_size": 100, **options}
     return fairbatch(labels, group, **options)

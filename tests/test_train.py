@@ -40,6 +40,10 @@ def start(sampler, optimizer, seed=0, **choices):
     return init_fit(train, sampler, jax.random.key(seed), **choices)
 
 
+def batch_of(rows, weights):
+    return Batch(rows.inputs, rows.labels, rows.group, weights)
+
+
 def close(a, b, tolerance=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b)
 
@@ -87,8 +91,8 @@ def test_padding_cannot_change_a_step():
     step = make_step(MODEL, optax.adam(0.01))
     state = init_train(MODEL, optax.adam(0.01), jax.random.key(0))
     rows = jax.tree.map(lambda a: a[:8], TRAIN)
-    short = Batch(*jax.tree.map(lambda a: a[:5], rows), jnp.ones(5))
-    padded = Batch(*rows, jnp.array([1.0] * 5 + [0.0] * 3))
+    short = batch_of(jax.tree.map(lambda a: a[:5], rows), jnp.ones(5))
+    padded = batch_of(rows, jnp.array([1.0] * 5 + [0.0] * 3))
     key = jax.random.key(0)
     close(step(state, short, key)[0].params, step(state, padded, key)[0].params)
 
@@ -205,7 +209,7 @@ def test_loss_based_importance_sampling_composes_with_fairbatch():
         indices, weights = sampler.sample_epoch(key, shares, importance)
 
         def body(train, draw):
-            batch = Batch(*jax.tree.map(lambda a: a[draw[0]], data), draw[1])
+            batch = batch_of(jax.tree.map(lambda a: a[draw[0]], data), draw[1])
             return step(train, batch, key)[0], jnp.mean(importance[draw[0]])
 
         train, hardness = jax.lax.scan(body, train, (indices, weights))
@@ -274,7 +278,7 @@ def test_two_cadences_at_once_and_wild_smoothing_are_refused():
     sampler, optimizer = sampler_of(), optax.adam(0.01)
     with pytest.raises(ValueError, match="not both"):
         fit(make_step(MODEL, optimizer), start(sampler, optimizer), TRAIN, sampler, num_epochs=1,
-            update_every=2, measure_fn=lambda s: s)  # fmt: skip
+            update_every=2, measure_fn=lambda s, b: sampler.measure(s, s, b, group=s))  # fmt: skip
     with pytest.raises(ValueError, match="label_smoothing must be in"):
         make_step(MODEL, optimizer, label_smoothing=1.0)
 

@@ -1,0 +1,151 @@
+"""The FairBatch experiment as a user meets it: its folder, its resumption, its error lines."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from experiments import common
+from experiments import fairbatch as experiment
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = {"experiment", "config", "versions", "device", "data", "results", "timing", "notes"}
+
+
+def run(*args, **options):
+    command = [sys.executable, "-m", "experiments.fairbatch", *map(str, args)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "out"
+    return folder, run("smoke", "--out", folder)
+
+
+def test_a_run_prints_a_table_and_leaves_a_complete_folder(finished):
+    folder, process = finished
+    assert process.returncode == 0, process.stderr
+    assert "equal_opportunity@rate" in process.stdout and "±" in process.stdout
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) >= ENTRIES
+    assert list(summary["results"])[:2] == ["plain", "equal_opportunity"]
+    for result in summary["results"].values():
+        for name in ("accuracy", "auc", "worst_group_auc", "equalized_odds_deviation"):
+            assert np.isclose(result[name], np.mean(result["per_seed"][name]))
+            if name in result["ci95"]:
+                low, high = result["ci95"][name]
+                assert low <= result[name] + 1e-6 and result[name] - 1e-6 <= high
+        assert set(result["group_auc"]) == {"z=0", "z=1"}
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 5 and "<script" not in page and "http://" not in page.split(
+        "</style>"
+    )[0]  # fmt: skip
+
+
+def test_an_existing_run_is_not_overwritten(finished):
+    folder, _ = finished
+    before = (folder / "summary.json").read_text()
+    process = run("smoke", "--out", folder)
+    assert process.returncode == 2
+    assert "holds a run already" in process.stderr and process.stderr.count("\n") == 1
+    assert (folder / "summary.json").read_text() == before
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    out = tmp_path / "out"
+    config = experiment.dataclasses.replace(experiment.PRESETS["smoke"], out=out)
+    save, calls = common.Run.save, []
+
+    def killed(self, step, state):
+        save(self, step, state)
+        calls.append(step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(common.Run, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.prepare_run(config)()
+    assert not (out / "summary.json").exists()
+    with (out / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "rows"')  # the line that the kill cut short
+    process = run("smoke", "--out", out, "--resume")
+    assert process.returncode == 0, process.stderr
+    resumed, whole = (json.loads((f / "summary.json").read_text()) for f in (out, folder))
+    for row, result in whole["results"].items():
+        assert np.isclose(resumed["results"][row]["auc"], result["auc"], atol=1e-5)
+    assert len((out / "history.jsonl").read_text().splitlines()) == 4
+
+
+def test_resuming_with_other_settings_is_refused(finished):
+    folder, _ = finished
+    process = run("smoke", "--out", folder, "--resume", "--batch-size", "50")
+    assert process.returncode == 2
+    assert "batch_size was 100" in process.stderr
+
+
+def test_a_run_fine_tunes_the_models_of_another(finished, tmp_path):
+    folder, _ = finished
+    process = run("smoke", "--pretrained", folder, "--out", tmp_path / "out")
+    assert process.returncode == 0, process.stderr
+    rows = [json.loads(x) for x in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    before = [json.loads(x) for x in (folder / "history.jsonl").read_text().splitlines()]
+    assert rows[0]["rows"]["plain"]["loss"] < before[0]["rows"]["plain"]["loss"]
+
+
+BAD = {
+    "step_size must be in (0, 1]": ["--step-size", "2"],
+    "batch_size must be between": ["--batch-size", "2"],
+    "does not exist": ["--pretrained", "nowhere"],
+    "num_seeds must be at least 1": ["--num-seeds", "0"],
+    "--data.csv takes one file": ["--data.source", "csv"],
+    "--resume needs --out": ["--resume"],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fairbatch", "smoke", *BAD[message]])
+    with pytest.raises(SystemExit) as leave:
+        common.main(experiment.prepare_run, experiment.PRESETS, description="")
+    assert leave.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_flags_are_errors(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fairbatch", "--sensitve", "sex"])
+    with pytest.raises(SystemExit) as leave:
+        common.main(experiment.prepare_run, experiment.PRESETS, description="")
+    assert leave.value.code == 2
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=st.text(alphabet='ab01,\n"\r;é', max_size=80))
+def test_a_broken_table_never_shows_a_traceback(text, tmp_path):
+    path = tmp_path / "broken.csv"
+    path.write_text("sex,x,label\n" + text)
+    config = experiment.Config(
+        data=experiment.Data(source="csv", csv=(path,)), out=tmp_path / "never"
+    )
+    try:
+        experiment.prepare_run(config)
+    except (ValueError, OSError) as error:
+        assert str(error)
+        assert not (tmp_path / "never").exists()
