@@ -108,18 +108,18 @@ def figure(draw: Callable[[Any], None], *, size: tuple[float, float] = (8.0, 3.2
     return svg[svg.index("<svg") :]
 
 
-def lines(
-    panels: Mapping[str, Mapping[str, Any]], *, x_label: str, y_labels: Sequence[str] = ()
-) -> str:
-    """Line charts side by side: panel title -> line name -> values `[E]` or runs `[S, E]`.
+def lines(panels: Mapping[str, Mapping[str, Any]], *, x_label: str) -> str:
+    """Line charts, three to a row: panel title -> line name -> values `[E]` or runs `[S, E]`.
 
     Several runs are drawn as their mean with the range between the lowest and the highest.
     """
     import numpy as np
 
     def draw(canvas):
-        axes = canvas.subplots(1, len(panels), squeeze=False)[0]
-        for i, (axis, (title, series)) in enumerate(zip(axes, panels.items(), strict=True)):
+        axes = canvas.subplots(num_rows, num_columns, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.remove()
+        for axis, (title, series) in zip(axes, panels.items(), strict=False):
             for name, values in series.items():
                 values = np.atleast_2d(np.asarray(values))
                 steps = np.arange(1, values.shape[1] + 1)
@@ -130,11 +130,11 @@ def lines(
                     )
             axis.set_title(title, fontsize=10)
             axis.set_xlabel(x_label)
-            if y_labels:
-                axis.set_ylabel(y_labels[min(i, len(y_labels) - 1)])
             axis.legend(fontsize=7)
 
-    return figure(draw, size=(3.6 * max(2, len(panels)), 3.2))
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    return figure(draw, size=(3.8 * max(2, num_columns), 2.9 * num_rows))
 
 
 def trade_off(

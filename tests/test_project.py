@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -74,4 +75,6 @@ def readme_blocks():
 @pytest.mark.parametrize("number", range(len(readme_blocks())))
 def test_readme_examples_run_as_printed(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(readme_blocks()[number], f"README.md example {number}", "exec"), {})
+    code = compile(readme_blocks()[number], f"README.md example {number}", "exec")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(code, {})  # as outside the tests
