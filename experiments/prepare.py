@@ -25,7 +25,6 @@ from fairjax.data import SPLITS, Dataset
 from fairjax.data.augment import (
     color_jitter,
     compose,
-    random_flip,
     random_resized_crop,
 )
 from fairjax.data.image_tables import ImageTable, image_dataset
@@ -172,8 +171,7 @@ def save_gallery(path: Path, data: Dataset) -> None:
     cells = [cell for cell in cells if len(cell[2])][:_GALLERY_ROWS]
     augment = jax.jit(
         compose(
-            random_resized_crop(data.inputs.shape[1]),
-            random_flip(),
+            random_resized_crop(data.inputs.shape[1], flip=0.5),
             color_jitter(brightness=0.2, contrast=0.2, saturation=0.2),
         )
     )

@@ -55,6 +55,19 @@ def test_both_ways_to_resample_agree_with_a_slow_oracle(size):
         np.testing.assert_allclose(ours, np.stack(expected), atol=1e-5)
 
 
+def test_mirrored_crops_are_the_crops_swapped_left_to_right():
+    boxes = [jnp.asarray(column) for column in GOLDEN["boxes"].T]
+    mirror = jnp.asarray([True, False, True, True])
+    ours = np.asarray(resample.resized_crop(copies(4), *boxes, size=24, mirror=mirror))
+    expected = np.where(mirror[:, None, None, None], GOLDEN["crops"][:, :, ::-1], GOLDEN["crops"])
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+    flip = augment.random_resized_crop(24, scale=(1.0, 1.0), ratio=(1.4, 1.4), flip=0.5)
+    out = np.asarray(flip(jax.random.key(0), copies(40)))
+    flipped = np.abs(out - out[0]).max(axis=(1, 2, 3)) > 1e-4
+    assert 8 < flipped.sum() < 32
+    np.testing.assert_allclose(out[flipped][0], out[0][:, ::-1], atol=2e-6)
+
+
 def test_affine_equals_torchvision():
     names = ("angle", "shift_x", "shift_y", "scale", "shear")
     values = dict(zip(names, map(jnp.asarray, GOLDEN["affines"].T), strict=True))
@@ -180,6 +193,7 @@ def test_the_dense_resized_crop_costs_under_a_tenth_of_a_vit_base_step():
     [
         lambda: augment.random_resized_crop(8, scale=(0.0, 1.0)),
         lambda: augment.random_resized_crop(8, ratio=(2.0, 1.0)),
+        lambda: augment.random_resized_crop(8, flip=2.0),
         lambda: augment.random_flip(horizontal=1.5),
         lambda: augment.random_affine(-1),
         lambda: augment.random_affine(0, scale=(0.0, 1.0)),

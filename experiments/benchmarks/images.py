@@ -122,8 +122,7 @@ def _augment(theirs: Any, count: int, repeats: int) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 256, (count, stored, stored, 3), dtype=np.uint8)
     transform = jax.jit(
         augment.compose(
-            augment.random_resized_crop(size),
-            augment.random_flip(),
+            augment.random_resized_crop(size, flip=0.5),
             augment.normalize(theirs.MEAN, theirs.STD),
         )
     )

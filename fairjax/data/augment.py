@@ -81,6 +81,7 @@ def random_resized_crop(
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.0,
 ) -> Transform:
     """Cut a box of random area and shape and resize it to `size` x `size`, antialiased.
 
@@ -88,6 +89,8 @@ def random_resized_crop(
       size: side of the result.
       scale: range of the box's share of the image area, within (0, 1].
       ratio: range of width / height, drawn log-uniformly.
+      flip: probability of mirroring left to right; free here, where `random_flip` is a pass of
+        its own over the pixels.
 
     Raises:
       ValueError: a range is empty or outside its bounds.
@@ -99,10 +102,13 @@ def random_resized_crop(
         raise ValueError(f"scale must be an increasing range in (0, 1], got {scale}")
     if not 0 < ratio[0] <= ratio[1]:
         raise ValueError(f"ratio must be an increasing range of positive numbers, got {ratio}")
+    _require_share("flip", flip)
 
     def apply(key: jax.Array, images: jax.Array) -> jax.Array:
-        boxes = crop_boxes(key, images.shape, scale, ratio)
-        return resized_crop(images, *boxes, size=size)
+        box_key, flip_key = jax.random.split(key)
+        boxes = crop_boxes(box_key, images.shape, scale, ratio)
+        mirror = jax.random.bernoulli(flip_key, flip, images.shape[:1]) if flip else None
+        return resized_crop(images, *boxes, size=size, mirror=mirror)
 
     return apply
 

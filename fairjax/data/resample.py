@@ -40,6 +40,7 @@ def resized_crop(
     width: jax.Array,
     *,
     size: int,
+    mirror: jax.Array | None = None,
 ) -> jax.Array:
     """Resize one box of each image to `size` x `size` with an antialiased triangle filter.
 
@@ -54,12 +55,15 @@ def resized_crop(
       height: rows of the box, int32 `[B]`; likewise `width`.
       width: columns of the box.
       size: side of the result.
+      mirror: bool `[B]`, which results to swap left to right; costs nothing.
 
     Returns:
       float32 `[B, size, size, 3]` in [0, 1].
 
     Source: the same values as Pillow's and torchvision's antialiased bilinear resize of the box.
     """
+    if mirror is not None:
+        left, width = jnp.where(mirror, left + width, left), jnp.where(mirror, -width, width)
     return jax.lax.platform_dependent(
         images,
         (top, height),
@@ -70,7 +74,9 @@ def resized_crop(
 
 
 _Span = tuple[jax.Array, jax.Array]
-"""Start and length of the part of an axis that is resampled, int32 `[B]` each."""
+"""Start and length of the part of an axis that is resampled, int32 `[B]` each.
+
+A negative length runs backwards from the start, which mirrors without a pass of its own."""
 
 
 def _resample_by_matmul(
@@ -121,23 +127,24 @@ def _taps(
     """Indices and weights `[B, size, taps]` of the pixels that make each output pixel."""
     step = (length.astype(jnp.float32) / size)[:, None]
     target = jnp.arange(size, dtype=jnp.float32)[None, :] + 0.5
-    lowest = start.astype(jnp.float32)[:, None] + target * step - jnp.maximum(step, 1.0)
+    centre = start.astype(jnp.float32)[:, None] + target * step
+    first = jnp.ceil(centre - jnp.maximum(jnp.abs(step), 1.0) - 0.5).astype(jnp.int32)
     count = math.floor(2 * max(1.0, extent / size)) + 1
-    first = jnp.ceil(lowest - 0.5).astype(jnp.int32)
     pixels = first[:, :, None] + jnp.arange(count)[None, None, :]
     weights = _triangle(pixels, start, length)
     return jnp.clip(pixels, 0, extent - 1), weights
 
 
 def _triangle(pixels: jax.Array, start: jax.Array, length: jax.Array) -> jax.Array:
-    """Weights of `pixels [B, size, taps]` that resample `[start, start + length)`; sums are 1."""
+    """Weights of `pixels [B, size, taps]` that resample a span; they sum to 1."""
     size = pixels.shape[1]
     start, length = start[:, None, None], length[:, None, None]
     step = length.astype(jnp.float32) / size
     target = jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5
     distance = pixels.astype(jnp.float32) + 0.5 - start.astype(jnp.float32) - target * step
-    weights = jnp.maximum(0.0, 1.0 - jnp.abs(distance) / jnp.maximum(step, 1.0))
-    weights = jnp.where((pixels >= start) & (pixels < start + length), weights, 0.0)
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(distance) / jnp.maximum(jnp.abs(step), 1.0))
+    low, high = jnp.minimum(start, start + length), jnp.maximum(start, start + length)
+    weights = jnp.where((pixels >= low) & (pixels < high), weights, 0.0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
