@@ -6,6 +6,7 @@ vmap axis and a checkpoint.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -306,6 +307,7 @@ def fit_population(
     masks: Any = None,
     frozen: Any = None,
     shared_batches: bool = False,
+    active: jax.Array | None = None,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
     measure_fn: Callable[[TrainState, Examples], CellSums] | None = None,
@@ -325,6 +327,8 @@ def fit_population(
       frozen: parameters that all runs share, one copy; see `make_step`.
       shared_batches: draw and augment each batch once for all runs, from the sampler's state and
         key of the first; each run still has its own parameters and hyper-parameters.
+      active: bool `[P]`; what runs that are False return is undefined, and chunks of nothing else
+        cost nothing.
       chunk_size: runs that each device trains at the same time; None is all. Fewer need less
         memory; 1 is a plain loop, right for convolutions. See `sharding.plan_chunk_size`.
       mesh: from `sharding.candidate_mesh`, spreads the runs over devices.
@@ -344,9 +348,12 @@ def fit_population(
     if shared_batches and (measure_fn is not None or options.get("update_every") is not None):
         raise ValueError("shared_batches does not go with measure_fn or update_every")
 
-    def train(states, masks, data, frozen, measure_data, evaluate_data):
+    def train(states, masks, active, data, frozen, measure_data, evaluate_data):
         measure = None if measure_fn is None else lambda state: measure_fn(state, measure_data)
         evaluate = None if evaluate_fn is None else lambda state: evaluate_fn(state, evaluate_data)
+
+        def map_runs(fn, states):
+            return map_chunks(fn, (states, masks), chunk_size, active)
 
         def one_run(run):
             state, mask = run
@@ -354,16 +361,17 @@ def fit_population(
             return fit(one_step, state, data, sampler, measure_fn=measure, evaluate_fn=evaluate,
                        **options)  # fmt: skip
 
-        def all_steps(states, batch, key):
-            one_step = lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen)  # noqa: E731
-            return map_chunks(one_step, (states, masks), chunk_size)
+        def step_all(states, batch, key):
+            return map_runs(
+                lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen), states
+            )
 
         if not shared_batches:
-            return map_chunks(one_run, (states, masks), chunk_size)
+            return map_runs(one_run, states)
         num_runs = len(states.epoch)
-        common = jax.tree.map(lambda leaf: leaf[0], states._replace(train=None))
-        evaluate_all = evaluate and (lambda train: map_chunks(evaluate, train, chunk_size))
-        state, history = fit(all_steps, common._replace(train=states.train), data, sampler,
+        first = jax.tree.map(lambda leaf: leaf[0], states._replace(train=None))
+        evaluate_all = evaluate and (lambda train: map_runs(lambda run: evaluate(run[0]), train))
+        state, history = fit(step_all, first._replace(train=states.train), data, sampler,
                              evaluate_fn=evaluate_all, **options)  # fmt: skip
         repeated = {
             name: _repeat(history.pop(name), num_runs) for name in ("weights", "cell_losses")
@@ -376,9 +384,9 @@ def fit_population(
         first = jax.tree.map(lambda leaf: leaf[0], states._replace(train=None))
         states = _repeat(first, len(states.epoch))._replace(train=states.train)
     if mesh is not None and mesh.size > 1:
-        train = shard_candidates(train, mesh, num_mapped=2)
+        train = shard_candidates(train, mesh, num_mapped=3)
     measure_data = data if measure_data is None else measure_data
-    return train(states, masks, data, frozen, measure_data, evaluate_data)
+    return train(states, masks, active, data, frozen, measure_data, evaluate_data)
 
 
 def _repeat(tree: Any, count: int) -> Any:
@@ -386,8 +394,22 @@ def _repeat(tree: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), tree)
 
 
-def map_chunks(fn: Callable[[Any], Any], xs: Any, chunk_size: int | None) -> Any:
-    """`jax.vmap(fn)(xs)`, `chunk_size` at a time."""
-    if chunk_size is None:
+def map_chunks(
+    fn: Callable[[Any], Any], xs: Any, chunk_size: int | None, active: jax.Array | None = None
+) -> Any:
+    """`jax.vmap(fn)(xs)`, `chunk_size` at a time; chunks without an `active` entry give zeros."""
+    if active is None and chunk_size is None:
         return jax.vmap(fn)(xs)
-    return jax.lax.map(fn, xs, batch_size=None if chunk_size == 1 else chunk_size)
+    if active is None:
+        return jax.lax.map(fn, xs, batch_size=None if chunk_size == 1 else chunk_size)
+    size = math.gcd(len(active), chunk_size or len(active))
+    chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (xs, active))
+    shapes = jax.eval_shape(jax.vmap(fn), jax.tree.map(lambda x: x[0], chunks[0]))
+
+    def one_chunk(chunk):
+        xs, active = chunk
+        nothing = lambda _: jax.tree.map(lambda x: jax.lax.full_like(x, 0), shapes)  # noqa: E731
+        return jax.lax.cond(active.any(), jax.vmap(fn), nothing, xs)
+
+    results = jax.lax.map(one_chunk, chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -34,9 +34,7 @@ class Objective(NamedTuple):
     under jit and vmap."""
 
 
-def objective(
-    name: str, *, num_groups: int, num_replicates: int = 100, seed: int = 0
-) -> Objective:
+def objective(name: str, *, num_groups: int, num_replicates: int = 100, seed: int = 0) -> Objective:
     """A metric by its name, or its pessimistic 95 % bootstrap bound by `name@bound`.
 
     The bound is the lower end of the interval for what is maximised and the upper end for what is

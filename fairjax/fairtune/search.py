@@ -9,10 +9,11 @@
 States are pytrees of arrays: they can be checkpointed, and asking goes on from any of them.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -168,7 +169,7 @@ def evolution(
 
 
 def tpe(space: MaskSpace, *, maximize: tuple[bool, ...], **options: Any) -> Search:
-    """Tree-structured Parzen estimator of Optuna, the authors' sampler; also for several objectives.
+    """Tree-structured Parzen estimator of Optuna, the authors' sampler; any number of objectives.
 
     Args:
       space: what the bits mean.
@@ -269,6 +270,11 @@ def optuna_search(
     def ask(state: StudyState, count: int):
         (study,) = studies
         known = _known_trials(study)
+        if len(known) < state.asked:
+            raise ValueError(
+                f"the study knows {len(known)} of the {state.asked} trials asked for; "
+                "go on with the storage that holds them"
+            )
         for trial in known[int(state.asked) :]:
             study._storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
@@ -316,8 +322,6 @@ def _report(study: Any, number: int, epoch: int, value: float) -> None:
 
 
 def _open_storage(storage: str | None) -> Any:
-    import optuna
-
     if storage is None or "://" in storage:
         return storage
     from optuna.storages import JournalStorage
@@ -326,22 +330,17 @@ def _open_storage(storage: str | None) -> Any:
     return JournalStorage(JournalFileBackend(storage))
 
 
-def _quiet() -> Any:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Optuna logs a line per trial unless told not to."""
-    import contextlib
-
     import optuna
 
-    @contextlib.contextmanager
-    def quiet():
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            yield
-        finally:
-            optuna.logging.set_verbosity(before)
-
-    return quiet()
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _draw(key: jax.Array, num_units: int, low: float, high: float) -> tuple[jax.Array, jax.Array]:
