@@ -170,9 +170,9 @@ def test_a_search_killed_after_any_round_ends_with_the_same_trials(name, tmp_pat
     saved = []
 
     def keep(state):
-        is_key = lambda x: (
-            isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-        )  # noqa: E501,E731
+        def is_key(x):
+            return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
         saved.append(jax.tree.map(lambda x: x if is_key(x) else np.array(x), state))
 
     whole = run(make(tmp_path / "whole"), Toy(), rungs, num_trials=20, on_round=keep)
