@@ -1,7 +1,5 @@
 """Searches, early stopping and objectives, on toy problems that need no training."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from fairjax.fairtune import (
     best_trial,
     check_objectives,
     evolution,
+    init_tune,
     mask_space_from_rules,
     nsga2,
     objective,
@@ -49,9 +48,12 @@ class Toy:
         return {**states, "age": age}, both[:, : self.num_objectives]
 
 
-def run(search, toy, rungs, *, num_trials=24, maximize=(True,), **options):
-    return tune(search, toy.start, toy.train, rungs, num_trials=num_trials, num_slots=4,
-                num_units=6, maximize=maximize, **options).trials  # fmt: skip
+def run(search, toy, rungs, *, num_trials=24, maximize=(True,), state=None, on_round=None):
+    fresh = init_tune(search, toy.start, rungs, num_trials=num_trials, num_slots=4, num_units=6,
+                      maximize=maximize)  # fmt: skip
+    state = fresh if state is None else state
+    return tune(search, state, toy.start, toy.train, rungs, maximize=maximize,
+                on_round=on_round).trials  # fmt: skip
 
 
 def everyone(num_epochs):
@@ -271,9 +273,8 @@ def test_mistakes_are_named(call, message):
 
 def test_no_winner_without_a_completed_trial():
     toy = Toy(fail=True)
-    everything_fails = functools.partial(Toy.train, toy)
-    trials = tune(random_search(SPACE), toy.start,
-                  lambda s, m, a: (everything_fails(s, m * 0, a)), everyone(1), num_trials=3,
-                  num_slots=2, num_units=6, maximize=(True,)).trials  # fmt: skip
+    train = toy.train
+    toy.train = lambda states, masks, active: train(states, masks * 0, active)
+    trials = run(random_search(SPACE), toy, everyone(1), num_trials=3)
     with pytest.raises(ValueError, match="no trial was completed: 3 of 3 failed"):
         best_trial(trials, True)

@@ -100,7 +100,7 @@ def random_search(
         del candidates, values, epochs
         return state
 
-    return Search(init, ask, tell)
+    return Search(init, jax.jit(ask, static_argnums=1), tell)  # asked once a round, by the host
 
 
 def evolution(
@@ -165,7 +165,7 @@ def evolution(
         scores, best = jax.lax.top_k(scores, num_parents)
         return state._replace(masks=masks[best], log_rates=log_rates[best], scores=scores)
 
-    return Search(init, ask, tell)
+    return Search(init, jax.jit(ask, static_argnums=1), tell)  # asked once a round, by the host
 
 
 def tpe(space: MaskSpace, *, maximize: tuple[bool, ...], **options: Any) -> Search:

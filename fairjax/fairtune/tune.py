@@ -92,10 +92,9 @@ def successive_halving(
     return Rungs(tuple(epochs), factor, num_brackets)
 
 
-def tune(
+def init_tune(
     search: Search,
     start_fn: Callable[[np.ndarray, np.ndarray], Any],
-    train_fn: Callable[[Any, np.ndarray, np.ndarray], tuple[Any, np.ndarray]],
     rungs: Rungs,
     *,
     num_trials: int,
@@ -103,33 +102,18 @@ def tune(
     num_units: int,
     maximize: tuple[bool, ...],
     seed: int = 0,
-    state: TuneState | None = None,
-    on_round: Callable[[TuneState], None] | None = None,
 ) -> TuneState:
-    """Train candidates `num_slots` at a time until `num_trials` are done.
-
-    Slots of candidates that end, stop or diverge are refilled with new ones, so the shape of the
-    trained program never changes. A mask and learning rate (within a tenth of a decade) that were
-    asked for before are not trained again but share the earlier result.
+    """The `TuneState` before the first round; also the shape of a saved one.
 
     Args:
-      search: proposes candidates.
-      start_fn: `start_fn(masks [P, U], learning_rates [P]) -> states`, fresh training states with
-        leading axis P.
-      train_fn: `train_fn(states, masks [P, U], active [P]) -> (states, values [P, M])`: trains
-        `rungs.epochs[0]` epochs and measures the objectives, nan where undefined. Slots that are
-        not active hold nothing of interest.
+      search: proposes candidates; opens its storage if it has one.
+      start_fn: see `tune`.
       rungs: from `successive_halving`.
       num_trials: T.
       num_slots: P.
       num_units: U.
-      maximize: direction of each objective.
+      maximize: direction of each of the M objectives.
       seed: of the search.
-      state: where to go on; a copy of what `on_round` was given.
-      on_round: called before every round and at the end, to save and to report.
-
-    Returns:
-      The final `TuneState`; `best_trial` and `pareto_front` read its trials.
 
     Raises:
       ValueError: early stopping with several objectives, or fewer than one trial or slot.
@@ -138,27 +122,55 @@ def tune(
         raise ValueError("early stopping needs a single objective; set first = num_epochs")
     if num_trials < 1 or num_slots < 1:
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
-    if state is None:
-        trials = _no_trials(num_trials, num_units, len(maximize), len(rungs.epochs))
-        population = start_fn(
-            np.zeros((num_slots, num_units), bool), np.ones(num_slots, np.float32)
-        )
-        state = TuneState(search.init(seed), trials, np.full(num_slots, -1, np.int32), population)
-    else:
-        search.init(seed)  # opens what lies outside the state, such as an Optuna storage
-        state = state._replace(
-            trials=Trials(*map(np.array, state.trials)), slots=np.array(state.slots)
-        )
+    trials = _no_trials(num_trials, num_units, len(maximize), len(rungs.epochs))
+    population = start_fn(np.zeros((num_slots, num_units), bool), np.ones(num_slots, np.float32))
+    return TuneState(search.init(seed), trials, np.full(num_slots, -1, np.int32), population)
+
+
+def tune(
+    search: Search,
+    state: TuneState,
+    start_fn: Callable[[np.ndarray, np.ndarray], Any],
+    train_fn: Callable[[Any, np.ndarray, np.ndarray], tuple[Any, np.ndarray]],
+    rungs: Rungs,
+    *,
+    maximize: tuple[bool, ...],
+    on_round: Callable[[TuneState], None] | None = None,
+) -> TuneState:
+    """Train candidates, P at a time, until all T trials are done.
+
+    Slots of candidates that end, stop or diverge are refilled with new ones, so the shape of the
+    trained program never changes. A mask and learning rate (within a tenth of a decade) that were
+    asked for before are not trained again but share the earlier result.
+
+    Args:
+      search: proposes candidates.
+      state: from `init_tune`, or what `on_round` was given, to go on from there.
+      start_fn: `start_fn(masks [P, U], learning_rates [P]) -> states`, fresh training states with
+        leading axis P.
+      train_fn: `train_fn(states, masks [P, U], active [P]) -> (states, values [P, M])`: trains
+        `rungs.epochs[0]` epochs and measures the objectives, nan where undefined. Slots that are
+        not active hold nothing of interest.
+      rungs: as in `init_tune`.
+      maximize: as in `init_tune`.
+      on_round: called before every round and at the end, to save and to report.
+
+    Returns:
+      The final `TuneState`; `best_trial` and `pareto_front` read its trials.
+    """
     while True:
+        # copies: what on_round was given stays as it was
+        state = state._replace(trials=Trials(*map(np.array, state.trials)))
         state = _tell(search, state)
         state = _fill(search, state, start_fn)
+        active = state.slots >= 0
+        if not active.any() and (state.trials.status == REPEATED).any():
+            continue
         if on_round is not None:
             on_round(state)
-        active = state.slots >= 0
-        if not active.any() and not (state.trials.status == REPEATED).any():
-            return state
         if not active.any():
-            continue
+            return state
+        state = state._replace(trials=Trials(*map(np.array, state.trials)))
         rows = np.maximum(state.slots, 0)
         population, values = train_fn(state.population, state.trials.masks[rows], active)
         state = state._replace(population=population)
@@ -206,7 +218,7 @@ def _no_trials(num_trials: int, num_units: int, num_objectives: int, num_rungs: 
 
 def _tell(search: Search, state: TuneState) -> TuneState:
     """Settle trials that repeat others, free slots, and tell the search what ended."""
-    trials, slots = state.trials, state.slots.copy()
+    trials, slots = state.trials, np.array(state.slots)
     ended = lambda rows: np.isin(trials.status[rows], (COMPLETE, STOPPED, FAILED))  # noqa: E731
     repeated = np.flatnonzero(trials.status == REPEATED)
     repeated = repeated[ended(trials.twins[repeated])]
