@@ -141,6 +141,8 @@ def test_a_static_split_holds_exactly_what_the_mask_trains():
     trained, rest = space.split(PARAMS, mask)
     assert set(trees.flatten_named(trained)) == {
         "head/kernel", "head/bias", "blocks/2/norm2/scale", "blocks/2/norm2/bias"}  # fmt: skip
+    everywhere = space.split(PARAMS, np.ones(12, bool))[0]
+    assert everywhere["blocks"]["norm2"]["scale"].shape == (3, 12)  # no reason to take blocks apart
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     whole = TINY.apply(PARAMS, {}, images)[0]
     np.testing.assert_allclose(

@@ -147,9 +147,9 @@ class MaskSpace:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split parameters for good by one mask: what it trains, and everything else.
 
-        Blocks come back one by one (`trees.unstack_blocks`), so that gradients are computed only
-        for what is trained and nothing is propagated below the lowest trained block. Join the two
-        with `bind`.
+        Where the mask treats blocks differently they come back one by one
+        (`trees.unstack_blocks`), so that gradients are computed only for what is trained and
+        nothing is propagated below the lowest trained block. Join the two with `bind`.
 
         Raises:
           ValueError: the mask is not `[U]`.
@@ -157,9 +157,11 @@ class MaskSpace:
         mask = np.asarray(mask, bool)
         self._check_length(mask.shape)
         bits = np.append(mask, [True, False])
-        chosen = trees.unstack_blocks(jax.tree.map(lambda place: bits[place], self.places))
+        chosen = jax.tree.map(lambda place: bits[place], self.places)
+        if any(bit.any() != bit.all() for bit in jax.tree.leaves(chosen)):
+            chosen, params = trees.unstack_blocks(chosen), trees.unstack_blocks(params)
         trained = trees.flatten_named(chosen)
-        return trees.partition(trees.unstack_blocks(params), lambda name: bool(trained[name]))
+        return trees.partition(params, lambda name: bool(trained[name].all()))
 
     def describe(self, mask: np.ndarray) -> Description:
         """Units, number and percentage of the parameters that a mask trains.
