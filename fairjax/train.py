@@ -6,6 +6,7 @@ vmap axis and a checkpoint.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ class TrainState(NamedTuple):
     opt_state: Any
     step: jax.Array
     """int32 scalar, gradient steps taken."""
+    ema: Any = None
+    """Exponential moving average of `params`, where `make_step` keeps one."""
 
 
 class FitState(NamedTuple):
@@ -63,6 +66,8 @@ def make_step(
     *,
     label_smoothing: float = 0.0,
     class_weights: jax.Array | None = None,
+    bind: Callable[[Any, Any], Any] | None = None,
+    ema_decay: float | None = None,
 ) -> Step:
     """One gradient step as a pure function.
 
@@ -72,18 +77,26 @@ def make_step(
         numbers arrays that differ between candidates.
       label_smoothing: in [0, 1).
       class_weights: float32 `[K]`; the loss is sum(w * loss) / sum(batch weights).
+      bind: `bind(params, frozen)` makes what `model.apply` takes, such as `MaskSpace.bind`; only
+        `params` is differentiated and in the state. None trains all parameters.
+      ema_decay: in (0, 1), keeps `state.ema`; begin with `start_train(..., ema=True)`.
 
     Returns:
-      `step(state, batch, key) -> (state, metrics)` with `metrics = {"loss": scalar, "logits":
-      [B, K]}`; logits are those before the step. XLA drops what the caller does not use.
+      `step(state, batch, key, mask=None, frozen=None) -> (state, metrics)` with `metrics =
+      {"loss": scalar, "logits": [B, K]}`; logits are those before the step. XLA drops what the
+      caller does not use. `mask` is a tree of bool arrays that broadcast to the parameters: where
+      False, parameters stay exactly as they are, whatever the optimiser does.
 
     Raises:
-      ValueError: `label_smoothing` outside [0, 1).
+      ValueError: `label_smoothing` outside [0, 1), or `ema_decay` outside (0, 1).
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ValueError(f"ema_decay must be in (0, 1), got {ema_decay}")
 
-    def loss_fn(params, batch_stats, batch: Batch, key):
+    def loss_fn(params, frozen, batch_stats, batch: Batch, key):
+        params = params if bind is None else bind(params, frozen)
         logits, _, batch_stats = model.apply(params, batch_stats, batch.inputs, train=True, key=key)
         losses = cross_entropy(
             logits, batch.labels, label_smoothing=label_smoothing, class_weights=class_weights
@@ -91,14 +104,19 @@ def make_step(
         loss = jnp.sum(losses * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1e-12)
         return loss, (logits, batch_stats)
 
-    def step(state: TrainState, batch: Batch, key: jax.Array):
+    def step(state: TrainState, batch: Batch, key: jax.Array, mask=None, frozen=None):
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, batch, key
+            state.params, frozen, state.batch_stats, batch, key
         )
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        if mask is not None:  # after the optimiser, so that weight decay cannot move what is frozen
+            updates = jax.tree.map(lambda keep, u: jnp.where(keep, u, 0.0), mask, updates)
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(params, batch_stats, opt_state, state.step + 1)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda a, p: a + (1 - ema_decay) * (p - a), ema, params)
+        state = TrainState(params, batch_stats, opt_state, state.step + 1, ema)
         return state, {"loss": loss, "logits": logits}
 
     return step
@@ -116,13 +134,22 @@ def init_train(
 
 
 def start_train(
-    params: Any, batch_stats: Any, optimizer: optax.GradientTransformation, **hyperparams: Any
+    params: Any,
+    batch_stats: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+    **hyperparams: Any,
 ) -> TrainState:
-    """A `TrainState` that starts from given parameters; see `init_train`."""
+    """A `TrainState` that starts from given parameters; see `init_train`.
+
+    With `ema` the state also carries the parameters' moving average.
+    """
     opt_state = optimizer.init(params)
     if hyperparams:
         opt_state = optax.tree_utils.tree_set(opt_state, **hyperparams)
-    return TrainState(params, batch_stats, opt_state, jnp.zeros((), jnp.int32))
+    average = params if ema else None
+    return TrainState(params, batch_stats, opt_state, jnp.zeros((), jnp.int32), average)
 
 
 def init_fit(train: TrainState, sampler: BatchSampler, key: jax.Array, **choices: Any) -> FitState:
@@ -283,45 +310,112 @@ def fit_population(
     data: Examples,
     sampler: BatchSampler,
     *,
+    masks: Any = None,
+    frozen: Any = None,
+    shared_batches: bool = False,
+    active: jax.Array | None = None,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
     measure_fn: Callable[..., CellSums] | None = None,
     measure_data: Examples | None = None,
+    evaluate_fn: Callable[[TrainState, Any], Any] | None = None,
+    evaluate_data: Any = None,
     **options: Any,
 ) -> tuple[FitState, dict[str, Any]]:
-    """`fit` for P independent runs at once: seeds, criteria, hyper-parameters as an array axis.
+    """`fit` for P runs at once: seeds, criteria, hyper-parameters, masks as an array axis.
 
     Args:
       step: from `make_step`.
       states: a `FitState` whose every leaf has a leading axis P (vmap `init_train` and `init_fit`).
       data: shared by all runs.
       sampler: shared; what differs between runs is in their states.
+      masks: of every run, a tree of bool arrays with leading axis P; see `make_step`.
+      frozen: parameters that all runs share, one copy; see `make_step`.
+      shared_batches: draw and augment each batch once for all runs, from the sampler's state and
+        key of the first; each run still has its own parameters and hyper-parameters.
+      active: bool `[P]`; what runs that are False return is undefined, and chunks of nothing else
+        cost nothing.
       chunk_size: runs that each device trains at the same time; None is all. Fewer need less
-        memory; 1 is a plain loop, right for convolutions.
+        memory; 1 is a plain loop, right for convolutions. See `sharding.plan_chunk_size`.
       mesh: from `sharding.candidate_mesh`, spreads the runs over devices.
       measure_fn: as in `fit`, but also given the examples to measure as `data`.
       measure_data: those examples; default `data`.
+      evaluate_fn: as in `fit`, for one run, but with `evaluate_data` as second argument.
+      evaluate_data: any pytree, such as the validation split and the frozen parameters.
       **options: of `fit`.
 
     Returns:
       `(states, history)` with a leading axis P. A run's result does not depend on the others.
+
+    Raises:
+      ValueError: `shared_batches` together with a fairness cadence, which chooses each run's own
+        batches; or as `fit`.
     """
+    if shared_batches and (measure_fn is not None or options.get("update_every") is not None):
+        raise ValueError("shared_batches does not go with measure_fn or update_every")
 
-    def train(states, data, measure_data):
+    def train(states, masks, active, data, frozen, measure_data, evaluate_data):
         measure = None if measure_fn is None else functools.partial(measure_fn, data=measure_data)
-        return map_chunks(
-            lambda state: fit(step, state, data, sampler, measure_fn=measure, **options),
-            states,
-            chunk_size,
-        )
+        evaluate = None if evaluate_fn is None else lambda state: evaluate_fn(state, evaluate_data)
 
+        def map_runs(fn, states):
+            return map_chunks(fn, (states, masks), chunk_size, active)
+
+        def one_run(run):
+            state, mask = run
+            one_step = functools.partial(step, mask=mask, frozen=frozen)
+            return fit(one_step, state, data, sampler, measure_fn=measure, evaluate_fn=evaluate,
+                       **options)  # fmt: skip
+
+        def step_all(states, batch, key):
+            return map_runs(
+                lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen), states
+            )
+
+        if not shared_batches:
+            return map_runs(one_run, states)
+        num_runs = len(states.epoch)
+        first = jax.tree.map(lambda leaf: leaf[0], states._replace(train=None))
+        evaluate_all = evaluate and (lambda train: map_runs(lambda run: evaluate(run[0]), train))
+        state, history = fit(step_all, first._replace(train=states.train), data, sampler,
+                             evaluate_fn=evaluate_all, **options)  # fmt: skip
+        repeated = {
+            name: _repeat(history.pop(name), num_runs) for name in ("weights", "cell_losses")
+        }
+        history = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), history) | repeated
+        state = _repeat(state._replace(train=None), num_runs)._replace(train=state.train)
+        return state, history
+
+    if shared_batches:  # also where devices hold the others
+        first = jax.tree.map(lambda leaf: leaf[0], states._replace(train=None))
+        states = _repeat(first, len(states.epoch))._replace(train=states.train)
     if mesh is not None and mesh.size > 1:
-        train = shard_candidates(train, mesh)
-    return train(states, data, data if measure_data is None else measure_data)
+        train = shard_candidates(train, mesh, num_mapped=3)
+    measure_data = data if measure_data is None else measure_data
+    return train(states, masks, active, data, frozen, measure_data, evaluate_data)
 
 
-def map_chunks(fn: Callable[[Any], Any], xs: Any, chunk_size: int | None) -> Any:
-    """`jax.vmap(fn)(xs)`, `chunk_size` at a time."""
-    if chunk_size is None:
+def _repeat(tree: Any, count: int) -> Any:
+    """Every leaf `count` times along a new leading axis."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), tree)
+
+
+def map_chunks(
+    fn: Callable[[Any], Any], xs: Any, chunk_size: int | None, active: jax.Array | None = None
+) -> Any:
+    """`jax.vmap(fn)(xs)`, `chunk_size` at a time; chunks without an `active` entry give zeros."""
+    if active is None and chunk_size is None:
         return jax.vmap(fn)(xs)
-    return jax.lax.map(fn, xs, batch_size=None if chunk_size == 1 else chunk_size)
+    if active is None:
+        return jax.lax.map(fn, xs, batch_size=None if chunk_size == 1 else chunk_size)
+    size = math.gcd(len(active), chunk_size or len(active))
+    chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (xs, active))
+    shapes = jax.eval_shape(jax.vmap(fn), jax.tree.map(lambda x: x[0], chunks[0]))
+
+    def one_chunk(chunk):
+        xs, active = chunk
+        nothing = lambda _: jax.tree.map(lambda x: jax.lax.full_like(x, 0), shapes)  # noqa: E731
+        return jax.lax.cond(active.any(), jax.vmap(fn), nothing, xs)
+
+    results = jax.lax.map(one_chunk, chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -1,6 +1,6 @@
 """Parameters as nested dicts with named leaves; transformer blocks stacked or one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,47 @@ def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     )
 
 
+def flatten_named(tree: Any) -> dict[str, Any]:
+    """Every leaf under its name: `{"head/kernel": leaf, ...}`, in tree order."""
+    leaves: dict[str, Any] = {}
+    map_named(leaves.__setitem__, tree)
+    return leaves
+
+
+def unflatten_named(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `flatten_named` for nested dicts."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = leaf
+    return tree
+
+
+def partition(
+    tree: dict[str, Any], select: Callable[[str], bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Nested dicts of the leaves whose name `select` accepts, and of the others; see `merge`."""
+    leaves = flatten_named(tree)
+    chosen = {name: leaf for name, leaf in leaves.items() if select(name)}
+    rest = {name: leaf for name, leaf in leaves.items() if name not in chosen}
+    return unflatten_named(chosen), unflatten_named(rest)
+
+
+def merge(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """One nested dict with the leaves of both.
+
+    Raises:
+      ValueError: a leaf is in both.
+    """
+    leaves, others = flatten_named(tree), flatten_named(other)
+    if both := sorted(leaves.keys() & others.keys()):
+        raise ValueError(f"cannot merge, both trees hold {both[0]}")
+    return unflatten_named(leaves | others)
+
+
 def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
     """Split `params["blocks"]`, stacked on a leading axis `[L]`, into `{"0": ..., "L-1": ...}`.
 
@@ -29,7 +70,7 @@ def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
       A new dict; leaves outside `blocks` are shared with `params`.
     """
     blocks = params.get("blocks", {})
-    if not blocks or _is_unstacked(blocks):
+    if not blocks or is_unstacked(blocks):
         return params
     num_blocks = len(jax.tree.leaves(blocks)[0])
     split = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(num_blocks)}
@@ -49,7 +90,7 @@ def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
       ValueError: block names have a gap, or blocks differ in structure or shape (after pruning).
     """
     blocks = params.get("blocks", {})
-    if not _is_unstacked(blocks):
+    if not is_unstacked(blocks):
         return params
     names = sorted(blocks, key=int)
     if names != [str(i) for i in range(len(names))]:
@@ -62,6 +103,6 @@ def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "blocks": stacked}
 
 
-def _is_unstacked(blocks: dict[str, Any]) -> bool:
+def is_unstacked(blocks: dict[str, Any]) -> bool:
     """Whether block names are numbers."""
     return bool(blocks) and all(name.isdecimal() for name in blocks)

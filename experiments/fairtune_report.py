@@ -1,0 +1,168 @@
+"""The page of `experiments.fairtune`: table, answer and figures."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import common
+from fairjax import report
+from fairjax.data import Dataset, Examples
+from fairjax.fairtune import STATUS_NAMES, MaskSpace, Objective, Trials, pareto_front
+
+_COMPLETE = STATUS_NAMES.index("complete")
+
+
+def result_table(results: Mapping[str, Any], metrics: Sequence[str]):
+    """Columns, and per row the cells: "mean ± std" with the interval as second line."""
+    columns = ["row", "trained %", *metrics]
+    cells = []
+    for row, result in results.items():
+        line = [(row, ""), (f"{result['percent_trained']:.2f}", "")]
+        for metric in metrics:
+            low, high = result["ci95"][metric]
+            line.append(
+                (f"{result[metric]:.4f} ± {result['std'][metric]:.4f}", f"[{low:.4f}, {high:.4f}]")
+            )
+        cells.append(line)
+    return columns, cells
+
+
+def one_sentence(results: Mapping[str, Any], name: str) -> str:
+    """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
+    metric = "worst_group_auc"
+    found, full, linear = (results[row][metric] for row in ("fairtune", "full", "linear"))
+    low, high = results["fairtune"]["ci95_vs_full"][metric]
+    verdict = "the interval holds 0" if low <= 0 <= high else "the interval excludes 0"
+    return (
+        f"On {name}, test worst-group AUC is {found:.3f} with the found mask, {full:.3f} with "
+        f"full fine-tuning and {linear:.3f} with a linear probe; found minus full is "
+        f"{found - full:+.3f} ({low:+.3f} to {high:+.3f} at 95 %: {verdict})."
+    )
+
+
+def history(trials: Trials, objective: Objective) -> str:
+    """Every trial's last value, and the best completed one so far."""
+
+    def draw(canvas):
+        axis = canvas.subplots()
+        values = trials.values[:, 0]
+        for status in ("complete", "stopped"):
+            rows = np.flatnonzero(trials.status == STATUS_NAMES.index(status))
+            axis.scatter(rows, values[rows], s=14, label=status)
+        best = np.where(trials.status == _COMPLETE, values, np.nan)
+        running = np.fmax.accumulate(best) if objective.maximize else np.fmin.accumulate(best)
+        axis.step(np.arange(len(running)), running, where="post", label="best completed")
+        axis.set(xlabel="trial", ylabel=f"validation {objective.name}")
+        axis.legend(fontsize=7)
+
+    return report.figure(draw)
+
+
+def heat_map(trials: Trials, space: MaskSpace, objective: Objective, top: int = 10) -> str:
+    """How often the best trials train each unit: block against part."""
+    scores = trials.values[:, 0] * (1 if objective.maximize else -1)
+    scores = np.where(trials.status == _COMPLETE, scores, -np.inf)
+    rows = np.argsort(-scores, kind="stable")[: min(top, int(np.isfinite(scores).sum()))]
+    frequency = trials.masks[rows].mean(0)
+    places = [re.fullmatch(r"(.*?\d+(?:/\d+)*)(?:/(.*))?", unit) for unit in space.units]
+    names = [
+        (match[1], match[2] or space.name) if match else (unit, space.name)
+        for match, unit in zip(places, space.units, strict=True)
+    ]
+    blocks, parts = (list(dict.fromkeys(name[i] for name in names)) for i in (0, 1))
+    table = np.full((len(parts), len(blocks)), np.nan)
+    for (block, part), share in zip(names, frequency, strict=True):
+        table[parts.index(part), blocks.index(block)] = share
+
+    def draw(canvas):
+        axis = canvas.subplots()
+        image = axis.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(len(blocks)), blocks, fontsize=7, rotation=45)
+        axis.set_yticks(range(len(parts)), parts, fontsize=8)
+        canvas.colorbar(image, label=f"share of the best {len(rows)} trials")
+
+    return report.figure(draw, size=(8.0, 1.6 + 0.4 * len(parts)))
+
+
+def front(trials: Trials, objectives: Sequence[Objective]) -> str:
+    """Completed trials in the first two objectives, with the Pareto front."""
+    rows = np.flatnonzero(trials.status == _COMPLETE)
+    best = pareto_front(trials, tuple(objective.maximize for objective in objectives))
+
+    def draw(canvas):
+        axis = canvas.subplots()
+        axis.scatter(*trials.values[rows, :2].T, s=12, label="completed")
+        axis.scatter(*trials.values[best, :2].T, s=24, label="Pareto front")
+        axis.set(xlabel=objectives[0].name, ylabel=objectives[1].name)
+        axis.legend(fontsize=7)
+
+    return report.figure(draw, size=(5.0, 3.6))
+
+
+def roc(logits: Mapping[str, np.ndarray], test: Examples, names: Sequence[str]) -> str:
+    """Per-group ROC of full fine-tuning and of the found mask, first seed."""
+    from sklearn.metrics import roc_curve
+
+    labels, group = np.asarray(test.labels), np.asarray(test.group)
+
+    def draw(canvas):
+        axes = canvas.subplots(1, 2, squeeze=False)[0]
+        for axis, row in zip(axes, ("full", "fairtune"), strict=True):
+            scores = logits[row][0, :, 1] - logits[row][0, :, 0]
+            for i, name in enumerate(names):
+                own = group == i
+                if len(np.unique(labels[own])) == 2:
+                    false, true, _ = roc_curve(labels[own], scores[own])
+                    axis.plot(false, true, label=f"{name} (n = {own.sum()})", linewidth=1.2)
+            axis.set(title=row, xlabel="false positive rate", ylabel="true positive rate")
+            axis.legend(fontsize=7)
+
+    return report.figure(draw)
+
+
+def write_page(
+    run: common.Run,
+    summary: Mapping[str, Any],
+    columns,
+    cells,
+    answer: str,
+    space: MaskSpace,
+    trials: Trials,
+    objectives: Sequence[Objective],
+    logits: Mapping[str, np.ndarray],
+    test: Examples,
+    dataset: Dataset,
+) -> None:
+    """`report.html`."""
+    figures = {"Search": history(trials, objectives[0])}
+    if space.num_units:
+        figures["What the best trials train"] = heat_map(trials, space, objectives[0])
+    if len(objectives) > 1:
+        figures["Pareto front"] = front(trials, objectives)
+    if dataset.num_classes == 2:
+        figures["ROC per group on test"] = roc(logits, test, dataset.group_names)
+    config = summary["config"]
+    report.write_report(
+        run.folder / "report.html",
+        title=f"FairTune on {dataset.name}",
+        question="Which parts of the network should be fine-tuned for the fairest result?",
+        answer=answer,
+        columns=columns,
+        rows=cells,
+        caption=(
+            f"Test split, mean ± standard deviation over {config['num_seeds']} seeds; below, 95 % "
+            f"bootstrap interval of the mean ({config['num_replicates']} replicates resampling "
+            "test examples and seeds)."
+        ),
+        figures=figures,
+        notes=[*dataset.notes, *summary["notes"]],
+        command=summary["command"],
+        facts={
+            "device": summary["device"],
+            "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
+            "data": f"{dataset.name}, fingerprint {dataset.fingerprint}",
+            "time": ", ".join(f"{k} {v:.1f}" for k, v in summary["timing"].items()),
+        },
+    )

@@ -1,0 +1,97 @@
+"""What a search optimises: a metric of the validation split and its direction."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairjax.metrics import bootstrap, evaluate, fairness_metrics, prepare, undefined
+
+MAXIMIZED = {
+    "worst_group_auc": True,
+    "auc_gap": False,
+    "worst_group_accuracy": True,
+    "accuracy_gap": False,
+    "max_group_loss": False,
+    "auc": True,
+    "accuracy": True,
+    "equalized_odds_difference": False,
+}
+"""Metrics that a search can optimise; True = larger is better."""
+
+BOUND = "@bound"
+
+
+class Objective(NamedTuple):
+    """One number per candidate."""
+
+    name: str
+    maximize: bool
+    measure: Callable[..., jax.Array]
+    """`measure(logits [N, K], labels [N], *, group [N]) -> scalar`, nan where undefined; works
+    under jit and vmap."""
+
+
+def objective(name: str, *, num_groups: int, num_replicates: int = 100, seed: int = 0) -> Objective:
+    """A metric by its name, or its pessimistic 95 % bootstrap bound by `name@bound`.
+
+    The bound is the lower end of the interval for what is maximised and the upper end for what is
+    minimised, so that a candidate cannot win by luck on a small group. All candidates see the same
+    replicates.
+
+    Args:
+      name: one of `MAXIMIZED`, optionally followed by "@bound".
+      num_groups: G.
+      num_replicates: of the bootstrap.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    metric = name.removesuffix(BOUND)
+    if metric not in MAXIMIZED:
+        known = ", ".join(MAXIMIZED)
+        raise ValueError(f"unknown objective {name!r}; known are {known}, each also with {BOUND!r}")
+
+    def measure(logits: jax.Array, labels: jax.Array, *, group: jax.Array) -> jax.Array:
+        prepared = prepare(logits, labels, group=group, num_groups=num_groups)
+        if metric == name:
+            return evaluate(prepared)[metric]
+        interval = bootstrap(
+            lambda weights: evaluate(prepared, weights)[metric],
+            len(labels),
+            key=jax.random.key(seed),
+            num_replicates=num_replicates,
+            strata=group,
+        )
+        return interval.lower if MAXIMIZED[metric] else interval.upper
+
+    return Objective(name, MAXIMIZED[metric], measure)
+
+
+def check_objectives(
+    objectives: tuple[Objective, ...],
+    labels: np.ndarray,
+    *,
+    group: np.ndarray,
+    group_names: tuple[str, ...],
+    num_classes: int,
+) -> None:
+    """Refuse objectives that the validation split cannot define for every group.
+
+    Raises:
+      ValueError: names the objective, the group and what it lacks.
+    """
+    perfect = jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=jnp.float32)
+    metrics = fairness_metrics(
+        perfect, jnp.asarray(labels), group=jnp.asarray(group), num_groups=len(group_names)
+    )
+    reasons = undefined(metrics, group_names)
+    for chosen in objectives:
+        metric = chosen.name.removesuffix(BOUND)
+        needs = ("group_auc",) if metric in ("worst_group_auc", "auc_gap") else ()
+        for reason in reasons:
+            if reason.startswith((f"{metric} ", *(f"{need} of" for need in needs))):
+                raise ValueError(f"objective {chosen.name} on the validation split: {reason}")

@@ -1,0 +1,280 @@
+"""Searches, early stopping and objectives, on toy problems that need no training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fairjax import fairtune
+from fairjax.fairtune import (
+    STATUS_NAMES,
+    best_trial,
+    check_objectives,
+    evolution,
+    init_tune,
+    mask_space_from_rules,
+    nsga2,
+    objective,
+    pareto_front,
+    random_search,
+    successive_halving,
+    tpe,
+    tune,
+)
+from fairjax.metrics import fairness_metrics
+
+PARAMS = {"blocks": {"w": jnp.zeros((6, 2))}, "head": {"w": jnp.zeros(3)}}
+SPACE = mask_space_from_rules(PARAMS, {r"blocks/(\d+)/w": r"blocks/\1", r"head/w": "trained"})
+TARGET = np.array([1, 0, 1, 1, 0, 0], bool)
+
+
+class Toy:
+    """Candidates whose value is the share of right bits, approached as they train."""
+
+    def __init__(self, num_objectives=1, fail=False):
+        self.epochs_trained, self.num_objectives, self.fail = 0, num_objectives, fail
+
+    def start(self, masks, learning_rates):
+        return {"rate": jnp.asarray(learning_rates), "age": jnp.zeros(len(masks))}
+
+    def train(self, states, masks, active):
+        age = states["age"] + 1
+        self.epochs_trained += int(active.sum())
+        right = (np.asarray(masks) == TARGET).mean(1)
+        values = right * (1 - 0.5 ** np.asarray(age))
+        if self.fail:
+            values = np.where(np.asarray(masks)[:, 0], values, np.nan)
+        both = np.stack([values, -np.asarray(masks).mean(1)], axis=1)
+        return {**states, "age": age}, both[:, : self.num_objectives]
+
+
+def run(search, toy, rungs, *, num_trials=24, maximize=(True,), state=None, on_round=None):
+    fresh = init_tune(search, toy.start, rungs, num_trials=num_trials, num_slots=4, num_units=6,
+                      maximize=maximize)  # fmt: skip
+    state = fresh if state is None else state
+    return tune(search, state, toy.start, toy.train, rungs, maximize=maximize,
+                on_round=on_round).trials  # fmt: skip
+
+
+def everyone(num_epochs):
+    return successive_halving(num_epochs, first=num_epochs)
+
+
+SEARCHES = {
+    "random": lambda: random_search(SPACE),
+    "evolution": lambda: evolution(SPACE, maximize=True, num_parents=4),
+    "tpe": lambda: tpe(SPACE, maximize=(True,)),
+    "nsga2": lambda: nsga2(SPACE, maximize=(True,), population_size=4),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_asks_valid_candidates_and_the_same_again_for_the_same_seed(name):
+    def asked(seed):
+        search = SEARCHES[name]()
+        state, seen = search.init(seed), []
+        for _ in range(3):
+            candidates, state = search.ask(state, 4)
+            values = (np.asarray(candidates.masks) == TARGET).mean(1)[:, None]
+            state = search.tell(state, candidates, values)
+            seen.append(jax.tree.map(np.asarray, candidates))
+        return seen
+
+    one, again, other = asked(0), asked(0), asked(1)
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    assert any((a.masks != b.masks).any() for a, b in zip(one, other, strict=True))
+    for candidates in one:
+        assert candidates.masks.shape == (4, 6) and candidates.masks.dtype == bool
+        assert (candidates.learning_rates >= 1e-5 * 0.999).all()
+        assert (candidates.learning_rates <= 1e-3 * 1.001).all()
+
+
+@pytest.mark.parametrize("name", ["evolution", "tpe"])
+def test_guided_searches_find_better_masks_than_chance(name):
+    trials = run(SEARCHES[name](), Toy(), everyone(1), num_trials=60)
+    early, late = trials.values[:12, 0].mean(), trials.values[-12:, 0].mean()
+    assert late > early + 0.05
+    assert trials.values[best_trial(trials, True), 0] == 0.5  # all bits right, after one epoch
+
+
+def test_evolution_works_under_jit():
+    search = evolution(SPACE, maximize=False, num_parents=4)
+    ask, tell = jax.jit(search.ask, static_argnums=1), jax.jit(search.tell)
+    state = search.init(0)
+    for _ in range(12):
+        candidates, state = ask(state, 4)
+        state = tell(state, candidates, (candidates.masks != TARGET[None]).mean(1)[:, None])
+    np.testing.assert_array_equal(state.masks[0], TARGET)
+
+
+def test_a_nan_never_becomes_a_parent_or_a_winner():
+    search = evolution(SPACE, maximize=False, num_parents=2)
+    candidates, state = search.ask(search.init(0), 3)
+    state = search.tell(state, candidates, jnp.array([[jnp.nan], [1.0], [2.0]]))
+    np.testing.assert_array_equal(state.scores, [-1.0, -2.0])
+    trials = run(tpe(SPACE, maximize=(True,)), Toy(fail=True), everyone(1))
+    failed = trials.status == STATUS_NAMES.index("failed")
+    np.testing.assert_array_equal(failed, ~trials.masks[:, 0])
+    assert trials.masks[best_trial(trials, True), 0] and np.isnan(trials.values[failed]).all()
+
+
+def test_a_mask_asked_twice_is_trained_once():
+    fixed = random_search(SPACE, learning_rates=(1e-4, 1e-4))
+    toy = Toy()
+    trials = run(fixed, toy, everyone(1), num_trials=150)
+    distinct = len(np.unique(trials.masks, axis=0))
+    assert toy.epochs_trained == distinct < 64 + 1 <= 150
+    assert (trials.status == STATUS_NAMES.index("complete")).all()
+    repeated = trials.twins >= 0
+    np.testing.assert_array_equal(trials.values[repeated], trials.values[trials.twins[repeated]])
+    np.testing.assert_array_equal(trials.masks[repeated], trials.masks[trials.twins[repeated]])
+
+
+def test_rungs_by_hand():
+    assert successive_halving(9).epochs == (1, 3, 9)
+    assert successive_halving(8, first=2, factor=2).epochs == (2, 4, 8)
+    assert successive_halving(10).epochs == (1, 3, 9, 10)
+    assert everyone(9).epochs == (9,)
+
+
+def test_early_stopping_saves_most_epochs_and_keeps_the_best():
+    toy, full = Toy(), Toy()
+    fixed = random_search(SPACE, learning_rates=(1e-4, 1e-4))
+    trials = run(fixed, toy, successive_halving(9), num_trials=32)
+    all_trials = run(fixed, full, everyone(9), num_trials=32)
+    assert toy.epochs_trained < 0.4 * 9 * full.epochs_trained
+    best, reference = best_trial(trials, True), best_trial(all_trials, True)
+    np.testing.assert_array_equal(trials.masks[best], all_trials.masks[reference])
+    assert trials.epochs[best] == 9
+    stopped = trials.status == STATUS_NAMES.index("stopped")
+    assert set(trials.epochs[stopped]) <= {1, 3}
+
+
+def test_hyperband_spares_later_brackets_the_first_comparison():
+    fixed = random_search(SPACE, learning_rates=(1e-4, 1e-4))
+    trials = run(fixed, Toy(), successive_halving(9, num_brackets=2), num_trials=32)
+    trained = trials.twins < 0
+    odd = np.arange(32) % 2 == 1
+    assert (trials.epochs[trained & odd] >= 3).all()
+    assert (trials.epochs[trained & ~odd] == 1).any()
+
+
+@pytest.mark.parametrize("name", ["random", "evolution", "tpe"])
+def test_a_search_killed_after_any_round_ends_with_the_same_trials(name, tmp_path):
+    rungs = successive_halving(3)
+
+    def make(folder):
+        if name != "tpe":
+            return SEARCHES[name]()
+        folder.mkdir(exist_ok=True)
+        return tpe(SPACE, maximize=(True,), storage=str(folder / "journal.log"))
+
+    saved = []
+
+    def keep(state):
+        def is_key(x):
+            return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+        saved.append(jax.tree.map(lambda x: x if is_key(x) else np.array(x), state))
+
+    whole = run(make(tmp_path / "whole"), Toy(), rungs, num_trials=20, on_round=keep)
+    num_rounds = len(saved)
+    for kill_at in (1, num_rounds // 2, num_rounds - 2):
+        saved.clear()
+        folder = tmp_path / f"killed{kill_at}"
+
+        def killed(state, kill_at=kill_at):
+            keep(state)
+            if len(saved) == kill_at + 1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(make(folder), Toy(), rungs, num_trials=20, on_round=killed)
+        # the checkpoint before the one at which the kill came: a round is done twice
+        state = saved[-2]
+        again = run(make(folder), Toy(), rungs, num_trials=20, state=state)
+        for field in ("masks", "learning_rates", "status", "twins", "epochs", "values"):
+            np.testing.assert_array_equal(getattr(again, field), getattr(whole, field), field)
+
+
+def test_a_stored_study_of_another_space_is_refused(tmp_path):
+    path = str(tmp_path / "journal.log")
+    tpe(SPACE, maximize=(True,), storage=path, fingerprint={"data": "a"}).init(0)
+    with pytest.raises(ValueError, match="was made for data a, not b"):
+        tpe(SPACE, maximize=(True,), storage=path, fingerprint={"data": "b"}).init(0)
+    other = mask_space_from_rules(PARAMS, {r"blocks/.*": "all", r"head/w": "trained"}, name="other")
+    with pytest.raises(ValueError, match="was made for space rules, not other"):
+        tpe(other, maximize=(True,), storage=path).init(0)
+
+
+def test_two_objectives_keep_the_trials_that_nothing_beats():
+    search = tpe(SPACE, maximize=(True, True))
+    trials = run(search, Toy(num_objectives=2), everyone(1), maximize=(True, True))
+    front = pareto_front(trials, (True, True))
+    for i in range(len(trials.status)):
+        beaten = any(
+            (trials.values[j] >= trials.values[i]).all()
+            and (trials.values[j] > trials.values[i]).any()
+            for j in range(len(trials.status))
+        )
+        assert (i in front) == (not beaten and trials.twins[i] < 0)
+    with pytest.raises(ValueError, match="early stopping needs a single objective"):
+        run(search, Toy(2), successive_halving(9), maximize=(True, True))
+
+
+LABELS, GROUP = np.arange(40) % 2, (np.arange(40) // 4) % 2
+
+
+@pytest.mark.parametrize("name", fairtune.MAXIMIZED)
+def test_objectives_are_the_metrics_and_their_bounds_are_pessimistic(name):
+    logits = jax.random.normal(jax.random.key(0), (40, 2))
+    logits = logits.at[:, 1].add(jnp.asarray(LABELS, jnp.float32))
+    labels, group = jnp.asarray(LABELS), jnp.asarray(GROUP)
+    plain = objective(name, num_groups=2)
+    value = plain.measure(logits, labels, group=group)
+    np.testing.assert_allclose(
+        value, fairness_metrics(logits, labels, group=group, num_groups=2)[name]
+    )
+    if name in ("worst_group_auc", "max_group_loss"):
+        bound = objective(f"{name}@bound", num_groups=2, num_replicates=20)
+        assert bound.maximize == plain.maximize
+        pessimistic = bound.measure(logits, labels, group=group)
+        assert pessimistic < value if plain.maximize else pessimistic > value
+
+
+def test_objectives_that_validation_cannot_define_are_refused_by_name():
+    names = {"group_names": ("light", "dark"), "num_classes": 2}
+    one_class = np.where(GROUP == 1, 0, LABELS)
+    check_objectives((objective("worst_group_auc", num_groups=2),), LABELS, group=GROUP, **names)
+    for name in ("worst_group_auc", "auc_gap@bound", "equalized_odds_difference"):
+        with pytest.raises(ValueError, match=f"objective {name} .*'dark'.*no positives"):
+            check_objectives((objective(name, num_groups=2),), one_class, group=GROUP, **names)
+    check_objectives((objective("accuracy", num_groups=2),), one_class, group=GROUP, **names)
+    with pytest.raises(ValueError, match="unknown objective 'min_auc'"):
+        objective("min_auc", num_groups=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: random_search(SPACE, learning_rates=(1e-3, 1e-5)), "increasing positive range"),
+        (lambda: evolution(SPACE, maximize=True, num_parents=1), "num_parents must be at least 2"),
+        (lambda: tpe(SPACE, maximize=()), "one direction per objective"),
+        (lambda: successive_halving(9, factor=1), "factor >= 2"),
+        (lambda: successive_halving(9, first=2), "multiple of first, got 2"),
+        (lambda: successive_halving(9, num_brackets=4), r"num_brackets must be in \[1, 3\]"),
+        (lambda: run(random_search(SPACE), Toy(), everyone(1), num_trials=0), "at least one trial"),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_no_winner_without_a_completed_trial():
+    toy = Toy(fail=True)
+    train = toy.train
+    toy.train = lambda states, masks, active: train(states, masks * 0, active)
+    trials = run(random_search(SPACE), toy, everyone(1), num_trials=3)
+    with pytest.raises(ValueError, match="no trial was completed: 3 of 3 failed"):
+        best_trial(trials, True)
