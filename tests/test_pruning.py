@@ -236,8 +236,9 @@ def test_batches_of_one_group_are_skipped_and_counted(networks):
 
 def test_batches_count_by_their_size_and_the_tail_is_not_dropped(networks):
     model, params, stats, inputs = networks("mlp")
-    data = examples(inputs)
+    data = examples(inputs)._replace(group=jnp.arange(24) % 2)
     scores = scores_of(model, params, stats, data, layers=["hidden/1"], batch_size=16)
+    assert (scores.num_batches, scores.num_skipped) == (2, 0)
     order = jax.random.permutation(jax.random.key(1), 24)
     out = model.apply(params, stats, inputs)[1]["hidden/1"]
     losses = [
