@@ -1,6 +1,7 @@
 """Scoring, selecting, masking, slicing and evaluating plans."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,8 @@ def random_plan(model, layers, seed=0):
     return PrunePlan(jax.tree.map(jnp.asarray, keep))
 
 
-def mask(params, plan, graph, mode="channel"):
-    return jax.jit(lambda *args: pruning.mask_channels(*args, graph, mode=mode))(params, plan)
+def mask(params, plan, graph, mode: Any = "channel"):
+    return jax.jit(lambda p, plan: pruning.mask_channels(p, plan, graph, mode=mode))(params, plan)
 
 
 def logits_of(model, params, stats, inputs):

@@ -313,9 +313,9 @@ def pareto_front(*objectives: Any) -> np.ndarray:
     Args:
       *objectives: float `[P]` each, higher is better; a plan with a nan is never on the front.
     """
-    values = np.stack([np.asarray(o, np.float64) for o in objectives], axis=1)
-    defined = ~np.isnan(values).any(1)
-    values = np.where(defined[:, None], values, -np.inf)
-    no_worse = np.greater_equal(values[:, None], values[None]).all(-1)
-    better = np.greater(values[:, None], values[None]).any(-1)
+    values = np.stack([np.asarray(objective, np.float64) for objective in objectives], axis=1)
+    defined = ~np.any(np.isnan(values), axis=1)
+    values[~defined] = -np.inf
+    no_worse = np.all(values[:, None] >= values[None], axis=-1)
+    better = np.any(values[:, None] > values[None], axis=-1)
     return defined & ~np.any(no_worse & better, axis=0)
