@@ -153,6 +153,8 @@ class Task(NamedTuple):
     model: Model
     data: dict[str, Examples]
     sampler: BatchSampler
+    start: Any
+    """`(params, batch_stats, plans [P], key, num_epochs) -> states [P]`"""
     fit: Any
     """`(states [P], train, num_epochs) -> states [P]`"""
     measure: Any
@@ -183,6 +185,16 @@ def make_task(config: Config, model: Model, dataset: Dataset) -> Task:
     mean, std = model.config.mean, model.config.std
     prep = eval_preprocess(config.image_size, mean, std)
     augment = compose(random_flip(vertical=0.5), normalize(mean, std))
+
+    def start(params, batch_stats, plans, key, num_epochs):
+        def under(plan):
+            masks = pruning.channel_masks(params, plan, model.config.channel_graph)
+            masked = pruning.mask_channels(params, plan, model.config.channel_graph)
+            num_steps = num_epochs * sampler.batches_per_epoch
+            optimizer = make_optimizer(config, num_steps, masks)
+            return init_fit(start_train(masked, batch_stats, optimizer), sampler, key)
+
+        return jax.vmap(under)(plans)
 
     def fit(states, train, num_epochs):
         optimizer = make_optimizer(config, num_epochs * sampler.batches_per_epoch, None)
@@ -229,6 +241,7 @@ def make_task(config: Config, model: Model, dataset: Dataset) -> Task:
         model,
         data,
         sampler,
+        jax.jit(start, static_argnums=4),
         jax.jit(fit, static_argnums=2),
         jax.jit(measure),
         jax.jit(measure_plans),
@@ -249,15 +262,9 @@ def make_optimizer(config: Config, num_steps: int, masks: Any) -> optax.Gradient
 
 def train(task: Task, params, batch_stats, plans: list[PrunePlan], num_epochs: int, key):
     """Train one network under each plan; returns `[(params, batch_stats)]`, pruned parts at 0."""
-    states, graph = [], task.model.config.channel_graph
-    num_steps = num_epochs * task.sampler.batches_per_epoch
-    for plan in plans:
-        masks = pruning.channel_masks(params, plan, graph)
-        optimizer = make_optimizer(task.config, num_steps, masks)
-        masked = pruning.mask_channels(params, plan, graph)
-        states.append(init_fit(start_train(masked, batch_stats, optimizer), task.sampler, key))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    trained = task.fit(stacked, task.data["train"], num_epochs).train
+    stacked = pruning.stack_plans(plans)
+    states = task.start(params, batch_stats, stacked, key, num_epochs)
+    trained = task.fit(states, task.data["train"], num_epochs).train
     networks = (trained.params, trained.batch_stats)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], networks) for i in range(len(plans))]
 
@@ -334,7 +341,8 @@ def prune_round(task: Task, network: Network, row: str, like: dict[str, Any], ba
     best = int(pruning.rank_plans(values)[0])
     decision = finalists[best][1]._asdict() | {"val_fate": values[best]}
     decision["val"] = {name: tables[best][name] for name in SHOWN[:-1]}
-    return Network(*tuned[best], plans[best].keep), decision
+    params, batch_stats = tuned[best]
+    return Network(params, batch_stats, plans[best].keep), decision
 
 
 class Progress(NamedTuple):
@@ -360,7 +368,8 @@ def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
     config, row, seed = task.config, ROWS[progress.row], int(progress.seed)
     networks = dict(progress.networks)
     if row == "baseline":
-        networks = dict.fromkeys(ROWS, train_baseline(task, seed))
+        baseline = train_baseline(task, seed)
+        networks = {row: baseline for row in ROWS}
         return finish_row(task, progress._replace(networks=networks))
     history = [r for r in run.history() if r["seed"] == seed]
     rounds = [r for r in history if r["row"] == row]
@@ -375,7 +384,7 @@ def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
     candidate, decision = prune_round(task, networks[row], row, like, base, key)
     if candidate is None:
         return finish_row(task, progress)
-    best = max([0.0, *(r["val_fate"] for r in rounds)])
+    best = max([0.0, *(r["val_fate"] for r in rounds if r["val_fate"] is not None)])
     floor = (1 - config.max_accuracy_drop) * float(base[config.accuracy])
     better = decision["val_fate"] > best and float(decision["val"][config.accuracy]) >= floor
     taken = row == "random" or better
@@ -407,10 +416,11 @@ def blank_progress(task: Task) -> Progress:
     graph = task.model.config.channel_graph
     shapes = jax.eval_shape(task.model.init, jax.random.key(0))
     params, batch_stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    keep = {layer: np.ones(graph[layer].size, bool) for layer in task.config.layers}
+    keep: Any = {layer: np.ones(graph[layer].size, bool) for layer in task.config.layers}
     num_test = len(task.data["test"].labels)
     logits = np.zeros((task.config.num_seeds, len(ROWS), num_test, task.dataset.num_classes))
-    networks = dict.fromkeys(ROWS, Network(unstack_blocks(params), batch_stats, keep))
+    network = Network(unstack_blocks(params), batch_stats, keep)
+    networks = {row: network for row in ROWS}
     return Progress(0, 0, 0, networks, logits.astype(np.float32))
 
 
@@ -550,14 +560,15 @@ def result_table(results) -> tuple[list[str], list[list[tuple[str, str]]]]:
 
 
 def one_sentence(results) -> str:
-    """What came out."""
-    parts = []
-    for row in ("pruned", "random"):
-        change = {
-            name: 100 * (results[row][name] / results["baseline"][name] - 1)
-            for name in ("eodd", "accuracy")
-        }
-        parts.append(f"{row}: eodd {change['eodd']:+.0f} %, accuracy {change['accuracy']:+.1f} %")
+    """What came out: relative changes against the baseline."""
+
+    def change(row: str, name: str) -> str:
+        before, after = results["baseline"][name], results[row][name]
+        if before is None or after is None or not before > 0:
+            return f"{name} undefined"
+        return f"{name} {100 * (after / before - 1):+.1f} %"
+
+    parts = [f"{row}: {change(row, 'eodd')}, {change(row, 'accuracy')}" for row in ROWS[1:]]
     return f"Relative to the baseline on test, {'; '.join(parts)}."
 
 
@@ -585,7 +596,7 @@ def write_page(task: Task, run: common.Run, summary, progress: Progress, size_ro
         )
         for row in ROWS[1:]
         for r in run.history()
-        if r["row"] == row
+        if r["row"] == row and None not in r["val"].values()
     }
     start = task.measure(base.params, base.batch_stats, task.data["val"])[1]
     points["baseline"] = (float(start[task.config.disparity]), float(start[task.config.accuracy]))
