@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fairjax.models.channels import Channels, Slot
 from fairjax.models.functional import as_model
 from fairjax.models.layers import Linear
 from fairjax.models.model import Model
@@ -28,6 +29,20 @@ class MLPConfig:
             )
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+
+    @property
+    def channel_graph(self) -> dict[str, Channels]:
+        """Hidden units of every layer."""
+        names = [f"hidden/{i}" for i in range(len(self.hidden))]
+        readers = [*names[1:], "head"]
+        return {
+            name: Channels(
+                size=width,
+                outputs=(Slot(f"{name}/kernel", axis=1), Slot(f"{name}/bias", axis=0)),
+                inputs=(Slot(f"{reader}/kernel", axis=0),),
+            )
+            for name, reader, width in zip(names, readers[: len(names)], self.hidden, strict=True)
+        }
 
 
 def logistic_regression(num_features: int, num_classes: int = 2) -> Model:
