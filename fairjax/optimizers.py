@@ -59,7 +59,7 @@ def make_optimizer(
 
     return optax.chain(
         optax.inject_hyperparams(build)(learning_rate=learning_rate, weight_decay=weight_decay),
-        optax.scale_by_schedule(_relative(schedule, total_steps, warmup_steps)),
+        optax.scale_by_schedule(_relative(schedule, total_steps, warmup_steps)),  # pyright: ignore[reportArgumentType]
     )
 
 

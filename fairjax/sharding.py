@@ -102,6 +102,6 @@ def free_bytes() -> int:
 
 def _program_bytes(lowered: jax.stages.Lowered) -> int:
     """Arguments, results and temporaries of a program at once."""
-    stats = lowered.compile().memory_analysis()
+    stats: Any = lowered.compile().memory_analysis()
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     return held - stats.alias_size_in_bytes

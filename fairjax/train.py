@@ -115,7 +115,8 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = jax.tree.map(lambda a, p: a + (1 - ema_decay) * (p - a), ema, params)
+            rest = 1 - ema_decay
+            ema = jax.tree.map(lambda average, p: average + rest * (p - average), ema, params)
         state = TrainState(params, batch_stats, opt_state, state.step + 1, ema)
         return state, {"loss": loss, "logits": logits}
 
@@ -356,7 +357,7 @@ def fit_population(
 
     def train(states, masks, active, data, frozen, measure_data, evaluate_data):
         measure = None if measure_fn is None else functools.partial(measure_fn, data=measure_data)
-        evaluate = None if evaluate_fn is None else lambda state: evaluate_fn(state, evaluate_data)
+        evaluate = evaluate_fn and (lambda state: evaluate_fn(state, evaluate_data))
 
         def map_runs(fn, states):
             return map_chunks(fn, (states, masks), chunk_size, active)

@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 """Mask spaces: bit tables of the published methods, partition, expansion, LoRA."""
 
 import jax

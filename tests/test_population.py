@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 """Populations of masks: frozen units stay, results do not depend on company, batches are shared."""
 
 import functools

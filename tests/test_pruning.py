@@ -12,7 +12,8 @@ import pytest
 from fairjax import metrics, pruning
 from fairjax.data import Examples
 from fairjax.losses import cross_entropy, soft_nearest_neighbor_loss
-from fairjax.models import VGGConfig, image_model, mlp, vgg
+from fairjax.models import VGGConfig, image_model, mlp
+from fairjax.models.vgg import vgg
 from fairjax.pruning import PrunePlan
 
 SMALL_VGG = {"image_size": 16, "features": (6, "M", 8, "M"), "classifier": (10, 9), "pool_size": 2}

@@ -22,7 +22,8 @@ from experiments.timing import claim, compile_seconds, paired
 from fairjax import pruning
 from fairjax.data import Examples
 from fairjax.losses import soft_nearest_neighbor_loss
-from fairjax.models import Model, VGGConfig, save_weights, vgg
+from fairjax.models import Model, VGGConfig, save_weights
+from fairjax.models.vgg import vgg
 from fairjax.sharding import candidate_mesh
 
 LAYER = "features/18"

@@ -265,7 +265,7 @@ def optuna_search(
                 )
             study.set_user_attr(name, value)
         studies[:] = [study]
-        return StudyState(np.int32(seed), np.int32(0))
+        return StudyState(np.array(seed, np.int32), np.array(0, np.int32))
 
     def ask(state: StudyState, count: int):
         (study,) = studies
