@@ -330,13 +330,13 @@ def make_refit(task: Task, nets: Networks, space: MaskSpace, mask: np.ndarray, p
         values, logits, networks = [], [], []
         for seed in range(num_seeds):
             state = start(trained, stats, nets.head(seed), rate, seed)
-            value, kept = np.nan, None
+            value, kept = np.nan, []
             for _ in range(config.num_epochs):
                 state, *network = epoch(state, rest, task.train)
                 newest = float(nets.measure(*network, task.val)[0])
                 # nan compares false, so a diverged epoch cannot replace a sound one
                 better = np.isnan(value) or sign * newest > sign * value
-                if kept is None or better or config.select == "last":
+                if not kept or better or config.select == "last":
                     value, kept = newest, network
             values.append(value)
             logits.append(np.asarray(nets.logits(*kept, inputs)))

@@ -115,7 +115,8 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = jax.tree.map(lambda a, p: a + (1 - ema_decay) * (p - a), ema, params)
+            rate = 1 - ema_decay
+            ema = jax.tree.map(lambda a, p: a + rate * (p - a), ema, params)
         state = TrainState(params, batch_stats, opt_state, state.step + 1, ema)
         return state, {"loss": loss, "logits": logits}
 
@@ -349,8 +350,8 @@ def fit_population(
         raise ValueError("shared_batches does not go with measure_fn or update_every")
 
     def train(states, masks, active, data, frozen, measure_data, evaluate_data):
-        measure = None if measure_fn is None else lambda state: measure_fn(state, measure_data)
-        evaluate = None if evaluate_fn is None else lambda state: evaluate_fn(state, evaluate_data)
+        measure = _with_data(measure_fn, measure_data)
+        evaluate = _with_data(evaluate_fn, evaluate_data)
 
         def map_runs(fn, states):
             return map_chunks(fn, (states, masks), chunk_size, active)
@@ -387,6 +388,11 @@ def fit_population(
         train = shard_candidates(train, mesh, num_mapped=3)
     measure_data = data if measure_data is None else measure_data
     return train(states, masks, active, data, frozen, measure_data, evaluate_data)
+
+
+def _with_data(fn: Callable[[TrainState, Any], Any] | None, data: Any) -> Any:
+    """A function of the state alone; None for None."""
+    return None if fn is None else lambda state: fn(state, data)
 
 
 def _repeat(tree: Any, count: int) -> Any:

@@ -173,7 +173,7 @@ def test_a_search_killed_after_any_round_ends_with_the_same_trials(name, tmp_pat
 
     def keep(state):
         def is_key(x):
-            return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+            return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
         saved.append(jax.tree.map(lambda x: x if is_key(x) else np.array(x), state))
 
