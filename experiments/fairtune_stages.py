@@ -224,13 +224,16 @@ def search_masks(
     rounds = 0
     if restored is not None:
         rounds, state = restored
+        run.rewrite_history(row for row in run.history() if row.get("round", np.inf) <= rounds)
+    before = int(state.trials.epochs[state.trials.twins < 0].sum())
     began, bar = time.perf_counter(), common.progress(config.num_trials, "trials")
 
     def on_round(state: TuneState):
         nonlocal rounds
         rounds += 1
         run.save(rounds, state)
-        line = search_line(task, state, time.perf_counter() - began)
+        trained = int(state.trials.epochs[state.trials.twins < 0].sum()) - before
+        line = search_line(task, state, trained / (time.perf_counter() - began))
         bar.n = int((state.trials.status >= STATUS_NAMES.index("complete")).sum())
         bar.refresh()
         common.say(line)
@@ -243,19 +246,18 @@ def search_masks(
     return state
 
 
-def search_line(task: Task, state: TuneState, seconds: float) -> str:
-    """Trials done and stopped, the best so far, epochs per second."""
+def search_line(task: Task, state: TuneState, epochs_per_second: float) -> str:
+    """Trials done and stopped, the best so far, and the speed."""
     trials = state.trials
     count = {name: int((trials.status == i).sum()) for i, name in enumerate(STATUS_NAMES)}
     values = trials.values[trials.status == STATUS_NAMES.index("complete"), 0]
     best = "none yet"
     if len(values):
         best = f"{values.max() if task.maximize[0] else values.min():.4f}"
-    trained = trials.epochs[trials.twins < 0].sum()
     return (
         f"search: {count['complete']} complete, {count['stopped']} stopped, "
         f"{count['failed']} failed, {count['running']} running of {len(trials.status)}; best "
-        f"{task.objectives[0].name} {best}; {trained / max(seconds, 1e-9):.2f} candidate epochs/s"
+        f"{task.objectives[0].name} {best}; {epochs_per_second:.2f} candidate epochs/s"
     )
 
 
@@ -330,7 +332,11 @@ def make_refit(task: Task, nets: Networks, space: MaskSpace, mask: np.ndarray, p
         values, logits, networks = [], [], []
         for seed in range(num_seeds):
             state = start(trained, stats, nets.head(seed), rate, seed)
+<<<<<<< HEAD
             value, kept = np.nan, ()
+=======
+            value, kept = np.nan, []
+>>>>>>> fairtune
             for _ in range(config.num_epochs):
                 state, *network = epoch(state, rest, task.train)
                 newest = float(nets.measure(*network, task.val)[0])

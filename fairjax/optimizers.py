@@ -1,9 +1,8 @@
 """Optimisers by name, whose numbers are arrays that may differ between candidates."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -63,12 +62,10 @@ def make_optimizer(
     )
 
 
-def _relative(
-    schedule: Schedule, total_steps: int, warmup_steps: int
-) -> Callable[[jax.Array], jax.Array]:
+def _relative(schedule: Schedule, total_steps: int, warmup_steps: int) -> Callable[[Any], Any]:
     """Factor in [0, 1] of the learning rate at a step."""
 
-    def factor(step: jax.Array) -> jax.Array:
+    def factor(step):
         step = jnp.asarray(step, jnp.float32)
         done = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
         decayed = {

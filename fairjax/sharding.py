@@ -54,7 +54,7 @@ def shard_candidates(
 
 
 def plan_chunk_size(
-    lower: Callable[[int], jax.stages.Lowered],
+    lower: Callable[[int], Any],
     num_candidates: int,
     *,
     available_bytes: int | None = None,
@@ -100,7 +100,7 @@ def free_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
 
 
-def _program_bytes(lowered: jax.stages.Lowered) -> int:
+def _program_bytes(lowered: Any) -> int:
     """Arguments, results and temporaries of a program at once."""
     stats: Any = lowered.compile().memory_analysis()
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes

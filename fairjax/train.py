@@ -115,8 +115,13 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
+<<<<<<< HEAD
             rest = 1 - ema_decay
             ema = jax.tree.map(lambda average, p: average + rest * (p - average), ema, params)
+=======
+            rate = 1 - ema_decay
+            ema = jax.tree.map(lambda a, p: a + rate * (p - a), ema, params)
+>>>>>>> fairtune
         state = TrainState(params, batch_stats, opt_state, state.step + 1, ema)
         return state, {"loss": loss, "logits": logits}
 
@@ -356,8 +361,13 @@ def fit_population(
         raise ValueError("shared_batches does not go with measure_fn or update_every")
 
     def train(states, masks, active, data, frozen, measure_data, evaluate_data):
+<<<<<<< HEAD
         measure = None if measure_fn is None else functools.partial(measure_fn, data=measure_data)
         evaluate = evaluate_fn and (lambda state: evaluate_fn(state, evaluate_data))
+=======
+        measure = _with_data(measure_fn, measure_data)
+        evaluate = _with_data(evaluate_fn, evaluate_data)
+>>>>>>> fairtune
 
         def map_runs(fn, states):
             return map_chunks(fn, (states, masks), chunk_size, active)
@@ -394,6 +404,11 @@ def fit_population(
         train = shard_candidates(train, mesh, num_mapped=3)
     measure_data = data if measure_data is None else measure_data
     return train(states, masks, active, data, frozen, measure_data, evaluate_data)
+
+
+def _with_data(fn: Callable[[TrainState, Any], Any] | None, data: Any) -> Any:
+    """A function of the state alone; None for None."""
+    return None if fn is None else lambda state: fn(state, data)
 
 
 def _repeat(tree: Any, count: int) -> Any:

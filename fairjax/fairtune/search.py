@@ -71,8 +71,8 @@ class EvolutionState(NamedTuple):
 class StudyState(NamedTuple):
     """How far an Optuna study is; the trials themselves are in its storage."""
 
-    seed: np.ndarray
-    asked: np.ndarray
+    seed: Any
+    asked: Any
 
 
 def random_search(

@@ -119,7 +119,7 @@ class MaskSpace:
         """The parameters that `model.apply` takes: both parts together, LoRA folded in."""
         return fold_lora(trees.merge(tunable, frozen))
 
-    def expand(self, mask: jax.Array) -> dict[str, Any]:
+    def expand(self, mask: jax.typing.ArrayLike) -> dict[str, Any]:
         """The mask of every tunable leaf, broadcastable to it: what `make_step`'s step takes.
 
         Args:
