@@ -13,7 +13,9 @@ from fairjax import pruning
 from fairjax.data.lesions import lesions_dataset
 from fairjax.models import image_model, load_weights
 
-SMALL = dataclasses.replace(experiment.PRESETS["smoke"], num_images=240, image_size=16)
+SMALL = dataclasses.replace(
+    experiment.PRESETS["smoke"], num_images=240, image_size=16, num_finalists=1
+)
 
 
 def test_a_run_interrupted_between_rounds_resumes_to_the_same_results(tmp_path, monkeypatch):
