@@ -64,7 +64,6 @@ PRESETS = {
         about="seconds, for tests",
         model="vgg_micro",
         num_images=128,
-        batch_size=32,
         num_epochs=2,
         num_replicates=20,
     ),
@@ -89,7 +88,7 @@ def source_dataset(key: jax.Array, n: int) -> Dataset:
     return Dataset(
         name="lesions-source",
         inputs=lesions.images,
-        labels=np.ravel_multi_index(answers, SIZES).astype(np.int32),
+        labels=np.asarray(np.ravel_multi_index(answers, SIZES), np.int32),
         group=lesions.group,
         label_names=tuple(
             f"{shape}, {colours} colours, {border}"
