@@ -1,0 +1,155 @@
+"""The pre-training experiment and the weights that it made for the package."""
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import fairjax.models
+from experiments import common
+from experiments import pretrain as experiment
+from fairjax.losses import cross_entropy
+from fairjax.models import Model, image_model, load_pretrained, load_weights
+from fairjax.train import start_train
+
+FOLDER = Path(fairjax.models.__file__).parent
+NAMES = ("vgg_micro", "vit_micro")
+KEY = jax.random.key(0)
+
+
+def test_the_joint_loss_is_the_sum_of_the_tasks_losses():
+    logits = 2 * jax.random.normal(KEY, (5, sum(experiment.SIZES)))
+    model = experiment.joint_model(Model(lambda key: ({}, {}), lambda *_, **__: (logits, {}, {})))
+    joint, _, _ = model.apply({}, {}, jnp.zeros((5, 1)))
+    parts = np.split(np.asarray(logits), np.cumsum(experiment.SIZES)[:-1], axis=1)
+    for label, answers in enumerate(itertools.product(*map(range, experiment.SIZES))):
+        expected = sum(
+            np.log(np.exp(part).sum(1)) - part[:, answer]
+            for part, answer in zip(parts, answers, strict=True)
+        )
+        got = cross_entropy(joint, jnp.full(5, label, jnp.int32))
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_labels_name_the_three_answers():
+    dataset = experiment.source_dataset(KEY, 60)
+    lesions = experiment.synthetic_lesions(KEY, 60, domain="source")
+    for row, label in enumerate(dataset.labels):
+        shape, colours, border = dataset.label_names[label].split(", ")
+        assert shape == experiment.SHAPE_NAMES[lesions.shape[row]]
+        assert colours == f"{lesions.colours[row] + 1} colours"
+        assert border == experiment.BORDER_NAMES[lesions.border[row]]
+    owners = [set(lesions.lesion[rows]) for rows in dataset.splits.values()]
+    assert not owners[0] & owners[1] and not owners[1] & owners[2] and not owners[0] & owners[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_weights_get_a_fresh_head_of_any_size(name):
+    for num_classes in (2, sum(experiment.SIZES)):
+        model, weights = load_pretrained(name, num_classes, KEY)
+        assert model.config.num_classes == num_classes
+        images = jax.random.normal(KEY, (3, 64, 64, 3))
+        logits, _, _ = model.apply(weights.params, weights.batch_stats, images)
+        assert logits.shape == (3, num_classes) and np.isfinite(logits).all()
+    _, own = load_pretrained(name, None, KEY)
+    assert not np.array_equal(own.params["head"]["kernel"], weights.params["head"]["kernel"])
+    body = [{k: v for k, v in p.items() if k != "head"} for p in (own.params, weights.params)]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *body)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_weights_are_small_half_precision_files(name):
+    path = FOLDER / f"{name}.safetensors"
+    assert path.stat().st_size < 2_000_000
+    with safe_open(path, framework="np") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {np.dtype("float16")}  # noqa: SIM118
+
+
+def test_a_name_without_weights_is_refused():
+    with pytest.raises(ValueError, match="no weights ship for 'resnet18'; they do for vgg_micro"):
+        load_pretrained("resnet18", 2, KEY)
+
+
+@pytest.fixture(scope="module")
+def fresh_images():
+    dataset = experiment.source_dataset(jax.random.key(2024), 1536)
+    return jax.tree.map(jnp.asarray, experiment.Examples(
+        dataset.inputs, dataset.labels, dataset.group
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_weights_are_as_accurate_as_their_card_says(name, fresh_images):
+    card = (FOLDER / "pretrained.md").read_text()
+    (line,) = re.findall(rf"^\| `{name}` \|(.*)\|$", card, re.MULTILINE)
+    stated = np.array([float(cell) for cell in line.split("|")[: len(experiment.TASKS) + 1]])
+    network, weights = load_pretrained(name, None, KEY)
+    state = start_train(weights.params, weights.batch_stats, experiment.optax.identity())
+    right = jax.jit(
+        lambda state, examples: experiment.correct(experiment.joint_model(network), state, examples)
+    )(state, fresh_images)
+    found = np.array([np.mean(right[task]) for task in experiment.TASKS])
+    assert abs(found.mean() - stated[0]) < 0.02
+    assert np.abs(found - stated[1:]).max() < 0.04  # three standard errors of one task
+    assert np.isclose(stated[0], stated[1:].mean(), atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = dataclasses.replace(
+        experiment.PRESETS["smoke"], out=tmp_path_factory.mktemp("run") / "out"
+    )
+    experiment.prepare_run(config)()
+    return config
+
+
+def test_a_run_leaves_weights_that_load_and_a_summary(finished):
+    summary = json.loads((finished.out / "summary.json").read_text())
+    result = summary["results"]["vgg_micro"]
+    assert np.isclose(result["accuracy"], np.mean(list(result["tasks"].values())))
+    assert set(result["tasks"]) == set(experiment.TASKS)
+    weights = load_weights(
+        finished.out / "vgg_micro.safetensors", image_model("vgg_micro", 10), KEY
+    )
+    assert weights.notes == ()
+    rows = [json.loads(line) for line in (finished.out / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2] and np.isfinite(rows[-1]["loss"])
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    config = dataclasses.replace(finished, out=tmp_path / "out")
+    save = common.Run.save
+
+    def killed(self, step, state):
+        save(self, step, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common.Run, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.prepare_run(config)()
+    monkeypatch.undo()
+    experiment.prepare_run(dataclasses.replace(config, resume=True))()
+    both = [(c.out / "vgg_micro.safetensors").read_bytes() for c in (finished, config)]
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_images": 10}, "num_images must be at least 64, got 10"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"num_epochs": 0}, "num_epochs must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_drawn(change, message, tmp_path):
+    config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path / "out", **change)
+    with pytest.raises(ValueError, match=message):
+        experiment.prepare_run(config)
+    assert not (tmp_path / "out").exists()
