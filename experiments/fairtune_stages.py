@@ -332,11 +332,7 @@ def make_refit(task: Task, nets: Networks, space: MaskSpace, mask: np.ndarray, p
         values, logits, networks = [], [], []
         for seed in range(num_seeds):
             state = start(trained, stats, nets.head(seed), rate, seed)
-<<<<<<< HEAD
-            value, kept = np.nan, ()
-=======
             value, kept = np.nan, []
->>>>>>> fairtune
             for _ in range(config.num_epochs):
                 state, *network = epoch(state, rest, task.train)
                 newest = float(nets.measure(*network, task.val)[0])

@@ -115,13 +115,8 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-<<<<<<< HEAD
-            rest = 1 - ema_decay
-            ema = jax.tree.map(lambda average, p: average + rest * (p - average), ema, params)
-=======
             rate = 1 - ema_decay
             ema = jax.tree.map(lambda a, p: a + rate * (p - a), ema, params)
->>>>>>> fairtune
         state = TrainState(params, batch_stats, opt_state, state.step + 1, ema)
         return state, {"loss": loss, "logits": logits}
 
@@ -344,7 +339,7 @@ def fit_population(
       chunk_size: runs that each device trains at the same time; None is all. Fewer need less
         memory; 1 is a plain loop, right for convolutions. See `sharding.plan_chunk_size`.
       mesh: from `sharding.candidate_mesh`, spreads the runs over devices.
-      measure_fn: as in `fit`, but also given the examples to measure as `data`.
+      measure_fn: as in `fit`, but with the examples to measure as last argument.
       measure_data: those examples; default `data`.
       evaluate_fn: as in `fit`, for one run, but with `evaluate_data` as second argument.
       evaluate_data: any pytree, such as the validation split and the frozen parameters.
@@ -361,13 +356,8 @@ def fit_population(
         raise ValueError("shared_batches does not go with measure_fn or update_every")
 
     def train(states, masks, active, data, frozen, measure_data, evaluate_data):
-<<<<<<< HEAD
-        measure = None if measure_fn is None else functools.partial(measure_fn, data=measure_data)
-        evaluate = evaluate_fn and (lambda state: evaluate_fn(state, evaluate_data))
-=======
         measure = _with_data(measure_fn, measure_data)
         evaluate = _with_data(evaluate_fn, evaluate_data)
->>>>>>> fairtune
 
         def map_runs(fn, states):
             return map_chunks(fn, (states, masks), chunk_size, active)
@@ -406,9 +396,9 @@ def fit_population(
     return train(states, masks, active, data, frozen, measure_data, evaluate_data)
 
 
-def _with_data(fn: Callable[[TrainState, Any], Any] | None, data: Any) -> Any:
-    """A function of the state alone; None for None."""
-    return None if fn is None else lambda state: fn(state, data)
+def _with_data(fn: Callable[..., Any] | None, data: Any) -> Any:
+    """`fn` with `data` as its last argument; None for None."""
+    return None if fn is None else lambda *state: fn(*state, data)
 
 
 def _repeat(tree: Any, count: int) -> Any:
