@@ -218,7 +218,7 @@ def test_loss_based_importance_sampling_composes_with_fairbatch():
     train, shares = state.train, state.sampler
     for i in range(3):
         train, shares, hardness, indices = epoch(train, shares, jax.random.key(i), TRAIN)
-        assert float(hardness) > 1.3  # drawn in proportion to the loss, so harder than average
+        assert float(hardness) > 1.1  # 1 if drawn evenly; more where losses differ within a cell
         counts = np.zeros((2, 2))
         rows = np.ravel(indices)
         np.add.at(counts, (TRAIN.labels[rows], TRAIN.group[rows]), 1)
