@@ -323,8 +323,8 @@ def _draw_photo(
     inside = jax.nn.sigmoid(depth / signs["softness"])
 
     # Melanin in the skin hides melanin in the lesion: density falls as skin darkens.
-    veil = jax.nn.sigmoid((signs["ita"] - 5.0) / 14.0)
-    density = signs["density"] * (0.35 + 0.65 * veil)
+    veil = jax.nn.sigmoid((signs["ita"] - 12.0) / 12.0)
+    density = signs["density"] * (0.3 + 0.7 * veil)
     mottle = _smooth_noise(draws, 24, size)
     absorbance = _pigment_mix(form, signs, u, v) * (density * inside)[..., None]
     absorbance = absorbance * (1.0 + 0.12 * mottle)[..., None]
@@ -344,8 +344,9 @@ def _draw_photo(
 
     colour = jnp.clip(colour, 0.0, 1.0)
     srgb = jnp.where(colour < 0.0031308, 12.92 * colour, 1.055 * colour ** (1 / 2.4) - 0.055)
-    # Sensor noise, measured at the size at which it is looked at.
-    srgb = srgb + 0.02 * draws.normal(height, width, 3)
+    # Shot noise: dark skin reflects less light, so the camera amplifies it more.
+    gain = jnp.clip(jnp.sqrt(0.35 / jnp.mean(skin)), 1.0, 2.0)
+    srgb = srgb + 0.02 * gain * draws.normal(height, width, 3)
     return jnp.round(255.0 * jnp.clip(srgb, 0.0, 1.0)).astype(jnp.uint8)
 
 
