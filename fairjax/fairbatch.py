@@ -398,7 +398,7 @@ def _permute(key: jax.Array, position: jax.Array, cell: jax.Array, sizes: jax.Ar
     multiply-shift hash. A place is looked up without sorting or storing the permutation, several
     times faster on CPU than a sort; two places depend on each other by about 2^-rounds.
     """
-    rounds = 16
+    rounds = 12
     bits = jax.random.bits(key, (3, rounds, len(sizes)))
     sizes = sizes.astype(jnp.uint32)
     pivots = jax.lax.rem(bits[0], jnp.broadcast_to(sizes, bits[0].shape))

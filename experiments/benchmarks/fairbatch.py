@@ -23,7 +23,15 @@ from fairjax.data.synthetic import synthetic_gaussians
 from fairjax.fairbatch import fairbatch
 from fairjax.models import logistic_regression
 from fairjax.sharding import candidate_mesh
-from fairjax.train import fit_population, init_fit, init_train, make_step, measure_cells, predict
+from fairjax.train import (
+    fit,
+    fit_population,
+    init_fit,
+    init_train,
+    make_step,
+    measure_cells,
+    predict,
+)
 
 CRITERION = "equal_opportunity"
 BATCH_SIZE, STEP_SIZE, LEARNING_RATE = 100, 0.005, 5e-4
@@ -98,15 +106,25 @@ def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:
         key = jax.random.key(seed)
         return init_fit(init_train(model, optimizer, key), sampler, key)
 
+    step = make_step(model, optimizer)
+    measure_fn = functools.partial(measure_cells, model, sampler)
+    options = {"num_epochs": num_epochs}
+
     def run(seeds: jax.Array, train: Examples, test: Examples) -> jax.Array:
+        if len(seeds) == 1:
+            measure_one = functools.partial(measure_fn, data=train)
+            state, _ = fit(
+                step, init(seeds[0]), train, sampler, measure_fn=measure_one, unroll=4, **options
+            )
+            return predict(model, state.train, test.inputs)[None]
         states, _ = fit_population(
-            make_step(model, optimizer),
+            step,
             jax.vmap(init)(seeds),
             train,
             sampler,
-            mesh=candidate_mesh() if len(seeds) > 1 else None,
-            measure_fn=functools.partial(measure_cells, model, sampler),
-            num_epochs=num_epochs,
+            mesh=candidate_mesh(),
+            measure_fn=measure_fn,
+            **options,
         )
         return jax.vmap(lambda state: predict(model, state, test.inputs))(states.train)
 
