@@ -108,7 +108,7 @@ def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:
 
     step = make_step(model, optimizer)
     measure_fn = functools.partial(measure_cells, model, sampler)
-    options = {"num_epochs": num_epochs}
+    options: dict[str, Any] = {"num_epochs": num_epochs}
 
     def run(seeds: jax.Array, train: Examples, test: Examples) -> jax.Array:
         if len(seeds) == 1:
