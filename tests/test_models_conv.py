@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fairjax.models import image_model
-from fairjax.models.layers import max_pool
+from fairjax.models.layers import conv, max_pool
 from fairjax.models.vgg import _adaptive_mean_pool
 from fairjax.models.weights import _flat
 from fairjax.trees import unstack_blocks
@@ -37,6 +37,35 @@ def test_max_pool_equals_xla_window_reduction(size, stride, padding, side):
     np.testing.assert_array_equal(pooled, expected)
     weights = jax.random.normal(jax.random.key(2), pooled.shape)
     np.testing.assert_allclose(pullback(weights)[0], expected_pullback(weights)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "side"),
+    [(3, 1, 1, 8), (3, 2, 1, 8), (3, 2, 1, 9), (1, 2, 0, 9), (1, 1, 0, 5), (7, 2, 3, 14)],
+)
+def test_gradients_of_a_convolution_equal_xlas_own(size, stride, padding, side, in_loop):
+    x = jax.random.normal(KEY, (2, side, side, 3))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 4))
+
+    def reference(x, kernel):
+        strides, pads = (stride, stride), [(padding, padding)] * 2
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=numbers)
+
+    y, pullback = jax.vjp(reference, x, kernel)
+    weights = jax.random.normal(jax.random.key(2), y.shape)
+
+    def ours(x, kernel, weights):
+        return jax.vjp(lambda x, k: conv(x, k, stride, padding), x, kernel)[1](weights)
+
+    if in_loop:
+        one = tuple(leaf[None] for leaf in (x, kernel, weights))
+        found = jax.tree.map(lambda leaf: leaf[0], jax.lax.map(lambda args: ours(*args), one))
+    else:
+        found = jax.jit(ours)(x, kernel, weights)
+    for gradient, expected in zip(found, pullback(weights), strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [2, 7, 9, 14])
