@@ -111,7 +111,7 @@ def fairbatch(
       group: int `[N]` sensitive groups in `[0, num_groups)`.
       num_classes: K.
       num_groups: G.
-      batch_size: examples per batch; at least the number of non-empty cells.
+      batch_size: examples per batch; with a criterion at least the number of non-empty cells.
       criterion: "equal_opportunity" watches the positive class, "equalized_odds" and
         "demographic_parity" all labels, "none" never moves and draws plain shuffled batches.
       signal: "loss" compares mean cross-entropies (published); "rate" compares the true- and
@@ -156,10 +156,12 @@ def fairbatch(
     cell = labels * num_groups + group
     counts = np.bincount(cell, minlength=num_cells).astype(np.int32)
     occupied = int((counts > 0).sum())
-    if not occupied <= batch_size <= num_rows:
+    if not 1 <= batch_size <= num_rows:
+        raise ValueError(f"batch_size must be between 1 and the {num_rows} examples: {batch_size}")
+    if criterion != "none" and batch_size < occupied:
         raise ValueError(
-            f"batch_size must be between the number of non-empty (label, group) cells, {occupied}, "
-            f"and the number of examples, {num_rows}; got {batch_size}"
+            f"batch_size must be at least the number of non-empty (label, group) cells, {occupied},"
+            f" to draw from all of them; got {batch_size}"
         )
     rows = np.argsort(cell, kind="stable").astype(np.int32)
     layout = _Layout(rows, counts, batch_size, rounding)

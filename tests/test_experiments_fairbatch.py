@@ -107,7 +107,7 @@ def test_a_run_fine_tunes_the_models_of_another(finished, tmp_path):
 
 BAD = {
     "step_size must be in (0, 1]": ["--step-size", "2"],
-    "batch_size must be between": ["--batch-size", "2"],
+    "number of non-empty": ["--batch-size", "2"],
     "does not exist": ["--pretrained", "nowhere"],
     "num_seeds must be at least 1": ["--num-seeds", "0"],
     "--data.csv takes one file": ["--data.source", "csv"],
