@@ -157,7 +157,9 @@ def fairbatch(
     counts = np.bincount(cell, minlength=num_cells).astype(np.int32)
     occupied = int((counts > 0).sum())
     if not 1 <= batch_size <= num_rows:
-        raise ValueError(f"batch_size must be between 1 and the {num_rows} examples: {batch_size}")
+        raise ValueError(
+            f"batch_size must be between 1 and the number of examples, {num_rows}; got {batch_size}"
+        )
     if criterion != "none" and batch_size < occupied:
         raise ValueError(
             f"batch_size must be at least the number of non-empty (label, group) cells, {occupied},"

@@ -346,7 +346,7 @@ def test_lengths_must_agree_and_ids_be_integers():
         make(np.zeros(10, int), np.zeros(9, int), batch_size=2)
     with pytest.raises(ValueError, match="must be integers"):
         make(np.zeros(10), np.zeros(10, int), batch_size=2)
-    with pytest.raises(ValueError, match="non-empty"):
+    with pytest.raises(ValueError, match="number of examples, 0"):
         make(np.zeros(0, int), np.zeros(0, int), batch_size=2)
 
 
@@ -354,3 +354,13 @@ def test_state_fields_are_what_the_docstring_says():
     state = make().init()
     assert isinstance(state, BatchState)
     assert [leaf.dtype for leaf in state] == [jnp.float32] * 3 + [jnp.int32] * 3
+
+
+def test_plain_batches_may_be_smaller_than_the_number_of_cells():
+    labels = np.arange(60) % 6
+    sampler = fairbatch(
+        labels, np.arange(60) // 30, num_classes=6, num_groups=2, batch_size=5, criterion="none"
+    )
+    indices, weights = sampler.sample_epoch(jax.random.key(0), sampler.init())
+    np.testing.assert_array_equal(np.sort(indices.ravel()), np.arange(60))
+    assert (weights == 1).all()
