@@ -2,7 +2,10 @@
 
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -215,3 +218,37 @@ def test_a_broken_zip_is_refused(tmp_path):
         archive.writestr("x.npy", b"junk")
     with pytest.raises(ValueError, match=r"b\.npz: not readable"):
         decode_image(tmp_path / "b.npz", 8)
+
+
+def test_building_keeps_no_decoded_image_in_memory(tmp_path):
+    Image.new("RGB", (1500, 1500), (10, 200, 30)).save(tmp_path / "0.png")
+    for i in range(1, 60):  # 400 MB once decoded
+        os.link(tmp_path / "0.png", tmp_path / f"{i}.png")
+    program = """
+import resource, sys
+from pathlib import Path
+from fairjax.data.cache import cached_images
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+paths, before = sorted(Path(sys.argv[1]).glob("*.png")), peak()
+cached_images(paths, 16, cache_dir=sys.argv[1], num_workers=2)
+print(peak() - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert float(result.stdout) < 120  # MiB: two workers, an image and its copies each
+
+
+def test_a_second_start_decodes_nothing_and_reads_few_rows(tmp_path, monkeypatch):
+    Image.new("RGB", (20, 20), (10, 200, 30)).save(tmp_path / "0.png")
+    for i in range(1, 2000):
+        os.link(tmp_path / "0.png", tmp_path / f"{i}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    first, _ = cached_images(paths, 8, cache_dir=tmp_path / "cache")
+    read = []
+    crc32 = zlib.crc32
+    monkeypatch.setattr(cache.zlib, "crc32", lambda data: read.append(len(data)) or crc32(data))
+    monkeypatch.setattr(cache, "decode_image", None)
+    again, _ = cached_images(paths, 8, cache_dir=tmp_path / "cache")
+    assert again.filename == first.filename
+    assert len(read) < 600 < len(paths)

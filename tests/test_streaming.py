@@ -3,16 +3,21 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fairjax.data import Dataset
+from fairjax.data.augment import compose, random_flip
 from fairjax.data.streaming import (
     choose_placement,
     device_bytes,
     iterate,
     place_on_device,
 )
+from fairjax.fairbatch import fairbatch
+from fairjax.models import mlp
+from fairjax.train import Batch, init_train, make_step
 
 
 def make(tmp_path, count=48):
@@ -42,6 +47,35 @@ def test_streamed_batches_equal_those_from_the_device(tmp_path):
         for a, b in zip(one, two, strict=True):
             assert isinstance(b, jax.Array) and a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_loop_over_streamed_batches_trains_as_one_over_the_device(tmp_path):
+    data = make(tmp_path)
+    labels, group = (x[data.splits["train"]] for x in (data.labels, data.group))
+    sampler = fairbatch(labels, group, num_classes=2, num_groups=3, batch_size=8, criterion="none")
+    network, optimizer = mlp(6 * 6 * 3, 2, hidden=(8,)), optax.adam(0.01)
+    flip = compose(random_flip())
+
+    def augment(key, inputs):
+        return flip(key, inputs).reshape(len(inputs), -1)
+
+    def train(placement):
+        step = jax.jit(make_step(network, optimizer), donate_argnums=0)
+        state, shares = init_train(network, optimizer, jax.random.key(0)), sampler.init()
+        for epoch in range(2):
+            epoch_key = jax.random.fold_in(jax.random.key(1), epoch)
+            order, weights = sampler.sample_epoch(epoch_key, shares)
+            batches = iterate(data, "train", np.asarray(order), placement=placement)
+            for i, batch in enumerate(batches):
+                step_key = jax.random.fold_in(epoch_key, i)
+                inputs = augment(step_key, batch.inputs)
+                batch = Batch(inputs, batch.labels, batch.group, weights[i])
+                state, _ = step(state, batch, step_key)
+        return state
+
+    streamed, kept = train("stream"), train("device")
+    assert int(streamed.step) == 8
+    jax.tree.map(np.testing.assert_array_equal, streamed, kept)
 
 
 def test_bytes_are_those_that_placing_allocates_and_decide_where_data_goes(tmp_path, capsys):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.timing import claim, compile_seconds, paired, seconds
+from experiments.timing import claim, compile_seconds, paired
 from fairjax.data import augment
 from fairjax.data.cache import cached_images
 from fairjax.data.lesions import synthetic_lesions, write_ham10000
@@ -20,7 +20,7 @@ STORED, SIZE, BATCH = 72, 64, 64
 
 
 def claims(quick: bool = False) -> list[dict[str, Any]]:
-    """Rows `decode_vs_torchvision`, `serve_vs_torchvision` and `augment_vs_torchvision`."""
+    """Rows for decoding, serving, starting a second time and augmenting."""
     try:
         from experiments.baselines import torch_images
     except ImportError as error:
@@ -37,6 +37,7 @@ def claims(quick: bool = False) -> list[dict[str, Any]]:
         rows = [
             _decode(paths, cache, torch_images, repeats),
             _serve(paths, cache, torch_images, repeats),
+            _second_start(Path(folder), torch_images, 200 if quick else 20_000, repeats),
         ]
     rows.append(_augment(torch_images, 8 if quick else 128, repeats))
     for row in rows:
@@ -59,7 +60,6 @@ def _decode(paths: list[Path], cache: Path, theirs: Any, repeats: int) -> dict[s
     transform = theirs.decode_and_resize(STORED)
     batches = theirs.loader(paths, transform, batch_size=BATCH, num_workers=workers)
     times = paired(ours, _drain(batches), repeats=repeats)
-    again_s = seconds(lambda: cached_images(paths, STORED, cache_dir=cache)[0][:BATCH].sum())
     pixels = cached_images(paths, STORED, cache_dir=cache)[0]
     reference = np.stack([theirs.ImageFiles(paths, transform)[i].numpy() for i in range(8)])
     error = np.abs(pixels[:8] - reference.transpose(0, 2, 3, 1).astype(np.float32)).mean()
@@ -67,7 +67,7 @@ def _decode(paths: list[Path], cache: Path, theirs: Any, repeats: int) -> dict[s
         "decode_vs_torchvision",
         times,
         quality={
-            "ours": {"mean_abs_difference_of_pixels": float(error), "second_start_s": again_s},
+            "ours": {"mean_abs_difference_of_pixels": float(error)},
             "theirs": {},
         },
         notes=(
@@ -111,6 +111,37 @@ def _serve(paths: list[Path], cache: Path, theirs: Any, repeats: int) -> dict[st
         notes=(
             f"an epoch of {len(paths)} images from the second on: random crop {SIZE} of {STORED}, "
             f"flip, normalise, batches of {BATCH}; torchvision decodes again, as its users do"
+        ),
+    )
+
+
+def _second_start(folder: Path, theirs: Any, count: int, repeats: int) -> dict[str, Any]:
+    """From nothing in memory to the first batch, when the images were decoded earlier."""
+    lesions = synthetic_lesions(jax.random.key(0), 8, 96)
+    write_ham10000(lesions, folder / "few")
+    few = sorted((folder / "few").glob("*/*.jpg"))
+    many = folder / "many"
+    many.mkdir()
+    for i in range(count):
+        os.link(few[i % len(few)], many / f"{i:05d}.jpg")
+    paths, cache = sorted(many.iterdir()), folder / "second"
+    cached_images(paths, STORED, cache_dir=cache)
+    rows = np.random.default_rng(0).permutation(count)[:BATCH]
+
+    def ours() -> jax.Array:
+        return jnp.asarray(cached_images(paths, STORED, cache_dir=cache)[0][rows])
+
+    def first_batch() -> Any:
+        workers = os.cpu_count() or 1
+        transform = theirs.decode_and_resize(STORED)
+        return next(iter(theirs.loader(paths, transform, batch_size=BATCH, num_workers=workers)))
+
+    return claim(
+        "cache_second_start",
+        paired(ours, first_batch, repeats=repeats),
+        notes=(
+            f"seconds to the first batch of {BATCH} from {count} images of {STORED} x {STORED} "
+            "that an earlier run cached; PyTorch starts its workers and decodes that batch"
         ),
     )
 

@@ -2,10 +2,16 @@
 
     python -m experiments.benchmark step
 
-About five minutes on two CPU cores, most of it `torch.compile`.
+About ten minutes on two CPU cores, most of it `torch.compile`. Compile time and peak memory of a
+large network are those of fresh processes, which this module is run as:
+`python -m experiments.benchmarks.step fairjax|torch|torch.compile MODEL BATCH`.
 """
 
+import json
 import pathlib
+import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +22,7 @@ import numpy as np
 import optax
 
 from experiments.timing import (
+    Paired,
     claim,
     compile_seconds,
     matmul_rate,
@@ -35,12 +42,90 @@ ROWS = (
     ("step_vit_tiny_64", "vit_tiny_patch16_224", 64, 32),
     ("step_resnet18", "resnet18", 224, 8),
 )
+LARGE, LARGE_BATCH = "vit_base_patch16_224", 8
 
 
 def claims(quick: bool = False) -> list[dict[str, Any]]:
-    """One row per network; `quick` times 2 pairs instead of 15 and leaves `torch.compile` out."""
+    """A row per network, then compile time and peak memory of a large one.
+
+    `quick` times 2 pairs instead of 15, leaves `torch.compile` out and takes a small network.
+    """
     rate = matmul_rate()
-    return [_row(*row, rate=rate, quick=quick) for row in ROWS]
+    rows = [_row(*row, rate=rate, quick=quick) for row in ROWS]
+    return rows + (_large_rows("vit_micro", 8, quick) if quick else _large_rows(LARGE, LARGE_BATCH))
+
+
+def _large_rows(name: str, batch: int, quick: bool = False) -> list[dict[str, Any]]:
+    """Seconds until the first step is compiled, and peak resident memory of two steps."""
+    ours, theirs = (_in_fresh_process(side, name, batch) for side in ("fairjax", "torch"))
+    memory = claim(
+        "step_vit_base_memory",
+        Paired([ours["peak_gib"]], [theirs["peak_gib"]]),
+        compile_s=ours["compile_s"],
+        notes=f"GiB, not seconds: peak resident memory of a process, two steps of {name}, "
+        f"batch {batch}; PyTorch eager",
+    )
+    if quick:
+        return [memory]
+    theirs = _in_fresh_process("torch.compile", name, batch)
+    compiling = claim(
+        "step_vit_base_compile",
+        Paired([ours["compile_s"]], [theirs["compile_s"]]),
+        compile_s=ours["compile_s"],
+        notes=f"seconds to compile the step of {name}, batch {batch}; PyTorch: the first step of "
+        "torch.compile without the time of the second",
+    )
+    return [memory, compiling]
+
+
+def _in_fresh_process(*args: Any) -> dict[str, float]:
+    command = [sys.executable, "-m", "experiments.benchmarks.step", *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise OSError(f"{' '.join(command)} failed: {result.stderr.strip()[-300:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure(side: str, name: str, batch: int) -> dict[str, float]:
+    """Compile seconds of a training step and peak GiB of this process after two steps."""
+    if side == "fairjax":
+        compile_s = _compile_and_step(name, batch)
+    else:
+        compile_s = _step_torch(name, batch, compiled=side == "torch.compile")
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"compile_s": compile_s, "peak_gib": peak_kib / 2**20}
+
+
+def _compile_and_step(name: str, batch: int) -> float:
+    model = image_model(name, NUM_CLASSES)
+    params, batch_stats = model.init(jax.random.key(0))
+    optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    state = (params, batch_stats, optimizer.init(params))
+    size = model.config.image_size
+    data = jnp.ones((batch, size, size, 3), jnp.float32), jnp.zeros(batch, jnp.int32)
+    step = _make_step(model, optimizer)
+    compile_s = compile_seconds(step, *state, *data)
+    for _ in range(2):
+        *state, loss = step(*state, *data)
+        jax.block_until_ready(loss)
+    return compile_s
+
+
+def _step_torch(name: str, batch: int, *, compiled: bool) -> float:
+    import torch
+
+    from experiments.baselines.torch_models import VisionTransformer
+
+    config: Any = image_model(name, NUM_CLASSES).config
+    fields = ("image_size", "patch_size", "width", "depth", "num_heads")
+    sizes = {field: getattr(config, field) for field in fields}
+    twin = VisionTransformer(NUM_CLASSES, **sizes)
+    images = torch.ones(batch, 3, config.image_size, config.image_size)
+    step = _torch_step(
+        twin, torch.compile(twin) if compiled else twin, images, torch.zeros(batch).long()
+    )
+    first, second = seconds(step), seconds(step)
+    return first - second
 
 
 def _row(
@@ -118,19 +203,30 @@ def _torch_steps(
         path = pathlib.Path(folder) / "weights.safetensors"
         save_weights(path, model, params, batch_stats)
         twin.load_state_dict(load_file(path))
-    twin.train()
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     targets = torch.from_numpy(labels).long()
+    eager, compiled = (
+        _torch_step(twin, network, inputs, targets) for network in (twin, torch.compile(twin))
+    )
+    return eager, compiled
 
-    def make(network: Any) -> Callable[[], float]:
-        def step() -> float:
-            optimizer.zero_grad(set_to_none=True)
-            loss = torch.nn.functional.cross_entropy(network(inputs), targets)
-            loss.backward()
-            optimizer.step()
-            return loss.item()
 
-        return step
+def _torch_step(twin: Any, network: Any, inputs: Any, targets: Any) -> Callable[[], float]:
+    """A step of `twin`, run as `network`, which may be its compiled form."""
+    import torch
 
-    return make(twin), make(torch.compile(twin))
+    twin.train()
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.cross_entropy(network(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

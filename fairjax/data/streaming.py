@@ -1,4 +1,23 @@
-"""Batches from the device where the data fits, through grain where it does not."""
+"""Batches from the device where the data fits, through grain where it does not.
+
+`fairjax.train.fit` runs whole epochs as one program, so it needs its data on the device. A set that
+is larger than the device's memory is trained with the same step in a Python loop over `iterate`:
+
+    step = jax.jit(make_step(model, optimizer), donate_argnums=0)
+    placement = choose_placement(data, "train")
+    for epoch in range(num_epochs):
+        epoch_key = jax.random.fold_in(key, epoch)
+        order, weights = sampler.sample_epoch(epoch_key, shares)  # [steps, B] each
+        batches = iterate(data, "train", np.asarray(order), placement=placement)
+        for i, batch in enumerate(batches):
+            step_key = jax.random.fold_in(epoch_key, i)
+            inputs = augment(step_key, batch.inputs)  # float32 from the stored uint8
+            batch = Batch(inputs, batch.labels, batch.group, weights[i])
+            state, metrics = step(state, batch, step_key)
+
+A `BatchSampler` of `fairjax.fairbatch` draws the order from labels and groups alone, which always
+fit; `shares` are the state that its `update` moves.
+"""
 
 import os
 from collections.abc import Iterator
@@ -100,6 +119,8 @@ def iterate(
     prefetch: int = 4,
 ) -> Iterator[Examples]:
     """Batches of a split in a given order; both placements yield equal arrays.
+
+    The top of this module shows the training loop.
 
     Args:
       data: the data set; a memory-mapped `inputs` is read batch by batch when streamed.

@@ -74,7 +74,7 @@ def _plain_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> j
 
 # The gradient is the usual one. On CPU it is written as two more convolutions in this very layout:
 # XLA runs the layouts of its own gradient 20 to 50 times slower inside a loop (`scan`, `map`).
-conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3))
+_window_conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3))
 
 
 def _conv_forward(x, kernel, stride, padding):
@@ -112,7 +112,19 @@ def _conv_backward(stride, padding, saved, dy):
     return jax.lax.platform_dependent(*saved, dy, cpu=as_convolutions, default=as_xla_likes)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_window_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Convolve `[B, H, W, in]` with `[size, size, in, out]`, zeros around the image.
+
+    A window of one pixel is a matrix product: on CPU its weight gradient takes a third of the time
+    that it takes as a convolution, and a population's kernels stay batched products.
+    """
+    if kernel.shape[:2] != (1, 1) or padding:
+        return _window_conv(x, kernel, stride, padding)
+    x = x[:, ::stride, ::stride]
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
 class Conv(nnx.Module):
