@@ -229,6 +229,39 @@ def test_prefixes_and_foreign_tensors_are_seen_through(tmp_path):
     assert "projector.weight" in weights.notes[0]
 
 
+def test_the_image_tower_of_clip_is_read_and_its_text_tower_ignored(tmp_path):
+    name, sizes = "vit_base_patch16_clip_quickgelu_224", {"image_size": 32, "width": 24, "depth": 2}
+    model = image_model(name, 3, num_heads=3, **sizes)
+    params, stats = arrays_of(model)
+    save_weights(tmp_path / "timm.safetensors", model, params, stats)
+    renames = (
+        ("blocks.", "transformer.resblocks."),
+        ("patch_embed.proj.", "conv1."),
+        ("norm_pre.", "ln_pre."),
+        ("attn.qkv.", "attn.in_proj_"),
+        ("attn.proj.", "attn.out_proj."),
+        ("mlp.fc1.", "mlp.c_fc."),
+        ("mlp.fc2.", "mlp.c_proj."),
+        ("cls_token", "class_embedding"),
+        ("pos_embed", "positional_embedding"),
+    )
+    tensors = {"visual.proj": np.ones((24, 8), np.float32), "logit_scale": np.ones((), np.float32)}
+    tensors["transformer.resblocks.0.attn.in_proj_weight"] = np.ones((24, 8), np.float32)
+    for key, tensor in load_file(tmp_path / "timm.safetensors").items():
+        for ours, theirs in renames:
+            key = key.replace(ours, theirs)
+        key = key.replace("norm.", "ln_post.") if key.startswith("norm.") else key
+        key = key.replace(".norm", ".ln_")
+        if not key.startswith("head."):
+            tensors[f"visual.{key}"] = tensor.squeeze()
+    save_file(tensors, tmp_path / "clip.safetensors")
+    weights = load_weights(tmp_path / "clip.safetensors", model, KEY)
+    body = [{k: v for k, v in tree.items() if k != "head"} for tree in (weights.params, params)]
+    assert equal(*body)
+    assert any("outside 'visual.'" in note for note in weights.notes)
+    assert any("head/kernel" in note for note in weights.notes)
+
+
 def damaged(tmp_path, change):
     model = image_model("vit_micro", 3)
     save_weights(tmp_path / "w.safetensors", model, *arrays_of(model))

@@ -71,6 +71,8 @@ _FLATTENED = "classifier/0/kernel"
 
 
 def _from_torch(path: str, array: np.ndarray, spatial: int) -> np.ndarray:
+    if path in ("cls_token", "pos_embed"):
+        return array.reshape(1, -1, array.shape[-1])  # CLIP leaves out axes of length 1
     if not path.endswith("kernel"):
         return array
     if path.startswith("classifier/"):
@@ -115,6 +117,20 @@ def _transformers_vit(block: str, attention: str, proj: str, fc1: str, fc2: str)
     )
 
 
+_CLIP = (
+    (r"^blocks/(\d+)/norm([12])/", r"transformer/resblocks/\1/ln_\2/"),
+    (r"^blocks/(\d+)/attn/qkv/", r"transformer/resblocks/\1/attn/in_proj_"),
+    (r"^blocks/(\d+)/attn/proj/", r"transformer/resblocks/\1/attn/out_proj/"),
+    (r"^blocks/(\d+)/mlp/fc1/", r"transformer/resblocks/\1/mlp/c_fc/"),
+    (r"^blocks/(\d+)/mlp/fc2/", r"transformer/resblocks/\1/mlp/c_proj/"),
+    (r"^patch_embed/proj/", r"conv1/"),
+    (r"^cls_token$", r"class_embedding"),
+    (r"^pos_embed$", r"positional_embedding"),
+    (r"^norm_pre/", r"ln_pre/"),
+    (r"^norm/", r"ln_post/"),
+)
+
+
 def _npz_vit(attention: str, norm2: str, mlp: str, position: str) -> Rules:
     block = r"Transformer/encoderblock_\1"
     return (
@@ -156,6 +172,13 @@ LAYOUTS = (
             "mlp/fc1",
             "mlp/fc2",
         ),
+    ),
+    # the text tower has these names too, without what the pattern looks back at
+    Layout(
+        "open_clip image tower",
+        "vit",
+        r"(?<=visual\.)transformer\.resblocks\.0\.attn\.in_proj_weight",
+        _CLIP,
     ),
     Layout(
         "vision_transformer npz",

@@ -24,9 +24,10 @@ from fairjax.trees import stack_blocks, unstack_blocks
 
 _FAMILIES = {ViTConfig: "vit", ResNetConfig: "resnet", VGGConfig: "vgg", MLPConfig: "mlp"}
 _HARMLESS = re.compile(
-    r"num_batches_tracked|^pooler\.|^mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\."
+    r"num_batches_tracked|^pooler\.|^mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
 )
-"""Names that may be left over: counters, decoders, poolers and the norm of the other pooling."""
+"""Names that may be left over: counters, decoders, poolers, the norm of the other pooling, CLIP's
+projection to the space that it shares with text."""
 _NESTED = ("state_dict", "model_state_dict", "model", "teacher")
 """Where training scripts keep the state dict inside a .pth file."""
 
@@ -44,10 +45,12 @@ def load_weights(path: str | pathlib.Path, model: Model, key: jax.Array) -> Weig
     """Read the parameters of `model` from a file written by another library or by `save_weights`.
 
     The layout is recognised by its names: timm, torchvision and Hugging Face transformers
-    (`ViTForImageClassification`, `ResNetForImageClassification`) as .safetensors, or as .pth and
-    .bin state dicts when torch is installed (read with `weights_only=True`); vision_transformer and
-    big_vision as .npz. A classifier of another size is replaced by a fresh one, position
-    embeddings of another grid are resized (bicubic with antialiasing, as timm does).
+    (`ViTForImageClassification`, `ResNetForImageClassification`) and the image tower of open_clip
+    as .safetensors, or as .pth and .bin state dicts when torch is installed (read with
+    `weights_only=True`); vision_transformer and big_vision as .npz. A classifier of another size is
+    replaced by a fresh one, position embeddings of another grid are resized (bicubic with
+    antialiasing, as timm does). OpenAI's CLIP weights belong to the models named `quickgelu`, which
+    no tensor says.
 
     Args:
       path: the file.
