@@ -1,6 +1,6 @@
 """Pre-train the small networks that ship with fairjax, on the source domain of synthetic lesions.
 
-    python -m experiments.pretrain vit_micro             16,000 images; 2 CPU cores: 16 minutes
+    python -m experiments.pretrain vit_micro             16,000 images; 2 CPU cores: 10 minutes
     python -m experiments.pretrain vgg_micro             the same images; 6 minutes
 
 One network learns three tasks that say nothing about the diagnosis by themselves: the lesion's
@@ -60,9 +60,7 @@ class Config:
 
 
 PRESETS = {
-    "vit_micro": Config(
-        about="transformer: patch 8, width 96, 6 blocks", num_epochs=20, learning_rate=0.002
-    ),
+    "vit_micro": Config(about="transformer: patch 8, width 96, 6 blocks"),
     "vgg_micro": Config(about="convolutions: VGG of 6 layers for 64 px", model="vgg_micro"),
     "smoke": Config(
         about="seconds, for tests",
