@@ -22,11 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common
+from experiments import common, results
 from fairjax import report
-from fairjax.data import Dataset, Examples, load_adult, load_compas, load_csv, synthetic_gaussians
+from fairjax.data import Dataset, load_adult, load_compas, load_csv, synthetic_gaussians
 from fairjax.fairbatch import CRITERIA, SIGNALS, Criterion, Signal, fairbatch
-from fairjax.metrics import bootstrap, evaluate, prepare, undefined
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.sharding import candidate_mesh
 from fairjax.train import (
@@ -256,22 +255,37 @@ def initial_params(config: Config, model: Model, dataset: Dataset) -> Any:
 
 def train_and_report(config: Config, run: common.Run, dataset: Dataset, model, sampler, params):
     """Train all rows and seeds as one population, evaluate on test, write the result folder."""
-    rows = row_choices(config)
+    rows = list(row_choices(config))
     states, timing = train_population(config, run, dataset, model, sampler, params)
-    test = jax.tree.map(jnp.asarray, dataset.examples("test"))
-    per_seed, intervals = judge(config, model, states, test, len(rows), dataset.num_groups)
-    results, notes = summarise(rows, per_seed, intervals, dataset)
+    test = dataset.examples("test")
+    logits = jax.jit(jax.vmap(lambda train, inputs: predict(model, train, inputs), (0, None)))(
+        states.train, jnp.asarray(test.inputs)
+    )
+    metrics, intervals = results.judge(
+        logits.reshape(len(rows), config.num_seeds, *logits.shape[1:]),
+        test,
+        num_groups=dataset.num_groups,
+        shown=(*SHOWN, "worst_group_auc", "auc_gap"),
+        num_replicates=config.num_replicates,
+    )
+    by_row, notes = results.summarise(rows, metrics, intervals, dataset.group_names)
     save_models(run.folder / "models.safetensors", rows, states)
     summary = run.finish(
-        data=common.data_summary(dataset), results=results, timing=timing, notes=notes
+        data=common.data_summary(dataset), results=by_row, timing=timing, notes=notes
     )
-    columns, cells = result_table(results)
-    print(common.table(columns, [[value for value, _ in row] for row in cells]))
-    for note in (*dataset.notes, *notes):
-        print(f"note: {note}")
-    answer = one_sentence(results, dataset)
-    write_page(config, run, summary, columns, cells, answer, dataset)
-    print(f"\n{answer}\nresults in {run.folder}, page {run.folder / 'report.html'}")
+    results.show(
+        run,
+        summary,
+        title=f"FairBatch on {dataset.name}",
+        question="Does choosing batches by group make the model fairer, and at what accuracy?",
+        answer=one_sentence(by_row, dataset.name),
+        shown=SHOWN,
+        figures=figures(config, run.history(), by_row, dataset),
+        legend=(
+            "diff: largest gap between two groups; dev: largest distance of a group from the "
+            "pooled rate (the FairBatch paper's measure)."
+        ),
+    )
 
 
 def train_population(config: Config, run: common.Run, dataset: Dataset, model, sampler, params):
@@ -351,127 +365,25 @@ def log_epochs(run: common.Run, rows, history, done: int, num_seeds: int) -> Non
         run.log({"epoch": done + epoch + 1, "rows": values})
 
 
-def judge(config: Config, model: Model, states: FitState, test: Examples, num_rows: int, groups):
-    """Test metrics of every row and seed `[R, S]`, and intervals of the means over seeds `[R]`.
-
-    A replicate resamples test examples, the same ones for all models, and seeds.
-    """
-    num_seeds, num_test = config.num_seeds, len(test.labels)
-
-    @jax.jit
-    def per_seed(states, test):
-        logits = jax.vmap(lambda state: predict(model, state.train, test.inputs))(states)
-        one = lambda logits: prepare(logits, test.labels, group=test.group, num_groups=groups)  # noqa: E731
-        prepared = jax.vmap(one)(logits)
-        return prepared, jax.vmap(evaluate)(prepared)
-
-    @jax.jit
-    def intervals(prepared, key):
-        def metric_fn(weights):
-            examples, seeds = weights[:num_test], weights[num_test:]
-            metrics = jax.vmap(lambda p: evaluate(p, examples))(prepared)
-            share = (seeds / seeds.sum())[None]
-            means = {
-                name: jnp.sum(metrics[name].reshape(num_rows, num_seeds) * share, axis=1)
-                for name in (*SHOWN, "worst_group_auc", "auc_gap")
-            }
-            return {"mean": means, "vs_plain": {k: v - v[:1] for k, v in means.items()}}
-
-        strata = jnp.repeat(
-            jnp.arange(2),
-            jnp.array([num_test, num_seeds]),
-            total_repeat_length=num_test + num_seeds,
-        )
-        return bootstrap(
-            metric_fn,
-            num_test + num_seeds,
-            key=key,
-            num_replicates=config.num_replicates,
-            strata=strata,
-            batch_size=1,
-        )
-
-    prepared, metrics = per_seed(states, test)
-    metrics = {
-        name: np.asarray(value).reshape(num_rows, num_seeds, *value.shape[1:])
-        for name, value in metrics.items()
-    }
-    return metrics, jax.device_get(intervals(prepared, jax.random.key(0)))
-
-
-def summarise(rows, metrics, intervals, dataset: Dataset):
-    """The `results` of `summary.json`, and notes on what is undefined."""
-    results, notes = {}, []
-    for i, row in enumerate(rows):
-        own = {name: values[i] for name, values in metrics.items()}
-        scalars = [name for name, values in own.items() if values.ndim == 1]
-        result: dict[str, Any] = {name: own[name].mean() for name in scalars}
-        for name in ("group_auc", "group_accuracy"):
-            result[name] = dict(zip(dataset.group_names, own[name].mean(0), strict=True))
-        result["std"] = {name: own[name].std(ddof=min(1, len(own[name]) - 1)) for name in scalars}
-        result["per_seed"] = {name: own[name] for name in scalars}
-        for key, part in (("ci95", "mean"), ("ci95_vs_plain", "vs_plain")):
-            result[key] = {
-                name: [intervals.lower[part][name][i], intervals.upper[part][name][i]]
-                for name in intervals.lower[part]
-            }
-        results[row] = result
-        sentences = {
-            s
-            for seed in range(len(own["accuracy"]))
-            for s in undefined(
-                {name: values[seed] for name, values in own.items()}, dataset.group_names
-            )
-        }
-        notes += [f"{row}: {sentence}" for sentence in sorted(sentences)]
-    return results, notes
-
-
-def result_table(results) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Columns, and per row the cells: "mean ± std" with the interval as second line."""
-    short = {
-        "equal_opportunity": "EqOpp",
-        "equalized_odds": "EqOdds",
-        "demographic_parity": "DemPar",
-        "_difference": " diff",
-        "_deviation": " dev",
-    }
-    columns = ["row"]
-    for name in SHOWN:
-        for long, brief in short.items():
-            name = name.replace(long, brief)
-        columns.append(name)
-    cells = []
-    for row, result in results.items():
-        line = [(row, "")]
-        for name in SHOWN:
-            low, high = result["ci95"][name]
-            line.append(
-                (f"{result[name]:.4f} ± {result['std'][name]:.4f}", f"[{low:.4f}, {high:.4f}]")
-            )
-        cells.append(line)
-    return columns, cells
-
-
-def one_sentence(results, dataset: Dataset) -> str:
+def one_sentence(by_row, name: str) -> str:
     """What came out: the largest relative fall of a criterion's own disparity."""
-    plain = results["plain"]
-    own = {row: f"{row.split('@')[0]}_difference" for row in results if row != "plain"}
+    plain = by_row["plain"]
+    own = {row: f"{row.split('@')[0]}_difference" for row in by_row if row != "plain"}
     falls = {
         row: result[own[row]] / plain[own[row]]
-        for row, result in results.items()
+        for row, result in by_row.items()
         if row in own and plain[own[row]] > 0
     }
     falls = {row: ratio for row, ratio in falls.items() if np.isfinite(ratio)}
     if not falls:
-        return f"On {dataset.name} no disparity could be compared with plain training."
+        return f"On {name} no disparity could be compared with plain training."
     best = min(falls, key=lambda row: falls[row])
-    metric, result = own[best], results[best]
+    metric, result = own[best], by_row[best]
     low, high = result["ci95_vs_plain"][metric]
     points = 100 * (result["accuracy"] - plain["accuracy"])
     verb = "falls" if falls[best] < 1 else "rises"
     return (
-        f"On {dataset.name}, {metric} {verb} from {plain[metric]:.3f} (plain) to "
+        f"On {name}, {metric} {verb} from {plain[metric]:.3f} (plain) to "
         f"{result[metric]:.3f} ({best}; change {low:+.3f} to {high:+.3f} at 95 %), "
         f"accuracy {points:+.1f} points."
     )
@@ -495,69 +407,34 @@ def save_models(path: Path, rows, states: FitState) -> None:
     save_file(tensors, path)
 
 
-def write_page(config, run: common.Run, summary, columns, cells, answer: str, dataset: Dataset):
-    """`report.html`."""
-    history = run.history()
-    series = lambda row, key: np.asarray(  # noqa: E731
-        [np.asarray(line["rows"][row][key], dtype=float) for line in history]
-    )
-    rows = [row for row in summary["results"] if row != "plain"]
-    cell_names = [
-        (k, g, f"{label} · {group}")
+def figures(config: Config, history, by_row, dataset: Dataset) -> dict[str, str]:
+    """Heading -> SVG: sampling shares and signals over epochs, accuracy against disparities."""
+    cells = [
+        (f"{label} · {group}", k, g)
         for k, label in enumerate(dataset.label_names)
         for g, group in enumerate(dataset.group_names)
     ]
-    figures = {}
-    if len(cell_names) <= 12:
-        figures["Share of each label's draw, by group"] = report.lines(
-            {
-                row: {name: series(row, "weights")[:, k, g] for k, g, name in cell_names}
-                for row in rows
-            },
-            x_label="epoch",
-        )
-        figures["Signal per (label, group) cell before each epoch"] = report.lines(
-            {
-                row: {name: series(row, "cell_losses")[:, k, g] for k, g, name in cell_names}
-                for row in rows
-            },
-            x_label="epoch",
-        )
+
+    def over_epochs(key: str) -> str:
+        panels = {}
+        for row in list(by_row)[1:]:
+            values = np.asarray([line["rows"][row][key] for line in history], dtype=float)
+            panels[row] = {name: values[:, k, g] for name, k, g in cells}
+        return report.lines(panels, x_label="epoch")
+
+    drawn = {}
+    if len(cells) <= 12:
+        drawn["Share of each label's draw, by group"] = over_epochs("weights")
+        drawn["Signal per (label, group) cell before each epoch"] = over_epochs("cell_losses")
     for criterion in config.criteria:
         metric = f"{criterion}_difference"
-        figures[f"Accuracy against {metric}"] = report.trade_off(
-            {
-                row: (result[metric], result["accuracy"])
-                for row, result in summary["results"].items()
-                if result[metric] is not None
-            },
+        drawn[f"Accuracy against {metric}"] = report.trade_off(
+            {row: (result[metric], result["accuracy"]) for row, result in by_row.items()},
             x_label=metric,
             y_label="test accuracy",
             title="",
         )
-    report.write_report(
-        run.folder / "report.html",
-        title=f"FairBatch on {dataset.name}",
-        question="Does choosing batches by group make the model fairer, and at what accuracy?",
-        answer=answer,
-        columns=columns,
-        rows=cells,
-        caption=(
-            f"Test split, mean ± standard deviation over {config.num_seeds} seeds; below, 95 % "
-            f"bootstrap interval of the mean ({config.num_replicates} replicates resampling test "
-            "examples and seeds). diff: largest gap between two groups; dev: largest distance of "
-            "a group from the pooled rate (the FairBatch paper's measure)."
-        ),
-        figures=figures,
-        notes=[*dataset.notes, *summary["notes"]],
-        command=summary["command"],
-        facts={
-            "device": summary["device"],
-            "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
-            "data": f"{dataset.name}, fingerprint {dataset.fingerprint}",
-            "time": ", ".join(f"{k} {v:.1f}" for k, v in summary["timing"].items()),
-        },
-    )
+    return drawn
 
 
 if __name__ == "__main__":

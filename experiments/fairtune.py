@@ -20,16 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, fairtune_report
+from experiments import common, fairtune_report, results
 from experiments.fairtune_stages import (
     COMPARED,
     Task,
     compile_networks,
-    judge,
     prepared_params,
     pretrained,
     search_masks,
-    summarise,
     train_rows,
 )
 from fairjax.data import Dataset
@@ -239,28 +237,40 @@ def run_all(task: Task, space: MaskSpace, rungs: Rungs, weights: Any, run: commo
         )
     names = list(rows)
     logits = np.stack([rows[name]["logits"] for name in names])
-    test = jax.tree.map(jnp.asarray, task.dataset.examples("test"))
-    metrics, intervals = judge(task, jnp.asarray(logits), test)
-    results = summarise(task, names, rows, metrics, intervals)
+    test = task.dataset.examples("test")
+    metrics, intervals = results.judge(
+        logits,
+        test,
+        num_groups=task.dataset.num_groups,
+        shown=COMPARED,
+        num_replicates=task.config.num_replicates,
+    )
+    by_row, notes = results.summarise(names, metrics, intervals, task.dataset.group_names)
+    for name in names:
+        by_row[name] |= {key: rows[name][key] for key in ("learning_rate", "percent_trained")}
+        by_row[name]["val_objective"] = rows[name]["value"].mean()
     description = space.describe(mask)
     write_mask(run, task, space, state, winner)
     write_trials(run, task, space, state)
     save_weights(run.folder / "fairtune.safetensors", task.model, *rows["fairtune"]["network"])
     summary = run.finish(
         data=common.data_summary(task.dataset),
-        results=results,
+        results=by_row,
         timing=timing,
-        notes=[f"mask: {description.text}", *trial_notes(state)],
+        notes=[f"mask: {description.text}", *trial_notes(state), *notes],
     )
-    columns, cells = fairtune_report.result_table(results, COMPARED)
-    print(common.table(columns, [[value for value, _ in row] for row in cells]))
-    print(f"\nmask: {description.text}")
-    answer = fairtune_report.one_sentence(results, task.dataset.name)
-    fairtune_report.write_page(
-        run, summary, columns, cells, answer, space, state.trials, task.objectives,
-        {name: logits[i] for i, name in enumerate(names)}, test, task.dataset,
+    results.show(
+        run,
+        summary,
+        title=f"FairTune on {task.dataset.name}",
+        question="Which parts of the network should be fine-tuned for the fairest result?",
+        answer=fairtune_report.one_sentence(by_row, task.dataset.name),
+        shown=("percent_trained", *COMPARED),
+        figures=fairtune_report.figures(
+            space, state.trials, task.objectives, dict(zip(names, logits, strict=True)), test,
+            task.dataset,
+        ),
     )  # fmt: skip
-    print(f"\n{answer}\nresults in {run.folder}, page {run.folder / 'report.html'}")
 
 
 class timed:

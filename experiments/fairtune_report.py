@@ -1,4 +1,4 @@
-"""The page of `experiments.fairtune`: table, answer and figures."""
+"""The page of `experiments.fairtune`: answer and figures."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,27 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common
 from fairjax import report
 from fairjax.data import Dataset, Examples
 from fairjax.fairtune import STATUS_NAMES, MaskSpace, Objective, Trials, pareto_front
 
 _COMPLETE = STATUS_NAMES.index("complete")
-
-
-def result_table(results: Mapping[str, Any], metrics: Sequence[str]):
-    """Columns, and per row the cells: "mean ± std" with the interval as second line."""
-    columns = ["row", "trained %", *metrics]
-    cells = []
-    for row, result in results.items():
-        line = [(row, ""), (f"{result['percent_trained']:.2f}", "")]
-        for metric in metrics:
-            low, high = result["ci95"][metric]
-            line.append(
-                (f"{result[metric]:.4f} ± {result['std'][metric]:.4f}", f"[{low:.4f}, {high:.4f}]")
-            )
-        cells.append(line)
-    return columns, cells
 
 
 def one_sentence(results: Mapping[str, Any], name: str) -> str:
@@ -122,47 +106,20 @@ def roc(logits: Mapping[str, np.ndarray], test: Examples, names: Sequence[str]) 
     return report.figure(draw)
 
 
-def write_page(
-    run: common.Run,
-    summary: Mapping[str, Any],
-    columns,
-    cells,
-    answer: str,
+def figures(
     space: MaskSpace,
     trials: Trials,
     objectives: Sequence[Objective],
     logits: Mapping[str, np.ndarray],
     test: Examples,
     dataset: Dataset,
-) -> None:
-    """`report.html`."""
-    figures = {"Search": history(trials, objectives[0])}
+) -> dict[str, str]:
+    """Heading -> SVG."""
+    drawn = {"Search": history(trials, objectives[0])}
     if space.num_units:
-        figures["What the best trials train"] = heat_map(trials, space, objectives[0])
+        drawn["What the best trials train"] = heat_map(trials, space, objectives[0])
     if len(objectives) > 1:
-        figures["Pareto front"] = front(trials, objectives)
+        drawn["Pareto front"] = front(trials, objectives)
     if dataset.num_classes == 2:
-        figures["ROC per group on test"] = roc(logits, test, dataset.group_names)
-    config = summary["config"]
-    report.write_report(
-        run.folder / "report.html",
-        title=f"FairTune on {dataset.name}",
-        question="Which parts of the network should be fine-tuned for the fairest result?",
-        answer=answer,
-        columns=columns,
-        rows=cells,
-        caption=(
-            f"Test split, mean ± standard deviation over {config['num_seeds']} seeds; below, 95 % "
-            f"bootstrap interval of the mean ({config['num_replicates']} replicates resampling "
-            "test examples and seeds)."
-        ),
-        figures=figures,
-        notes=[*dataset.notes, *summary["notes"]],
-        command=summary["command"],
-        facts={
-            "device": summary["device"],
-            "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
-            "data": f"{dataset.name}, fingerprint {dataset.fingerprint}",
-            "time": ", ".join(f"{k} {v:.1f}" for k, v in summary["timing"].items()),
-        },
-    )
+        drawn["ROC per group on test"] = roc(logits, test, dataset.group_names)
+    return drawn

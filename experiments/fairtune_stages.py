@@ -29,7 +29,6 @@ from fairjax.fairtune import (
     tpe,
     tune,
 )
-from fairjax.metrics import bootstrap, evaluate, prepare
 from fairjax.models import Model, load_weights, save_weights
 from fairjax.optimizers import make_optimizer
 from fairjax.sharding import plan_chunk_size
@@ -346,64 +345,3 @@ def make_refit(task: Task, nets: Networks, space: MaskSpace, mask: np.ndarray, p
         return {"value": np.array(values), "logits": np.stack(logits), "network": networks[0]}
 
     return train
-
-
-def judge(task: Task, logits: jax.Array, test: Examples):
-    """Test metrics `[R, S]` and intervals of the means over seeds, and of their change from full.
-
-    A replicate resamples test examples, the same ones for all networks, and seeds.
-    """
-    num_rows, num_seeds, num_test, num_classes = logits.shape
-    num_groups = task.dataset.num_groups
-
-    @jax.jit
-    def measure(logits, test):
-        flat = logits.reshape(-1, num_test, num_classes)
-        prepared = jax.vmap(
-            lambda one: prepare(one, test.labels, group=test.group, num_groups=num_groups)
-        )(flat)
-        return prepared, jax.vmap(evaluate)(prepared)
-
-    @jax.jit
-    def intervals(prepared, key):
-        def metric_fn(weights):
-            examples, seeds = weights[:num_test], weights[num_test:]
-            metrics = jax.vmap(lambda one: evaluate(one, examples))(prepared)
-            share = (seeds / seeds.sum())[None]
-            means = {
-                name: jnp.sum(metrics[name].reshape(num_rows, num_seeds) * share, axis=1)
-                for name in COMPARED
-            }
-            return {"mean": means, "vs_full": {k: v - v[:1] for k, v in means.items()}}
-
-        strata = jnp.concatenate([jnp.zeros(num_test, jnp.int32), jnp.ones(num_seeds, jnp.int32)])
-        return bootstrap(metric_fn, len(strata), key=key, strata=strata, batch_size=1,
-                         num_replicates=task.config.num_replicates)  # fmt: skip
-
-    prepared, metrics = measure(logits, test)
-    metrics = {
-        name: np.asarray(value).reshape(num_rows, num_seeds, *value.shape[1:])
-        for name, value in metrics.items()
-    }
-    return metrics, jax.device_get(intervals(prepared, jax.random.key(0)))
-
-
-def summarise(task: Task, names: list[str], rows, metrics, intervals) -> dict[str, Any]:
-    """The `results` of `summary.json`."""
-    results = {}
-    for i, name in enumerate(names):
-        own = {metric: values[i] for metric, values in metrics.items()}
-        scalars = [metric for metric, values in own.items() if values.ndim == 1]
-        result: dict[str, Any] = {metric: own[metric].mean() for metric in scalars}
-        for metric in ("group_auc", "group_accuracy"):
-            result[metric] = dict(zip(task.dataset.group_names, own[metric].mean(0), strict=True))
-        result["std"] = {m: own[m].std(ddof=min(1, len(own[m]) - 1)) for m in scalars}
-        result["per_seed"] = {metric: own[metric] for metric in scalars}
-        for key, part in (("ci95", "mean"), ("ci95_vs_full", "vs_full")):
-            lower, upper = intervals.lower[part], intervals.upper[part]
-            result[key] = {metric: [lower[metric][i], upper[metric][i]] for metric in lower}
-        for key in ("learning_rate", "percent_trained"):
-            result[key] = rows[name][key]
-        result["val_objective"] = rows[name]["value"].mean()
-        results[name] = result
-    return results

@@ -19,22 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common, timing
+from experiments import common, results, timing
 from fairjax import pruning, report
 from fairjax.data import Dataset, Examples
 from fairjax.data.augment import compose, eval_preprocess, normalize, random_flip
 from fairjax.data.lesions import lesions_dataset
 from fairjax.fairbatch import BatchSampler, fairbatch
-from fairjax.metrics import (
-    accuracy,
-    bootstrap,
-    dp_scp,
-    eodd,
-    eodd_scp,
-    eopp0,
-    eopp1,
-    group_counts,
-)
 from fairjax.models import Model, image_model, save_weights
 from fairjax.pruning import PrunePlan
 from fairjax.train import (
@@ -436,7 +426,7 @@ def train_and_report(task: Task, run: common.Run) -> None:
         progress = advance(task, run, progress)
         run.save(progress.step, progress)
     timing_s = {"train_s": time.perf_counter() - began}
-    results, notes = judge(task, progress.logits)
+    by_row, notes = judge(task, progress.logits)
     graph = task.model.config.channel_graph
     final = progress.networks["pruned"]
     small, small_stats = pruning.slice_channels(
@@ -444,15 +434,23 @@ def train_and_report(task: Task, run: common.Run) -> None:
     )
     save_weights(run.folder / "pruned.safetensors", task.model, small, small_stats)
     sizes, size_rows = compare_sizes(task, progress.networks["baseline"], small, small_stats)
-    results["pruned"] |= sizes
+    by_row["pruned"] |= sizes
     summary = run.finish(
-        data=common.data_summary(task.dataset), results=results, timing=timing_s, notes=notes
+        data=common.data_summary(task.dataset), results=by_row, timing=timing_s, notes=notes
     )
-    write_page(task, run, summary, progress, size_rows)
-    columns, cells = result_table(results)
-    print(common.table(columns, [[value for value, _ in row] for row in cells]))
+    results.show(
+        run,
+        summary,
+        title=f"Sensitive-channel pruning on {task.dataset.name}",
+        question="Does removing channels that carry the group make the model fairer?",
+        answer=one_sentence(by_row),
+        shown=SHOWN,
+        figures=figures(task, run, progress),
+        legend="; ".join(
+            f"{name}: {before} before, {after} after" for name, before, after in size_rows
+        ),
+    )
     print(common.table(["size", "before", "after"], size_rows))
-    print(f"\n{one_sentence(results)}\nresults in {run.folder}, smaller model pruned.safetensors")
 
 
 def _whole_number(value: Any) -> Any:
@@ -461,66 +459,21 @@ def _whole_number(value: Any) -> Any:
 
 
 def judge(task: Task, logits: np.ndarray) -> tuple[dict[str, Any], list[str]]:
-    """Test metrics of every row, means over seeds with bootstrap intervals, and notes."""
-    test, config = task.data["test"], task.config
-
-    @jax.jit
-    def measure(logits):
-        one = lambda logits: pruning.pruning_metrics(  # noqa: E731
-            logits, test.labels, group=test.group, num_groups=task.dataset.num_groups
-        )
-        tables = jax.vmap(jax.vmap(one))(logits)
-        return tables | {
-            "fate": jax.vmap(
-                lambda table: fate(config, table, jax.tree.map(lambda leaf: leaf[0], table))
-            )(tables)
-        }
-
-    tables = jax.device_get(measure(jnp.asarray(logits)))
-    intervals = jax.jit(lambda logits, key: _intervals(task, logits, key))(
-        jnp.asarray(logits), jax.random.key(0)
+    """Test metrics of every row from logits `[S, R, N, K]`, and notes."""
+    config, dataset = task.config, task.dataset
+    metrics, intervals = results.judge(
+        np.moveaxis(logits, 1, 0),
+        dataset.examples("test"),
+        num_groups=dataset.num_groups,
+        shown=SHOWN[:-1],
+        num_replicates=config.num_replicates,
+        evaluate_fn=pruning.evaluate_pruned,
     )
-    results = {}
-    for i, row in enumerate(ROWS):
-        own = {name: values[:, i] for name, values in tables.items()}
-        scalars = [name for name, values in own.items() if values.ndim == 1]
-        result: dict[str, Any] = {name: own[name].mean() for name in scalars}
-        result["group_auc"] = dict(
-            zip(task.dataset.group_names, own["group_auc"].mean(0), strict=True)
-        )
-        result["std"] = {n: own[n].std(ddof=min(1, len(own[n]) - 1)) for n in scalars}
-        result["per_seed"] = {name: own[name] for name in scalars}
-        result["ci95"] = {
-            name: [intervals.lower[name][i], intervals.upper[name][i]] for name in intervals.lower
-        }
-        results[row] = result
-    notes = [f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1"]
-    return results, notes
-
-
-def _intervals(task: Task, logits: jax.Array, key: jax.Array):
-    """Bootstrap over test examples of the means over seeds, per row."""
-    test, config = task.data["test"], task.config
-    fns = {fn.__name__: fn for fn in (eodd, eodd_scp, eopp0, eopp1, dp_scp)}
-    preds = logits.argmax(-1).astype(jnp.int32)
-
-    def one(preds, weights):
-        counts = group_counts(
-            preds,
-            test.labels,
-            group=test.group,
-            num_groups=task.dataset.num_groups,
-            num_classes=logits.shape[-1],
-            weights=weights,
-        )
-        return {"accuracy": accuracy(counts.pooled())[0]} | {n: f(counts) for n, f in fns.items()}
-
-    def metric_fn(weights):
-        tables = jax.vmap(jax.vmap(lambda preds: one(preds, weights)))(preds)
-        return jax.tree.map(lambda values: values.mean(0), tables)
-
-    num_test = len(test.labels)
-    return bootstrap(metric_fn, num_test, key=key, num_replicates=config.num_replicates)
+    base = {name: values[:1] for name, values in metrics.items()}
+    metrics["fate"] = np.asarray(fate(config, metrics, base))
+    by_row, notes = results.summarise(ROWS, metrics, intervals, dataset.group_names)
+    notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
+    return by_row, notes
 
 
 def compare_sizes(task: Task, baseline: Network, small, small_stats):
@@ -546,24 +499,11 @@ def compare_sizes(task: Task, baseline: Network, small, small_stats):
     return sizes, rows
 
 
-def result_table(results) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Columns, and cells as value and interval."""
-    cells = []
-    for row, result in results.items():
-        line = [(row, "")]
-        for name in SHOWN:
-            low, high = result["ci95"].get(name, (None, None))
-            span = "" if low is None else f"[{low:.3f}, {high:.3f}]"
-            line.append((f"{result[name]:.4f} ± {result['std'][name]:.4f}", span))
-        cells.append(line)
-    return ["row", *SHOWN], cells
-
-
-def one_sentence(results) -> str:
+def one_sentence(by_row) -> str:
     """What came out: relative changes against the baseline."""
 
     def change(row: str, name: str) -> str:
-        before, after = results["baseline"][name], results[row][name]
+        before, after = by_row["baseline"][name], by_row[row][name]
         if before is None or after is None or not before > 0:
             return f"{name} undefined"
         return f"{name} {100 * (after / before - 1):+.1f} %"
@@ -572,9 +512,8 @@ def one_sentence(results) -> str:
     return f"Relative to the baseline on test, {'; '.join(parts)}."
 
 
-def write_page(task: Task, run: common.Run, summary, progress: Progress, size_rows) -> None:
-    """`report.html`."""
-    columns, cells = result_table(summary["results"])
+def figures(task: Task, run: common.Run, progress: Progress) -> dict[str, str]:
+    """Heading -> SVG."""
     base, final = progress.networks["baseline"], progress.networks["pruned"]
     scores = task.score(
         base.params, base.batch_stats, task.data["train"], jax.random.key(0), "snnl"
@@ -600,30 +539,12 @@ def write_page(task: Task, run: common.Run, summary, progress: Progress, size_ro
     }
     start = task.measure(base.params, base.batch_stats, task.data["val"])[1]
     points["baseline"] = (float(start[task.config.disparity]), float(start[task.config.accuracy]))
-    report.write_report(
-        run.folder / "report.html",
-        title=f"Sensitive-channel pruning on {task.dataset.name}",
-        question="Does removing channels that carry the group make the model fairer?",
-        answer=one_sentence(summary["results"]),
-        columns=columns,
-        rows=cells,
-        caption="Test split, mean ± standard deviation over seeds; below, 95 % bootstrap interval. "
-        + "; ".join(f"{name}: {before} before, {after} after" for name, before, after in size_rows),
-        figures={
-            "Scores of the baseline's channels, last seed": report.figure(draw_scores),
-            "Validation accuracy against disparity, round by round": report.trade_off(
-                points, x_label=task.config.disparity, y_label=task.config.accuracy, title=""
-            ),
-        },
-        notes=[*task.dataset.notes, *summary["notes"]],
-        command=summary["command"],
-        facts={
-            "device": summary["device"],
-            "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
-            "data": f"{task.dataset.name}, fingerprint {task.dataset.fingerprint}",
-            "time": ", ".join(f"{k} {v:.1f}" for k, v in summary["timing"].items()),
-        },
-    )
+    return {
+        "Scores of the baseline's channels, last seed": report.figure(draw_scores),
+        "Validation accuracy against disparity, round by round": report.trade_off(
+            points, x_label=task.config.disparity, y_label=task.config.accuracy, title=""
+        ),
+    }
 
 
 if __name__ == "__main__":

@@ -255,18 +255,25 @@ def pruning_metrics(
     Raises:
       ValueError: as `fairness_metrics`.
     """
-    labels, group = jnp.asarray(labels), jnp.asarray(group)
-    table = metrics.fairness_metrics(logits, labels, group=group, num_groups=num_groups)
+    return evaluate_pruned(metrics.prepare(logits, labels, group=group, num_groups=num_groups))
+
+
+def evaluate_pruned(
+    prepared: metrics.Prepared, weights: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """`pruning_metrics` for one set of example weights `[N]`; see `fairjax.metrics.evaluate`."""
+    table = metrics.evaluate(prepared, weights)
     counts = metrics.group_counts(
-        logits.argmax(-1).astype(jnp.int32),
-        labels,
-        group=group,
-        num_groups=num_groups,
-        num_classes=logits.shape[-1],
+        prepared.preds,
+        prepared.labels,
+        group=prepared.group,
+        num_groups=prepared.num_groups,
+        num_classes=prepared.num_classes,
+        weights=weights,
     )
-    finite = jnp.isfinite(logits).all()
+    diverged = jnp.isnan(table["accuracy"])
     for fn in (metrics.eopp0, metrics.eopp1, metrics.eodd, metrics.eodd_scp, metrics.dp_scp):
-        table[fn.__name__] = jnp.where(finite, fn(counts), jnp.nan)
+        table[fn.__name__] = jnp.where(diverged, jnp.nan, fn(counts))
     return table | {"num_unsupported_classes": metrics.num_unsupported_classes(counts)}
 
 
