@@ -153,6 +153,9 @@ def start_train(
     opt_state = optimizer.init(params)
     if hyperparams:
         opt_state = optax.tree_utils.tree_set(opt_state, **hyperparams)
+    # optax starts from Python numbers; training returns arrays: without this, a second compile
+    opt_state = jax.tree.map(jnp.asarray, opt_state)
+    opt_state = jax.tree.map(lambda x: x.astype(x.dtype) if x.weak_type else x, opt_state)
     average = params if ema else None
     return TrainState(params, batch_stats, opt_state, jnp.zeros((), jnp.int32), average)
 

@@ -90,7 +90,8 @@ def gate_kernels(params: dict[str, Any], mask: dict[str, Any]) -> dict[str, Any]
 
     Args:
       params: of a network whose matrices named `kernel` all belong to `Linear`, as in `vit`.
-      mask: tree of bool arrays for some of the leaves, with ones where they broadcast.
+      mask: tree of bool arrays for some of the leaves, one bit per matrix, as from
+        `MaskSpace.expand`.
 
     Returns:
       `params` with gated kernels, for `Model.apply`.
@@ -99,8 +100,7 @@ def gate_kernels(params: dict[str, Any], mask: dict[str, Any]) -> dict[str, Any]
 
     def gate(name: str, leaf: jax.Array) -> Any:
         trained = masks.get(name)
-        one_bit = trained is not None and trained.shape[-2:] == (1, 1)
-        if not (one_bit and name.endswith("kernel") and leaf.ndim <= 3):
+        if trained is None or not name.endswith("kernel") or leaf.ndim > 3:
             return leaf
         return GatedKernel(leaf, trained.reshape(leaf.shape[:-2]))
 
