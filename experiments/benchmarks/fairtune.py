@@ -70,7 +70,7 @@ class Sizes(NamedTuple):
 
 FULL = Sizes()
 QUICK = Sizes(
-    photo=(48, 64),
+    photo=(32, 32),
     domain="source",
     num_train=32,
     num_val=48,
