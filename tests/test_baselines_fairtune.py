@@ -130,4 +130,4 @@ def test_the_benchmark_gives_a_row_per_claim():
              for side in ("ours", "theirs")]  # fmt: skip
     assert flops[0] < 0.7 * flops[1]
     cached = rows["fairtune_prefix_cache"]["quality"]
-    assert cached["ours"]["first_loss"] == pytest.approx(cached["theirs"]["first_loss"], rel=1e-5)
+    assert cached["ours"]["first_loss"] == pytest.approx(cached["theirs"]["first_loss"], rel=1e-4)

@@ -82,7 +82,7 @@ QUICK = Sizes(
     num_epochs=3,
     batch_size=16,
     network=(("width", 12), ("depth", 2), ("num_heads", 3)),
-    populations=(1, 2),
+    populations=(1,),
 )
 
 
