@@ -2,7 +2,7 @@
 
 The protocol of Dutt et al.'s search: Optuna's TPE proposes a mask and a learning rate, a fresh
 network trains with `requires_grad` only where the mask says so, and the last epoch's validation
-value is the trial's. Written as a PyTorch user in a hurry would: loaders and their workers live
+value is the trial's. Written for speed as PyTorch allows: loaders and their workers live
 as long as the search, the optimiser holds trained parameters only, nothing is computed for frozen
 ones. Departures, all in its favour or in the metric's: metrics are taken once on the whole split
 instead of averaged over batches, and the pruner is left out, as it saved nothing.
