@@ -4,8 +4,8 @@
 
 Both sides search masks of `norm_attn_mlp` (the authors' `auto_peft1`) for ViT-Ti/16 at 64 px from
 equal weights and the same files. The searches take turns, one pair per seed. Half an hour on two
-idle CPU cores (an estimate); `claims(num_timed=32)` from Python times all of the twin's trials instead of
-scaling up a few, which takes hours.
+idle CPU cores (an estimate); `claims(num_timed=32)` from Python times all of the twin's trials
+instead of scaling up a few, which takes hours.
 """
 
 import functools
