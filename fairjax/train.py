@@ -67,6 +67,7 @@ def make_step(
     label_smoothing: float = 0.0,
     class_weights: jax.Array | None = None,
     bind: Callable[[Any, Any], Any] | None = None,
+    gate: Callable[[Any, Any], Any] | None = None,
     ema_decay: float | None = None,
 ) -> Step:
     """One gradient step as a pure function.
@@ -79,6 +80,8 @@ def make_step(
       class_weights: float32 `[K]`; the loss is sum(w * loss) / sum(batch weights).
       bind: `bind(params, frozen)` makes what `model.apply` takes, such as `MaskSpace.bind`; only
         `params` is differentiated and in the state. None trains all parameters.
+      gate: `gate(params, mask)` makes of bound parameters those that skip the gradients of what
+        the mask freezes, such as `models.gate_kernels`; for steps that are given a mask.
       ema_decay: in (0, 1), keeps `state.ema`; begin with `start_train(..., ema=True)`.
 
     Returns:
@@ -95,8 +98,9 @@ def make_step(
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay must be in (0, 1), got {ema_decay}")
 
-    def loss_fn(params, frozen, batch_stats, batch: Batch, key):
+    def loss_fn(params, mask, frozen, batch_stats, batch: Batch, key):
         params = params if bind is None else bind(params, frozen)
+        params = params if gate is None or mask is None else gate(params, mask)
         logits, _, batch_stats = model.apply(params, batch_stats, batch.inputs, train=True, key=key)
         losses = cross_entropy(
             logits, batch.labels, label_smoothing=label_smoothing, class_weights=class_weights
@@ -106,7 +110,7 @@ def make_step(
 
     def step(state: TrainState, batch: Batch, key: jax.Array, mask=None, frozen=None):
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, frozen, state.batch_stats, batch, key
+            state.params, mask, frozen, state.batch_stats, batch, key
         )
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -149,6 +153,9 @@ def start_train(
     opt_state = optimizer.init(params)
     if hyperparams:
         opt_state = optax.tree_utils.tree_set(opt_state, **hyperparams)
+    # optax starts from Python numbers; training returns arrays: without this, a second compile
+    opt_state = jax.tree.map(jnp.asarray, opt_state)
+    opt_state = jax.tree.map(lambda x: x.astype(x.dtype) if x.weak_type else x, opt_state)
     average = params if ema else None
     return TrainState(params, batch_stats, opt_state, jnp.zeros((), jnp.int32), average)
 
@@ -418,10 +425,13 @@ def map_chunks(
     chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (xs, active))
     shapes = jax.eval_shape(jax.vmap(fn), jax.tree.map(lambda x: x[0], chunks[0]))
 
+    def alone(xs):  # without vmap, which would turn every cond of `fn` into both its branches
+        return jax.tree.map(lambda x: x[None], fn(jax.tree.map(lambda x: x[0], xs)))
+
     def one_chunk(chunk):
         xs, active = chunk
         nothing = lambda _: jax.tree.map(lambda x: jax.lax.full_like(x, 0), shapes)  # noqa: E731
-        return jax.lax.cond(active.any(), jax.vmap(fn), nothing, xs)
+        return jax.lax.cond(active.any(), alone if size == 1 else jax.vmap(fn), nothing, xs)
 
     results = jax.lax.map(one_chunk, chunks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -248,3 +248,13 @@ def test_a_frozen_network_can_be_fitted_alone():
     )
     assert set(state.train.params) == {"head"}
     assert np.isfinite(history["loss"]).all()
+
+
+def test_a_second_epoch_does_not_recompile_even_where_numbers_came_from_python():
+    step = make_step(MODEL, OPTIMIZER)
+    train = start_train(PARAMS, {}, OPTIMIZER, learning_rate=1e-3)
+    state = init_fit(train, SAMPLER, jax.random.key(0))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state.train.opt_state))
+    epoch = jax.jit(lambda state: fit(step, state, DATA, SAMPLER, num_epochs=1)[0])
+    epoch(epoch(state))
+    assert epoch._cache_size() == 1

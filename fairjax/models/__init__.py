@@ -10,6 +10,7 @@ import safetensors
 from fairjax.models import resnet, vgg, vit
 from fairjax.models.channels import Channels, Slot
 from fairjax.models.export import load_inference, save_inference
+from fairjax.models.layers import gate_kernels
 from fairjax.models.mlp import logistic_regression, mlp
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig
@@ -25,6 +26,7 @@ __all__ = [
     "VGGConfig",
     "ViTConfig",
     "Weights",
+    "gate_kernels",
     "image_model",
     "load_inference",
     "load_pretrained",

@@ -1,11 +1,14 @@
 """Layers of all networks: flax.nnx modules that read their widths from their arrays."""
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fairjax import trees
 from fairjax.models.functional import Draws
 
 
@@ -26,6 +29,74 @@ class Linear(nnx.Module):
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
         y = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@jax.custom_vjp
+def _gated_product(x: jax.Array, kernel: jax.Array, trained: jax.Array) -> jax.Array:
+    """`x @ kernel` of two matrices, without the kernel's gradient where `trained` is False."""
+    return x @ kernel
+
+
+def _gated_forward(x, kernel, trained):
+    return x @ kernel, (x, kernel, trained)
+
+
+def _gated_backward(saved, dy):
+    x, kernel, trained = saved
+    dkernel = jax.lax.cond(
+        trained, lambda x, dy: x.T @ dy, lambda x, dy: jnp.zeros_like(kernel), x, dy
+    )
+    return dy @ kernel.T, dkernel, None
+
+
+_gated_product.defvjp(_gated_forward, _gated_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GatedKernel:
+    """Stands in for the kernel of a `Linear`; see `gate_kernels`."""
+
+    kernel: jax.Array
+    trained: jax.Array
+    """bool scalar, or `[L]` for stacked blocks."""
+
+    def __getitem__(self, index: Any) -> "GatedKernel":
+        """All of it: what reading a variable asks for."""
+        return self
+
+    def astype(self, dtype: Any) -> "GatedKernel":
+        """The kernel in another type."""
+        return GatedKernel(self.kernel.astype(dtype), self.trained)
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        """`x @ self`."""
+        return _gated_product(x, self.kernel, self.trained)
+
+
+def gate_kernels(params: dict[str, Any], mask: dict[str, Any]) -> dict[str, Any]:
+    """Compute gradients of `Linear` kernels only where a traced mask is True.
+
+    Half the weight gradients of a half-empty mask are then skipped, in one program for all masks.
+    Under vmap over masks both branches run, so this pays one candidate at a time.
+
+    Args:
+      params: of a network whose matrices named `kernel` all belong to `Linear`, as in `vit`.
+      mask: tree of bool arrays for some of the leaves, one bit per matrix, as from
+        `MaskSpace.expand`.
+
+    Returns:
+      `params` with gated kernels, for `Model.apply`.
+    """
+    masks = trees.flatten_named(mask)
+
+    def gate(name: str, leaf: jax.Array) -> Any:
+        trained = masks.get(name)
+        if trained is None or not name.endswith("kernel") or leaf.ndim > 3:
+            return leaf
+        return GatedKernel(leaf, trained.reshape(leaf.shape[:-2]))
+
+    return trees.map_named(gate, params)
 
 
 class LayerNorm(nnx.Module):
