@@ -87,11 +87,11 @@ class Config:
     """a round that loses more of the baseline's validation accuracy or macro F1, relatively, is
     not taken"""
     num_seeds: int = 1
-    num_epochs: int = 4
+    num_epochs: int = 6
     """of the baseline; 0 takes --weights as the baseline"""
     finetune_epochs: int = 1
     """of every round"""
-    batch_size: int = 64
+    batch_size: int = 32
     learning_rate: float = 0.01
     schedule: Literal["cosine", "step"] = "cosine"
     """fall to 0, or, as published, to a tenth after half of the steps"""
