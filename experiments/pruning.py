@@ -94,7 +94,8 @@ class Config:
     batch_size: int = 32
     learning_rate: float = 0.01
     schedule: Literal["cosine", "step"] = "cosine"
-    """fall to 0, or, as published, to a tenth after half of the steps"""
+    """rise over a tenth of the steps and fall to 0: from its full size at once it spoils what the
+    weights have learned; or, as published, fall to a tenth after half of the steps"""
     weight_decay: float = 1e-5
     augment: Literal["flip", "published"] = "flip"
     """"published" also turns, zooms, shears, changes colours and cuts a square out"""

@@ -178,7 +178,7 @@ def make_optimizer(config: Any, num_steps: int, masks: Any) -> optax.GradientTra
     """Nesterov SGD under the schedule; `masks` live in its state, not in the program."""
     rate = -config.learning_rate
     schedule = (
-        optax.cosine_decay_schedule(rate, num_steps)
+        optax.warmup_cosine_decay_schedule(0.0, rate, num_steps // 10, num_steps)
         if config.schedule == "cosine"
         else optax.piecewise_constant_schedule(rate, {num_steps // 2: 0.1})
     )
