@@ -67,16 +67,14 @@ def figures(
     score = task.config.scores[0]
     arguments = (base.params, base.batch_stats, task.data["train"], jax.random.key(0))
     scores = task.score(*arguments, score).group
-    drawn = {
+    return {
         "Validation accuracy against disparity, round by round": draw_path(task, history),
         f"Scores ({score}) of the baseline's channels, last seed": draw_scores(scores, final),
         "Size and latency, last seed": draw_sizes(sizes),
+        "What a channel of low and one of high score see, last seed": draw_channels(
+            task, base, final, *example_channels(scores, final)
+        ),
     }
-    if pair := example_channels(scores, final):
-        drawn["What a pruned and a kept channel see (principal components)"] = draw_channels(
-            task, base, *pair
-        )
-    return drawn
 
 
 def draw_path(task: Task, history: Sequence[Mapping[str, Any]]) -> str:
@@ -135,18 +133,22 @@ def draw_sizes(sizes: Mapping[str, Any]) -> str:
     return report.figure(draw, size=(6.0, 2.6))
 
 
-def example_channels(scores: Mapping[str, jax.Array], final: Network) -> tuple[Any, ...]:
-    """`(layer, pruned, kept)`: the pruned channel of lowest score, the kept one of highest."""
-    for layer, values in scores.items():
-        keep, values = np.asarray(final.keep[layer]), np.asarray(values)
-        if not keep.all():
-            pruned = int(np.argmin(np.where(keep, np.inf, values)))
-            return layer, pruned, int(np.argmax(np.where(keep, values, -np.inf)))
-    return ()
+def example_channels(scores: Mapping[str, jax.Array], final: Network) -> tuple[str, int, int]:
+    """`(layer, pruned, kept)`: the pruned channel of lowest score, the kept one of highest.
+
+    Where nothing was pruned, the channel that would have gone first.
+    """
+    layers = [layer for layer in scores if not np.asarray(final.keep[layer]).all()]
+    layer = [*layers, *scores][0]
+    keep, values = np.asarray(final.keep[layer]), np.asarray(scores[layer])
+    gone = np.where(keep, np.inf, values) if layers else values
+    return layer, int(np.argmin(gone)), int(np.argmax(np.where(keep, values, -np.inf)))
 
 
-def draw_channels(task: Task, base: Network, layer: str, pruned: int, kept: int) -> str:
-    """The baseline's activation maps of two channels in two dimensions, coloured by group."""
+def draw_channels(
+    task: Task, base: Network, final: Network, layer: str, low: int, high: int
+) -> str:
+    """Principal components of the baseline's maps of two channels, coloured by group."""
     from sklearn.decomposition import PCA
 
     val, dataset, config = task.data["val"], task.dataset, task.model.config
@@ -164,12 +166,13 @@ def draw_channels(task: Task, base: Network, layer: str, pruned: int, kept: int)
 
     def draw(canvas):
         axes = canvas.subplots(1, 2, squeeze=False)[0]
-        for axis, name, channel in zip(axes, ("pruned", "kept"), (pruned, kept), strict=True):
+        for axis, channel in zip(axes, (low, high), strict=True):
             vectors = maps[:, :, channel].reshape(len(rows), -1)
             places = PCA(2, random_state=0).fit_transform(vectors)
             for g, group_name in enumerate(dataset.group_names):
                 axis.scatter(*places[group == g].T, s=6, alpha=0.6, label=group_name)
-            axis.set_title(f"{name}: channel {channel} of {layer}", fontsize=10)
+            fate = "kept" if final.keep[layer][channel] else "pruned"
+            axis.set_title(f"channel {channel} of {layer}, {fate}", fontsize=10)
             axis.set(xlabel="first component", ylabel="second component")
             axis.legend(fontsize=7)
 
