@@ -12,7 +12,7 @@ from fairjax.pruning.plans import (
     select_channels,
     slice_channels,
 )
-from fairjax.pruning.scores import SCORES, ChannelScores, score_channels
+from fairjax.pruning.scores import SCORES, ChannelScores, Score, score_channels
 from fairjax.pruning.search import (
     Candidate,
     candidate_plans,
@@ -31,6 +31,7 @@ __all__ = [
     "Candidate",
     "ChannelScores",
     "PrunePlan",
+    "Score",
     "candidate_plans",
     "channel_masks",
     "evaluate_plans",

@@ -1,0 +1,398 @@
+"""The stages of `experiments.pruning`: baseline, rounds of pruning, judging."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import common, results
+from fairjax import pruning
+from fairjax.data import Dataset, Examples
+from fairjax.data.augment import (
+    color_jitter,
+    compose,
+    cutout,
+    eval_preprocess,
+    normalize,
+    random_affine,
+    random_flip,
+)
+from fairjax.fairbatch import BatchSampler, fairbatch
+from fairjax.models import Model
+from fairjax.pruning import Candidate, PrunePlan
+from fairjax.train import (
+    TrainState,
+    fit_population,
+    init_fit,
+    make_step,
+    predict,
+    start_train,
+)
+from fairjax.trees import unstack_blocks
+
+ROWS = ("baseline", "pruned", "random")
+SHOWN = ("accuracy", "macro_f1", "auc", "eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp", "fate")
+
+Start = Callable[[jax.Array], tuple[Any, Any]]
+"""`start(key) -> (params, batch_stats)` before the baseline is trained."""
+
+
+class Network(NamedTuple):
+    """A masked network on its way through the rounds; what a checkpoint holds."""
+
+    params: Any
+    batch_stats: Any
+    keep: dict[str, jax.Array]
+    """Layer -> bool `[C]`, for all layers that may be pruned."""
+
+
+class Task(NamedTuple):
+    """What all rounds share: data on the device and compiled programs."""
+
+    config: Any
+    """`experiments.pruning.Config`"""
+    dataset: Dataset
+    model: Model
+    data: dict[str, Examples]
+    sampler: BatchSampler
+    start: Start
+    mask: Any
+    """`(params, batch_stats, plans [P], key, num_epochs) -> states [P]`"""
+    fit: Any
+    """`(states [P], train, num_epochs) -> states [P]`"""
+    measure: Any
+    """`(params, batch_stats, data) -> (logits, metrics)`"""
+    measure_plans: Any
+    """`(params, batch_stats, plans [P], data) -> metrics [P]`"""
+    score: Any
+    """`(params, batch_stats, data, key, score) -> ChannelScores`"""
+
+
+def make_task(config: Any, model: Model, start: Start, dataset: Dataset) -> Task:
+    """Put the data on the device and set up the programs; each compiles once for all rounds."""
+    data = {
+        split: jax.tree.map(jnp.asarray, dataset.examples(split))
+        for split in ("train", "val", "test")
+    }
+    num_groups, graph = dataset.num_groups, model.config.channel_graph
+    sampler = class_balanced(dataset, config.batch_size)
+    preprocess = eval_preprocess(config.image_size, model.config.mean, model.config.std)
+    augment = make_augment(config, model)
+
+    def mask(params, batch_stats, plans, key, num_epochs):
+        def under(plan):
+            masks = pruning.channel_masks(params, plan, graph)
+            optimizer = make_optimizer(config, num_epochs * sampler.batches_per_epoch, masks)
+            masked = pruning.mask_channels(params, plan, graph)
+            return init_fit(start_train(masked, batch_stats, optimizer), sampler, key)
+
+        return jax.vmap(under)(plans)
+
+    def fit(states, train, num_epochs):
+        optimizer = make_optimizer(config, num_epochs * sampler.batches_per_epoch, None)
+        states, _ = fit_population(
+            make_step(model, optimizer),
+            states,
+            train,
+            sampler,
+            num_epochs=num_epochs,
+            chunk_size=1,
+            augment=augment,
+        )
+        return states
+
+    def measure(params, batch_stats, data):
+        state = TrainState(params, batch_stats, None, jnp.zeros((), jnp.int32))
+        logits = predict(model, state, data.inputs, batch_size=256, preprocess=preprocess)
+        return logits, pruning.pruning_metrics(
+            logits, data.labels, group=data.group, num_groups=num_groups
+        )
+
+    def measure_plans(params, batch_stats, plans, data):
+        return pruning.evaluate_plans(
+            model, params, batch_stats, plans, data, num_groups=num_groups, preprocess=preprocess
+        )
+
+    def score(params, batch_stats, data, key, name):
+        return pruning.score_channels(
+            model,
+            params,
+            batch_stats,
+            data,
+            layers=config.layers,
+            num_groups=num_groups,
+            key=key,
+            score=name,
+            preprocess=preprocess,
+        )
+
+    return Task(
+        config,
+        dataset,
+        model,
+        data,
+        sampler,
+        start,
+        jax.jit(mask, static_argnums=4),
+        jax.jit(fit, static_argnums=2),
+        jax.jit(measure),
+        jax.jit(measure_plans),
+        jax.jit(score, static_argnums=4),
+    )
+
+
+def class_balanced(dataset: Dataset, batch_size: int) -> BatchSampler:
+    """Batches drawn with replacement, every class equally likely, as published."""
+    labels, group = dataset.examples("train").labels, dataset.examples("train").group
+    sampler = fairbatch(
+        labels,
+        group,
+        num_classes=dataset.num_classes,
+        num_groups=dataset.num_groups,
+        batch_size=batch_size,
+        criterion="none",
+    )
+    weights = jnp.asarray(1 / np.bincount(labels)[labels], jnp.float32)
+    return sampler._replace(
+        sample_epoch=functools.partial(sampler.sample_epoch, example_weights=weights)
+    )
+
+
+def make_augment(config: Any, model: Model) -> Any:
+    """Flips; "published" adds what the pruning paper's code does, short of AutoAugment."""
+    transforms = [random_flip(horizontal=0.5, vertical=0.5)]
+    if config.augment == "published":
+        transforms += [
+            random_affine(180.0, scale=(0.8, 1.2), shear=10.0),
+            color_jitter(brightness=32 / 255, saturation=0.5),
+            cutout(16),
+        ]
+    return compose(*transforms, normalize(model.config.mean, model.config.std))
+
+
+def make_optimizer(config: Any, num_steps: int, masks: Any) -> optax.GradientTransformation:
+    """Nesterov SGD under the schedule; `masks` live in its state, not in the program."""
+    rate = -config.learning_rate
+    schedule = (
+        optax.warmup_cosine_decay_schedule(0.0, rate, num_steps // 10, num_steps)
+        if config.schedule == "cosine"
+        else optax.piecewise_constant_schedule(rate, {num_steps // 2: 0.1})
+    )
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.trace(decay=0.9, nesterov=True),
+        optax.scale_by_schedule(schedule),
+        pruning.hold_pruned(masks),
+    )
+
+
+def train(task: Task, params, batch_stats, plans: list[PrunePlan], num_epochs: int, key):
+    """Train one network under each plan; returns `[(params, batch_stats)]`, pruned parts at 0."""
+    stacked = pruning.stack_plans(plans)
+    states = task.mask(params, batch_stats, stacked, key, num_epochs)
+    trained = task.fit(states, task.data["train"], num_epochs).train
+    networks = (trained.params, trained.batch_stats)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], networks) for i in range(len(plans))]
+
+
+def train_baseline(task: Task, seed: int) -> Network:
+    """The unpruned network: trained, or taken as it is."""
+    key = jax.random.key(seed)
+    params, batch_stats = task.start(key)
+    params = unstack_blocks(params)
+    graph = task.model.config.channel_graph
+    sizes = pruning.num_channels(params, {layer: graph[layer] for layer in task.config.layers})
+    whole = {layer: jnp.ones(size, bool) for layer, size in sizes.items()}
+    if task.config.num_epochs:
+        ((params, batch_stats),) = train(
+            task, params, batch_stats, [PrunePlan(whole)], task.config.num_epochs, key
+        )
+    return Network(params, batch_stats, whole)
+
+
+def fate(config: Any, table: Mapping[str, Any], base: Mapping[str, Any]) -> jax.Array:
+    """The configured FATE of one network or of P."""
+    return pruning.fate_objective(table, base, accuracy=config.accuracy, disparity=config.disparity)
+
+
+def accurate(config: Any, table: Mapping[str, Any], base: Mapping[str, Any]) -> np.ndarray:
+    """Which networks keep the baseline's accuracy and macro F1, to `max_accuracy_drop`.
+
+    Each alone can be had for nothing: accuracy by calling everything the commonest class.
+    """
+    share = 1 - config.max_accuracy_drop
+    kept = [
+        np.asarray(table[name]) >= share * np.asarray(base[name])
+        for name in ("accuracy", "macro_f1")
+    ]
+    return np.logical_and(*kept)
+
+
+def rank(config: Any, table: Mapping[str, Any], base: Mapping[str, Any]) -> np.ndarray:
+    """Numbers of P networks, best first: the accurate ones by FATE, then the others by FATE."""
+    order = pruning.rank_plans(fate(config, table, base))
+    return order[np.argsort(~accurate(config, table, base)[order], kind="stable")]
+
+
+def propose(task: Task, network: Network, row: str, like: dict[str, Any], base, key):
+    """Candidates of a round and their plans, best first on validation, before fine-tuning.
+
+    `like` is the decision that the "random" row copies: its layer and its count.
+    """
+    config, plan = task.config, PrunePlan(network.keep)
+    arguments = (network.params, network.batch_stats)
+    if row == "random":
+        layers, counts, trade_offs = (like["layer"],), (like["count"],), (0.0,)
+        keys = jax.random.split(key, config.num_finalists)
+        scores = {
+            f"random {i}": task.score(*arguments, task.data["train"], k, "random")
+            for i, k in enumerate(keys)
+        }
+    else:
+        layers, counts, trade_offs = config.layers, config.counts, config.trade_offs
+        scores = {
+            name: task.score(*arguments, task.data["train"], key, name) for name in config.scores
+        }
+    candidates: list[Candidate] = []
+    plans: list[PrunePlan] = []
+    tables = []
+    for layer in layers:
+        room = [n for n in counts if n < int(network.keep[layer].sum())]
+        if not room:
+            continue
+        here, stacked = pruning.candidate_plans(
+            scores, layer=layer, counts=room, trade_offs=trade_offs, after=plan
+        )
+        # what earlier rounds pruned is zero already, so only this layer differs between plans
+        only = PrunePlan({layer: stacked.keep[layer]})
+        tables.append(task.measure_plans(*arguments, only, task.data["val"]))
+        candidates += here
+        plans += [jax.tree.map(lambda keep, i=i: keep[i], stacked) for i in range(len(here))]
+    if not candidates:
+        return []
+    table = jax.tree.map(lambda *parts: np.concatenate(parts), *tables)
+    return [(candidates[i], plans[i]) for i in rank(config, table, base)]
+
+
+def prune_round(task: Task, network: Network, row: str, like: dict[str, Any], base, key):
+    """One round: propose, fine-tune the finalists, take the best; `(network, decision)`.
+
+    The decision is a history row; `network` is None where nothing can be pruned any more.
+    """
+    config = task.config
+    key_score, key_train = jax.random.split(key)
+    finalists = propose(task, network, row, like, base, key_score)[: config.num_finalists]
+    if not finalists:
+        return None, {}
+    plans = [plan for _, plan in finalists]
+    padded = plans + plans[:1] * (config.num_finalists - len(plans))  # one shape, one program
+    tuned = train(
+        task, network.params, network.batch_stats, padded, config.finetune_epochs, key_train
+    )[: len(plans)]
+    tables = [task.measure(*parts, task.data["val"])[1] for parts in tuned]
+    table = jax.tree.map(lambda *parts: np.stack(parts), *tables)
+    best = int(rank(config, table, base)[0])
+    found = {name: float(table[name][best]) for name in SHOWN[:-1]}
+    decision = finalists[best][0]._asdict() | {
+        "val_fate": float(fate(config, found, base)),
+        "accurate": bool(accurate(config, found, base)),
+        "val": found,
+    }
+    params, batch_stats = tuned[best]
+    return Network(params, batch_stats, plans[best].keep), decision
+
+
+class Progress(NamedTuple):
+    """Where a run stands; saved after every step, which is one round or less."""
+
+    step: int
+    seed: int
+    row: int
+    """index into ROWS of the row in progress"""
+    networks: dict[str, Network]
+    """row -> network of this seed; rows ahead hold the baseline"""
+    logits: Any
+    """test logits of finished rows `[S, 3, N, K]`"""
+
+
+def blank_progress(task: Task) -> Progress:
+    """The start of a run."""
+    params, batch_stats = task.start(jax.random.key(0))
+    graph = task.model.config.channel_graph
+    sizes = pruning.num_channels(params, {layer: graph[layer] for layer in task.config.layers})
+    keep: Any = {layer: np.ones(size, bool) for layer, size in sizes.items()}
+    num_test = len(task.data["test"].labels)
+    logits = np.zeros((task.config.num_seeds, len(ROWS), num_test, task.dataset.num_classes))
+    network = Network(unstack_blocks(params), batch_stats, keep)
+    networks = {row: network for row in ROWS}
+    return Progress(0, 0, 0, networks, logits.astype(np.float32))
+
+
+def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
+    """The next step: train a baseline, prune one round, or finish a row.
+
+    A row ends after `num_rounds`, or when validation FATE no longer improves, or accuracy falls by
+    more than `max_accuracy_drop`; the round that ends it is not taken. "random" repeats the rounds
+    that "pruned" took, whatever comes of it.
+    """
+    config, row, seed = task.config, ROWS[progress.row], int(progress.seed)
+    place = {"step": progress.step + 1, "seed": seed, "row": row}
+    history = [r for r in run.history() if r["seed"] == seed]
+    rounds = [r for r in history if r["row"] == row]
+    if row == "baseline":
+        network = train_baseline(task, seed)
+        table = task.measure(network.params, network.batch_stats, task.data["val"])[1]
+        run.log(place | {"round": 0, "val": {name: table[name] for name in SHOWN[:-1]}})
+        return finish_row(task, progress._replace(networks={row: network for row in ROWS}))
+    copied = [r for r in history if r["row"] == "pruned" and r["taken"]]
+    limit = len(copied) if row == "random" else config.num_rounds
+    if len(rounds) >= limit or not all(r["taken"] for r in rounds):
+        return finish_row(task, progress)
+    base = {name: np.float32(np.nan if v is None else v) for name, v in history[0]["val"].items()}
+    key = jax.random.fold_in(jax.random.key(seed), 1 + len(rounds) * len(ROWS) + progress.row)
+    like = copied[len(rounds)] if row == "random" else {}
+    candidate, decision = prune_round(task, progress.networks[row], row, like, base, key)
+    if candidate is None:
+        return finish_row(task, progress)
+    best = max([0.0, *(r["val_fate"] for r in rounds if r["val_fate"] is not None)])
+    taken = row == "random" or (decision["accurate"] and decision["val_fate"] > best)
+    run.log(place | {"round": len(rounds) + 1, "taken": taken} | decision)
+    common.say(
+        f"seed {seed} {row} round {len(rounds) + 1}: {decision['count']} of {decision['layer']}, "
+        f"validation FATE {decision['val_fate']:+.3f}{'' if taken else ', not taken'}"
+    )
+    networks = progress.networks | ({row: candidate} if taken else {})
+    return progress._replace(step=progress.step + 1, networks=networks)
+
+
+def finish_row(task: Task, progress: Progress) -> Progress:
+    """Look at the test split, once, and go on to the next row or seed."""
+    network = progress.networks[ROWS[progress.row]]
+    logits = np.array(progress.logits)
+    logits[progress.seed, progress.row] = task.measure(
+        network.params, network.batch_stats, task.data["test"]
+    )[0]
+    seed, row = divmod(progress.seed * len(ROWS) + progress.row + 1, len(ROWS))
+    return progress._replace(step=progress.step + 1, seed=seed, row=row, logits=logits)
+
+
+def judge(task: Task, logits: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+    """Test metrics of every row from logits `[S, R, N, K]`, and notes."""
+    config, dataset = task.config, task.dataset
+    metrics, intervals = results.judge(
+        np.moveaxis(logits, 1, 0),
+        dataset.examples("test"),
+        num_groups=dataset.num_groups,
+        shown=SHOWN[:-1],
+        num_replicates=config.num_replicates,
+        evaluate_fn=pruning.evaluate_pruned,
+    )
+    base = {name: values[:1] for name, values in metrics.items()}
+    metrics["fate"] = np.asarray(fate(config, metrics, base))
+    by_row, notes = results.summarise(ROWS, metrics, intervals, dataset.group_names)
+    notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
+    return by_row, notes
