@@ -14,7 +14,7 @@ from experiments.fairtune_stages import Task, save_arrays
 from fairjax.fairtune import MaskSpace, mask_space, mask_space_from_rules
 from fairjax.models import save_weights
 from fairjax.sharding import shard_candidates
-from fairjax.train import fit_population, init_fit, start_train
+from fairjax.train import fit_population, init_fit, map_chunks, start_train
 from fairjax.trees import stack_blocks
 
 PROBE_RATES = (1e-4, 1.0)
@@ -36,10 +36,12 @@ class Row(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """Functions compiled once for all rows."""
+    """Functions compiled once for all rows; `networks` are parameters and statistics `[P, ...]`."""
 
+    measure: Any
+    """`measure(networks, active [P], val) -> [P]`, the first objective."""
     logits: Any
-    """`logits(networks, inputs) -> [S, N, K]`."""
+    """`logits(networks, inputs) -> [P, N, K]`."""
     heads: Any
     """`heads(seeds [P])`, fresh classifiers."""
 
@@ -91,11 +93,18 @@ def train_rows(
 
 
 def compile_networks(task: Task) -> Networks:
+    def measure(networks, active, val):
+        return map_chunks(lambda network: task.measure(*network, val)[0], networks, 1, active)
+
     def logits(networks, inputs):
         return jax.lax.map(lambda network: task.logits(*network, inputs), networks)
 
     heads = jax.vmap(lambda seed: task.model.init(jax.random.key(seed))[0]["head"])
-    return Networks(jax.jit(shard_candidates(logits, task.mesh)), jax.jit(heads))
+    return Networks(
+        jax.jit(shard_candidates(measure, task.mesh, num_mapped=2)),
+        jax.jit(shard_candidates(logits, task.mesh)),
+        jax.jit(heads),
+    )
 
 
 def middle_rates(bounds: tuple[float, float], count: int) -> np.ndarray:
@@ -170,19 +179,12 @@ def make_trainer(task, nets, space, mask, params, batch_stats, num_epochs, num_s
     """`train(rates [n], seeds [n]) -> (values [n], networks [n, ...])`, n at most `num_slots`.
 
     All of them train as one population, with gradients only for what `mask` trains. Every seed has
-    its own classifier and order of examples; a network is that of the epoch with the best value.
+    its own classifier and order of examples.
     """
     config, optimizer = task.config, task.optimizer(num_epochs)
     sign = 1 if task.maximize[0] else -1
     trained, rest = space.split(params, mask)
-    step, shared = task.step(optimizer, space), task.everywhere((task.val, rest))
-
-    def whole(train, rest):
-        return stack_blocks(space.bind(train.params, rest)), train.batch_stats
-
-    def evaluate_fn(train, shared):
-        val, rest = shared
-        return task.measure(*whole(train, rest), val)[0]
+    step, shared_rest = task.step(optimizer, space), task.everywhere(rest)
 
     @jax.jit
     def start(trained, batch_stats, heads, rates, seeds):
@@ -194,34 +196,35 @@ def make_trainer(task, nets, space, mask, params, batch_stats, num_epochs, num_s
 
         return jax.vmap(one)(heads, rates, seeds)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def epoch(states, kept, active, data, shared):
-        states, history = fit_population(
+    @functools.partial(jax.jit, donate_argnums=0)
+    def epoch(states, active, data, rest):
+        states, _ = fit_population(
             step,
             states,
             data,
             task.sampler,
-            frozen=shared[1],
+            frozen=rest,
             active=active,
             chunk_size=config.chunk_size or 1,
             mesh=task.mesh,
             num_epochs=1,
             augment=task.augment,
-            evaluate_fn=evaluate_fn,
-            evaluate_data=shared,
         )
-        value, best = history["evaluation"][:, -1], kept[0]
-        # nan compares false, so a diverged epoch cannot replace a sound one
-        better = jnp.isnan(best) | (sign * value > sign * best) | (config.select == "last")
 
-        def newer(new, old):
+        def whole(train):
+            return stack_blocks(space.bind(train.params, rest)), train.batch_stats
+
+        return states, jax.vmap(whole)(states.train)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def keep_better(kept, newest):
+        # nan compares false, so a diverged epoch cannot replace a sound one
+        better = jnp.isnan(kept[0]) | (sign * newest[0] > sign * kept[0])
+
+        def newer(old, new):
             return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        return states, jax.tree.map(newer, (value, states.train._replace(opt_state=None)), kept)
-
-    @jax.jit
-    def networks(trains, rest):
-        return jax.vmap(whole, in_axes=(0, None))(trains, rest)
+        return jax.tree.map(newer, kept, newest)
 
     # dealt out, so that every device has its share of the runs
     slots = np.argsort(np.argsort(np.arange(num_slots) % task.mesh.size, kind="stable"))
@@ -232,12 +235,15 @@ def make_trainer(task, nets, space, mask, params, batch_stats, num_epochs, num_s
         padded = np.zeros(num_slots, np.float32), np.zeros(num_slots, np.int32)
         active[own], padded[0][own], padded[1][own] = True, rates, seeds
         states = start(trained, batch_stats, nets.heads(padded[1]), *padded)
-        best = np.full(num_slots, np.nan, np.float32)
-        kept = jax.tree.map(jnp.copy, (best, states.train._replace(opt_state=None)))
-        states, kept, active = task.spread((states, kept, active))
-        for _ in range(num_epochs):
-            states, kept = epoch(states, kept, active, task.train, shared)
-        values, trains = jax.tree.map(lambda leaf: leaf[own], kept)
-        return np.asarray(values), networks(trains, rest)
+        states, active = task.spread((states, active))
+        kept = None
+        for number in range(num_epochs):
+            states, networks = epoch(states, active, task.train, shared_rest)
+            if config.select == "last" and number + 1 < num_epochs:
+                continue
+            newest = (nets.measure(networks, active, task.val), networks)
+            kept = newest if kept is None else keep_better(kept, newest)
+        values, networks = jax.tree.map(lambda leaf: leaf[own], kept)
+        return np.asarray(values), networks
 
     return train

@@ -31,8 +31,16 @@ from fairjax.fairtune import (
 )
 from fairjax.models import Model
 from fairjax.optimizers import make_optimizer
-from fairjax.sharding import AXIS, plan_chunk_size
-from fairjax.train import Step, fit_population, init_fit, make_step, predict, start_train
+from fairjax.sharding import AXIS, plan_chunk_size, shard_candidates
+from fairjax.train import (
+    Step,
+    fit_population,
+    init_fit,
+    make_step,
+    map_chunks,
+    predict,
+    start_train,
+)
 
 
 class Task(NamedTuple):
@@ -174,13 +182,16 @@ def make_population(task: Task, space: MaskSpace, rungs: Rungs, params, batch_st
 
         return jax.vmap(one)(rates)
 
-    def evaluate_fn(train, shared):
+    def measure_one(train, shared):
         val, frozen = shared
         return task.measure(space.bind(train.params, frozen), train.batch_stats, val)
 
+    def measure_all(trains, active, shared):
+        return map_chunks(lambda train: measure_one(train, shared), trains, 1, active)
+
     @functools.partial(jax.jit, static_argnums=5, donate_argnums=0)
     def advance(states, masks, active, data, shared, chunk_size):
-        states, history = fit_population(
+        states, _ = fit_population(
             step,
             states,
             data,
@@ -193,10 +204,9 @@ def make_population(task: Task, space: MaskSpace, rungs: Rungs, params, batch_st
             mesh=task.mesh,
             num_epochs=rungs.epochs[0],
             augment=task.augment,
-            evaluate_fn=evaluate_fn,
-            evaluate_data=shared,
         )
-        return states, history["evaluation"][:, -1]
+        measured = shard_candidates(measure_all, task.mesh, num_mapped=2)
+        return states, measured(states.train, active, shared)
 
     def start_fn(masks, rates):
         return start(tunable, batch_stats, jnp.asarray(rates))
