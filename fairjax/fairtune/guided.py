@@ -11,7 +11,6 @@ import optax
 from fairjax.data import Examples
 from fairjax.fairtune.spaces import MaskSpace
 from fairjax.losses import cross_entropy
-from fairjax.metrics import group_sums
 from fairjax.models import Model
 
 
@@ -99,8 +98,8 @@ def guided_masks(
 
         (tunable, opt_state), _ = jax.lax.scan(one_step, (tunable, opt_state), batches)
         by_example = losses(tunable, frozen, batch_stats, judged)
-        means = group_sums(by_example, judged.group, num_groups) / (val_size // num_groups)
-        return jax.nn.logsumexp(means), (tunable, opt_state)
+        by_group = by_example.reshape(num_groups, -1).mean(1)  # as `_balanced_rows` drew them
+        return jax.nn.logsumexp(by_group), (tunable, opt_state)
 
     @jax.jit
     def search(tunable, frozen, batch_stats, train, val, key):
@@ -124,12 +123,12 @@ def guided_masks(
 
     key_search, key_draw = jax.random.split(key)
     gates = np.asarray(search(tunable, frozen, batch_stats, train, val, key_search))
-    drawn = jax.random.bernoulli(key_draw, gates, (num_masks - 1, len(gates)))
+    drawn = jax.random.bernoulli(key_draw, gates[None], (num_masks - 1, len(gates)))
     return np.concatenate([(gates > np.median(gates))[None], np.asarray(drawn)]), gates
 
 
 def _balanced_rows(key: jax.Array, group: jax.Array, num_groups: int, count: int) -> jax.Array:
-    """Row numbers, the same number of every group, drawn with replacement."""
+    """Row numbers `[G * (count // G)]`, group by group, drawn with replacement."""
     chances = jax.nn.one_hot(group, num_groups, axis=0)
     draw = lambda key, chance: jax.random.choice(  # noqa: E731
         key, len(group), (count // num_groups,), p=chance / chance.sum()
