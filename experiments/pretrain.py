@@ -1,7 +1,7 @@
 """Pre-train the small networks that ship with fairjax, on the source domain of synthetic lesions.
 
-    python -m experiments.pretrain vit_micro             16,000 images; 2 CPU cores: 12 minutes
-    python -m experiments.pretrain vgg_micro             the same images; 10 minutes
+    python -m experiments.pretrain vit_micro             16,000 images; 2 CPU cores: 10 minutes
+    python -m experiments.pretrain vgg_micro             the same images; 6 minutes
 
 One network learns three tasks that say nothing about the diagnosis by themselves: the lesion's
 shape, its number of colours and its kind of border. `MODEL.safetensors` in the result folder holds

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.losses import cross_entropy, predictions
+from fairjax.metrics.counts import check_choice
 
 Criterion = Literal["none", "equal_opportunity", "equalized_odds", "demographic_parity"]
 Signal = Literal["loss", "rate"]
@@ -137,10 +138,10 @@ def fairbatch(
     recipe. The rate signal is ours; for demographic parity it moves all labels at once.
     """
     labels, group = np.asarray(labels), np.asarray(group)
-    _check_choice("criterion", criterion, CRITERIA)
-    _check_choice("signal", signal, SIGNALS)
-    _check_choice("draw", draw, get_args(Draw))
-    _check_choice("rounding", rounding, get_args(Rounding))
+    check_choice("criterion", criterion, CRITERIA)
+    check_choice("signal", signal, SIGNALS)
+    check_choice("draw", draw, get_args(Draw))
+    check_choice("rounding", rounding, get_args(Rounding))
     _check_ids("labels", labels, num_classes)
     _check_ids("group", group, num_groups)
     if labels.shape != group.shape:
@@ -441,11 +442,6 @@ def _criterion_tables(num_classes: int, positive_class: int) -> tuple[np.ndarray
 def _select(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """`jnp.where` for a scalar condition, which may be traced."""
     return jax.lax.select(jnp.broadcast_to(condition, a.shape), a, b)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def _check_ids(name: str, ids: np.ndarray, bound: int) -> None:

@@ -77,7 +77,7 @@ def plan_chunk_size(
     """
     if available_bytes is None:
         available_bytes = free_bytes()
-    one = _program_bytes(lower(1))
+    one = program_bytes(lower(1))
     if one > available_bytes:
         raise ValueError(
             f"one candidate needs {one / 2**30:.2f} GiB and {available_bytes / 2**30:.2f} GiB are "
@@ -85,7 +85,7 @@ def plan_chunk_size(
         )
     if num_candidates == 1:
         return 1
-    each = max(_program_bytes(lower(2)) - one, 1)
+    each = max(program_bytes(lower(2)) - one, 1)
     affordable = 1 + (available_bytes - one) // each
     divisors = [size for size in range(1, num_candidates + 1) if num_candidates % size == 0]
     return max(size for size in divisors if size <= affordable)
@@ -100,8 +100,8 @@ def free_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
 
 
-def _program_bytes(lowered: Any) -> int:
-    """Arguments, results and temporaries of a program at once."""
+def program_bytes(lowered: Any) -> int:
+    """Arguments, results and temporaries of a lowered program at once, by its compiler."""
     stats: Any = lowered.compile().memory_analysis()
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     return held - stats.alias_size_in_bytes

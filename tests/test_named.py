@@ -317,6 +317,15 @@ def test_chexpert_takes_blank_for_a_finding_and_unknown_sex_for_unknown(tmp_path
     assert table.ids[50] == "patient00025"
 
 
+@pytest.mark.parametrize("place", ["CheXpert-v1.0-small/../../secret.jpg", "/etc/patient1.jpg"])
+def test_chexpert_paths_may_not_lead_outside(tmp_path, place):
+    make_chexpert(tmp_path)
+    with (tmp_path / "valid.csv").open("a") as file:
+        file.write(f"{place},Female,50,Frontal,AP,\n")
+    with pytest.raises(ValueError, match="valid.csv, line 12: image path '.*' leads outside"):
+        read_named("chexpert", tmp_path)
+
+
 def test_gf3300_reads_npz_with_the_official_split_and_a_fixed_window(tmp_path):
     table, group, label = read("gf3300", tmp_path)
     assert [len(table.splits[s]) for s in ("train", "val", "test")] == [30, 12, 12]

@@ -391,12 +391,19 @@ def _drop_missing(table: Table, name: str) -> tuple[Table, list[str]]:
     return table.take(keep), [f"Dropped {len(table) - len(keep)} rows without {name}."]
 
 
+def path_below(root: Path, name: str, where: str) -> Path:
+    """What a cell names as a path relative to the root; ValueError if it leads outside."""
+    path = Path(name)
+    if path.is_absolute() and path.is_relative_to(root):
+        path = path.relative_to(root)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{where}: image path {show(name)} leads outside {root}")
+    return path
+
+
 def _locate(root: Path, name: str, where: str) -> Path:
     """The file a cell names, below the root, with its suffix found where it is left out."""
-    path = Path(name)
-    relative = path.relative_to(root) if path.is_absolute() and path.is_relative_to(root) else path
-    if relative.is_absolute() or ".." in relative.parts:
-        raise ValueError(f"{where}: image path {show(name)} leads outside {root}")
+    relative = path_below(root, name, where)
     for suffix in SUFFIXES:
         candidate = root / f"{relative}{suffix}"
         if candidate.is_file():

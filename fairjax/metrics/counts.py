@@ -281,7 +281,7 @@ def rate_ratio(rates: jax.Array, overall: jax.Array | None = None) -> jax.Array:
 def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of the accepted words."""
     if value not in accepted:
-        raise ValueError(f"{name} must be one of {accepted}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
 
 
 def _per_class(

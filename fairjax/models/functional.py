@@ -1,25 +1,62 @@
 """From flax.nnx modules to the pure functions over plain dicts that everyone else uses."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from fairjax.models.model import Model
 
-Make = Callable[[nnx.Rngs], nnx.Module]
+
+class Draws:
+    """What the arrays of a module start as: pieces of one vector of normal numbers, or constants.
+
+    A network has up to a hundred kernels, and a random draw of each shape takes a fifth of a second
+    to compile; this needs one draw. `values` is `[..., n]`, whose leading axes all arrays get too;
+    None gives arrays without meaning and only counts what is taken.
+    """
+
+    def __init__(self, values: Any = None):
+        self.values, self.taken = values, 0
+
+    def normal(self, std: float, *shape: int) -> Any:
+        """The next numbers, N(0, std^2)."""
+        start, self.taken = self.taken, self.taken + math.prod(shape)
+        if self.values is None:
+            return jnp.zeros(shape, jnp.float32)
+        piece = std * self.values[..., start : self.taken]
+        return piece.reshape(*piece.shape[:-1], *shape)
+
+    def full(self, value: float, *shape: int) -> Any:
+        """One number throughout."""
+        lead = () if self.values is None else self.values.shape[:-1]
+        return np.full((*lead, *shape), value, np.float32)
 
 
-def structure_of(make: Make) -> nnx.GraphDef:
-    """The structure of a module without its arrays or their shapes; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, nnx.BatchStat)[0]
+Make = Callable[[Draws], nnx.Module]
 
 
-def init_arrays(make: Make, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fresh `(params, batch_stats)` of a module as plain nested dicts."""
-    _, params, batch_stats = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+def structure_of(make: Make) -> tuple[nnx.GraphDef, int]:
+    """The structure of a module and how many numbers it draws; nothing is allocated."""
+    draws = Draws()
+    module = nnx.eval_shape(lambda: make(draws))
+    return nnx.split(module, nnx.Param, nnx.BatchStat)[0], draws.taken
+
+
+def init_arrays(
+    make: Make, num_draws: int, key: jax.Array, *, stack: tuple[int, ...] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fresh `(params, batch_stats)` as plain nested dicts, of `stack` modules at once."""
+    values = jax.random.normal(key, (*stack, num_draws), jnp.float32)
+    if not isinstance(values, jax.core.Tracer):
+        values = np.asarray(values)  # cut up without compiling a program for every shape
+    _, params, batch_stats = nnx.split(make(Draws(values)), nnx.Param, nnx.BatchStat)
+    return jax.tree.map(jnp.array, (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)))
 
 
 def as_model(make: Make, config: Any) -> Model:
@@ -28,11 +65,11 @@ def as_model(make: Make, config: Any) -> Model:
     The module is split once, so a call costs only the merge, and widths come from the arrays:
     `apply` also runs parameters from which channels were sliced.
     """
-    structure = structure_of(make)
+    structure, num_draws = structure_of(make)
 
     def apply(params, batch_stats, inputs, *, train=False, key=None):
         module: Any = nnx.merge(structure, params, batch_stats)
         logits, out = module(inputs, train=train, key=key)
         return logits, out, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-    return Model(lambda key: init_arrays(make, key), apply, config)
+    return Model(lambda key: init_arrays(make, num_draws, key), apply, config)

@@ -1,31 +1,25 @@
 """Layers of all networks: flax.nnx modules that read their widths from their arrays."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer
 
-LECUN_NORMAL = jax.nn.initializers.lecun_normal()
-HE_NORMAL = jax.nn.initializers.he_normal()
-HE_FAN_OUT = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+from fairjax.models.functional import Draws
 
 
 class Linear(nnx.Module):
     """`x @ kernel + bias` over the last axis, with all leading axes flattened into one.
 
-    XLA's weight gradient of a three-dimensional product is up to twice as slow on CPU.
+    XLA's weight gradient of a three-dimensional product is up to twice as slow on CPU. The kernel
+    starts as N(0, std^2), with variance 1 / num_in (LeCun et al. 1998) unless `std` says otherwise.
     """
 
-    def __init__(
-        self,
-        num_in: int,
-        num_out: int,
-        *,
-        rngs: nnx.Rngs,
-        kernel_init: Initializer = LECUN_NORMAL,
-    ):
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (num_in, num_out), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(num_out, jnp.float32))
+    def __init__(self, num_in: int, num_out: int, *, draws: Draws, std: float | None = None):
+        std = 1 / math.sqrt(num_in) if std is None else std
+        self.kernel = nnx.Param(draws.normal(std, num_in, num_out))
+        self.bias = nnx.Param(draws.full(0.0, num_out))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply to `[..., num_in]` in the dtype of `x`."""
@@ -37,9 +31,9 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Normalise the last axis in float32, return the dtype of the input."""
 
-    def __init__(self, width: int, *, eps: float):
-        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
+    def __init__(self, width: int, *, draws: Draws, eps: float):
+        self.scale = nnx.Param(draws.full(1.0, width))
+        self.bias = nnx.Param(draws.full(0.0, width))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -122,7 +116,10 @@ conv.defvjp(_conv_forward, _conv_backward)
 
 
 class Conv(nnx.Module):
-    """Convolution of `[B, H, W, C]` with a kernel `[height, width, in, out]`, padded like torch."""
+    """Convolution of `[B, H, W, C]` with a kernel `[height, width, in, out]`, padded like torch.
+
+    The kernel starts with variance 2 / fan-out (He et al. 2015).
+    """
 
     def __init__(
         self,
@@ -130,13 +127,14 @@ class Conv(nnx.Module):
         num_out: int,
         size: int,
         *,
-        rngs: nnx.Rngs,
+        draws: Draws,
         stride: int = 1,
         bias: bool = False,
     ):
-        self.kernel = nnx.Param(HE_FAN_OUT(rngs.params(), (size, size, num_in, num_out)))
+        std = (2 / (size * size * num_out)) ** 0.5
+        self.kernel = nnx.Param(draws.normal(std, size, size, num_in, num_out))
         if bias:
-            self.bias = nnx.Param(jnp.zeros(num_out, jnp.float32))
+            self.bias = nnx.Param(draws.full(0.0, num_out))
         self.has_bias, self.stride, self.padding = bias, stride, size // 2
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -152,11 +150,11 @@ class BatchNorm(nnx.Module):
     the batch is normalised by the biased one.
     """
 
-    def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-5):
-        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros(width, jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones(width, jnp.float32))
+    def __init__(self, width: int, *, draws: Draws, momentum: float = 0.1, eps: float = 1e-5):
+        self.scale = nnx.Param(draws.full(1.0, width))
+        self.bias = nnx.Param(draws.full(0.0, width))
+        self.mean = nnx.BatchStat(draws.full(0.0, width))
+        self.var = nnx.BatchStat(draws.full(1.0, width))
         self.momentum, self.eps = momentum, eps
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

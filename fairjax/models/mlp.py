@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fairjax.models.channels import Channels, Slot
-from fairjax.models.functional import as_model
+from fairjax.models.functional import Draws, as_model
 from fairjax.models.layers import Linear
 from fairjax.models.model import Model
 
@@ -66,7 +66,7 @@ def logistic_regression(num_features: int, num_classes: int = 2) -> Model:
     Source: Roh et al., ICLR 2021, and the link function of the authors' published code.
     """
     config = MLPConfig(num_features, num_classes)
-    return as_model(lambda rngs: _LogisticRegression(config, rngs), config)
+    return as_model(lambda draws: _LogisticRegression(config, draws), config)
 
 
 def mlp(num_features: int, num_classes: int, hidden: Sequence[int] = (64, 64)) -> Model:
@@ -85,14 +85,13 @@ def mlp(num_features: int, num_classes: int, hidden: Sequence[int] = (64, 64)) -
       ValueError: a size below 1 or `num_classes` below 2.
     """
     config = MLPConfig(num_features, num_classes, tuple(hidden))
-    return as_model(lambda rngs: _MLP(config, rngs), config)
+    return as_model(lambda draws: _MLP(config, draws), config)
 
 
 class _LogisticRegression(nnx.Module):
-    def __init__(self, config: MLPConfig, rngs: nnx.Rngs):
+    def __init__(self, config: MLPConfig, draws: Draws):
         columns = 1 if config.num_classes == 2 else config.num_classes
-        normal = jax.nn.initializers.normal(0.2)
-        self.head = Linear(config.num_features, columns, rngs=rngs, kernel_init=normal)
+        self.head = Linear(config.num_features, columns, draws=draws, std=0.2)
 
     def __call__(self, x, *, train, key):
         z = self.head(x)
@@ -100,16 +99,15 @@ class _LogisticRegression(nnx.Module):
 
 
 class _MLP(nnx.Module):
-    def __init__(self, config: MLPConfig, rngs: nnx.Rngs):
+    def __init__(self, config: MLPConfig, draws: Draws):
         sizes = (config.num_features, *config.hidden)
-        he = jax.nn.initializers.he_normal()
         self.hidden = nnx.Dict(
             {
-                str(i): Linear(sizes[i], sizes[i + 1], rngs=rngs, kernel_init=he)
+                str(i): Linear(sizes[i], sizes[i + 1], draws=draws, std=(2 / sizes[i]) ** 0.5)
                 for i in range(len(config.hidden))
             }
         )
-        self.head = Linear(sizes[-1], config.num_classes, rngs=rngs)
+        self.head = Linear(sizes[-1], config.num_classes, draws=draws)
 
     def __call__(self, x, *, train, key):
         out = {}

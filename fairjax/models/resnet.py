@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fairjax.models.channels import Channels, Slot, norm_slots
-from fairjax.models.functional import as_model
+from fairjax.models.functional import Draws, as_model
 from fairjax.models.layers import BatchNorm, Conv, Linear, check_images, max_pool
 from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
 
@@ -125,24 +125,24 @@ def resnet(config: ResNetConfig) -> Model:
     Source: He et al., CVPR 2016; layout of torchvision's resnet18, resnet34 and resnet50 (stride
     in the 3x3 convolution).
     """
-    return as_model(lambda rngs: _ResNet(config, rngs), config)
+    return as_model(lambda draws: _ResNet(config, draws), config)
 
 
 class _Block(nnx.Module):
-    def __init__(self, spec: BlockSpec, bottleneck: bool, rngs: nnx.Rngs):
+    def __init__(self, spec: BlockSpec, bottleneck: bool, draws: Draws):
         if bottleneck:
             sizes = ((spec.width, 1, 1), (spec.width, 3, spec.stride), (spec.num_out, 1, 1))
         else:
             sizes = ((spec.width, 3, spec.stride), (spec.num_out, 3, 1))
         self.num_convs, num_in = len(sizes), spec.num_in
         for i, (width, size, stride) in enumerate(sizes, start=1):
-            setattr(self, f"conv{i}", Conv(num_in, width, size, stride=stride, rngs=rngs))
-            setattr(self, f"bn{i}", BatchNorm(width))
+            setattr(self, f"conv{i}", Conv(num_in, width, size, stride=stride, draws=draws))
+            setattr(self, f"bn{i}", BatchNorm(width, draws=draws))
             num_in = width
         self.has_projection = spec.has_projection
         if spec.has_projection:
-            conv = Conv(spec.num_in, spec.num_out, 1, stride=spec.stride, rngs=rngs)
-            self.downsample = nnx.Dict({"0": conv, "1": BatchNorm(spec.num_out)})
+            conv = Conv(spec.num_in, spec.num_out, 1, stride=spec.stride, draws=draws)
+            self.downsample = nnx.Dict({"0": conv, "1": BatchNorm(spec.num_out, draws=draws)})
 
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         shortcut, out = x, {}
@@ -159,15 +159,15 @@ class _Block(nnx.Module):
 
 
 class _ResNet(nnx.Module):
-    def __init__(self, config: ResNetConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ResNetConfig, draws: Draws):
         self.config = config
-        self.conv1 = Conv(3, config.width, 7, stride=2, rngs=rngs)
-        self.bn1 = BatchNorm(config.width)
+        self.conv1 = Conv(3, config.width, 7, stride=2, draws=draws)
+        self.bn1 = BatchNorm(config.width, draws=draws)
         for spec in config.blocks:
             if spec.index == "0":
                 setattr(self, spec.stage, nnx.Dict({}))
-            getattr(self, spec.stage)[spec.index] = _Block(spec, config.bottleneck, rngs)
-        self.head = Linear(config.blocks[-1].num_out, config.num_classes, rngs=rngs)
+            getattr(self, spec.stage)[spec.index] = _Block(spec, config.bottleneck, draws)
+        self.head = Linear(config.blocks[-1].num_out, config.num_classes, draws=draws)
 
     def __call__(self, x, *, train, key):
         check_images(x, self.config.image_size)

@@ -9,9 +9,8 @@ import numpy as np
 from flax import nnx
 
 from fairjax.models.channels import Channels, Slot, norm_slots
-from fairjax.models.functional import as_model
+from fairjax.models.functional import Draws, as_model
 from fairjax.models.layers import (
-    HE_NORMAL,
     BatchNorm,
     Conv,
     Linear,
@@ -113,29 +112,29 @@ def vgg(config: VGGConfig) -> Model:
 
     Source: Simonyan and Zisserman, ICLR 2015; layout of torchvision's vgg11 and vgg11_bn.
     """
-    return as_model(lambda rngs: _VGG(config, rngs), config)
+    return as_model(lambda draws: _VGG(config, draws), config)
 
 
 class _VGG(nnx.Module):
-    def __init__(self, config: VGGConfig, rngs: nnx.Rngs):
+    def __init__(self, config: VGGConfig, draws: Draws):
         self.config = config
         self.features = nnx.Dict({})
         num_in = 3
         for index, width in config.layers:
             if width == "M":
                 continue
-            self.features[index] = Conv(num_in, int(width), 3, rngs=rngs, bias=True)
+            self.features[index] = Conv(num_in, int(width), 3, draws=draws, bias=True)
             if config.batch_norm:
-                self.features[str(int(index) + 1)] = BatchNorm(int(width))
+                self.features[str(int(index) + 1)] = BatchNorm(int(width), draws=draws)
             num_in = int(width)
         sizes = (num_in * config.pool_size**2, *config.classifier)
         self.classifier = nnx.Dict(
             {
-                str(3 * i): Linear(sizes[i], sizes[i + 1], rngs=rngs, kernel_init=HE_NORMAL)
+                str(3 * i): Linear(sizes[i], sizes[i + 1], draws=draws, std=(2 / sizes[i]) ** 0.5)
                 for i in range(len(config.classifier))
             }
         )
-        self.head = Linear(sizes[-1], config.num_classes, rngs=rngs)
+        self.head = Linear(sizes[-1], config.num_classes, draws=draws)
 
     def __call__(self, x, *, train, key):
         config = self.config

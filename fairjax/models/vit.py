@@ -1,6 +1,7 @@
 """Vision transformers in timm's layout, with blocks scanned or one by one."""
 
 import dataclasses
+import functools
 import re
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fairjax.models.channels import Channels, Slot
-from fairjax.models.functional import init_arrays, structure_of
+from fairjax.models.functional import Draws, init_arrays, structure_of
 from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout
 from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
 
@@ -147,20 +148,15 @@ def vit(config: ViTConfig) -> Model:
     Source: Dosovitskiy et al., ICLR 2021; layout, names and defaults of timm's VisionTransformer.
     """
 
-    def make_block(rngs):
-        return _Block(config, rngs)
-
-    def make_trunk(rngs):
-        return _Trunk(config, rngs)
-
-    block_structure, trunk_structure = structure_of(make_block), structure_of(make_trunk)
+    make_block, make_trunk = functools.partial(_Block, config), functools.partial(_Trunk, config)
+    block_structure, block_draws = structure_of(make_block)
+    trunk_structure, trunk_draws = structure_of(make_trunk)
 
     def init(key):
         key_trunk, key_blocks = jax.random.split(key)
-        params, batch_stats = init_arrays(make_trunk, key_trunk)
-        keys = jax.random.split(key_blocks, config.depth)
-        params["blocks"] = jax.vmap(lambda key: init_arrays(make_block, key)[0])(keys)
-        return params, batch_stats
+        params, batch_stats = init_arrays(make_trunk, trunk_draws, key_trunk)
+        blocks, _ = init_arrays(make_block, block_draws, key_blocks, stack=(config.depth,))
+        return {**params, "blocks": blocks}, batch_stats
 
     def run_block(x, params, rate, key):
         block: Any = nnx.merge(block_structure, params, {})
@@ -208,18 +204,18 @@ def vit(config: ViTConfig) -> Model:
     return Model(init, apply, config)
 
 
-_TRUNC_NORMAL = jax.nn.initializers.truncated_normal(0.02)
+_STD = 0.02  # of kernels and positions at the start, as timm draws them
 
 
 class _PatchEmbed(nnx.Module):
     """Non-overlapping patches times one matrix, stored as the convolution kernel `[P, P, 3, D]`."""
 
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
-        shape = (config.patch_size, config.patch_size, 3, config.width)
-        init = jax.nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-        self.proj = nnx.Dict({"kernel": nnx.Param(init(rngs.params(), shape, jnp.float32))})
+    def __init__(self, config: ViTConfig, draws: Draws):
+        size = config.patch_size
+        kernel = draws.normal((3 * size * size) ** -0.5, size, size, 3, config.width)
+        self.proj = nnx.Dict({"kernel": nnx.Param(kernel)})
         if not config.norm_pre:
-            self.proj["bias"] = nnx.Param(jnp.zeros(config.width, jnp.float32))
+            self.proj["bias"] = nnx.Param(draws.full(0.0, config.width))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         kernel = self.proj["kernel"][...].astype(images.dtype)
@@ -235,24 +231,20 @@ class _PatchEmbed(nnx.Module):
 class _Trunk(nnx.Module):
     """What surrounds the blocks: embedding below, pooling and classifier above."""
 
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, draws: Draws):
         num_tokens = 1 + (config.image_size // config.patch_size) ** 2
         self.config = config
-        self.patch_embed = _PatchEmbed(config, rngs)
-        self.cls_token = nnx.Param(
-            1e-6 * jax.random.normal(rngs.params(), (1, 1, config.width), jnp.float32)
-        )
-        self.pos_embed = nnx.Param(
-            _TRUNC_NORMAL(rngs.params(), (1, num_tokens, config.width), jnp.float32)
-        )
+        self.patch_embed = _PatchEmbed(config, draws)
+        self.cls_token = nnx.Param(draws.normal(1e-6, 1, 1, config.width))
+        self.pos_embed = nnx.Param(draws.normal(_STD, 1, num_tokens, config.width))
         if config.norm_pre:
-            self.norm_pre = LayerNorm(config.width, eps=config.norm_eps)
-        norm = LayerNorm(config.width, eps=config.norm_eps)
+            self.norm_pre = LayerNorm(config.width, draws=draws, eps=config.norm_eps)
+        norm = LayerNorm(config.width, draws=draws, eps=config.norm_eps)
         if config.pool == "mean":
             self.fc_norm = norm
         else:
             self.norm = norm
-        self.head = Linear(config.width, config.num_classes, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+        self.head = Linear(config.width, config.num_classes, draws=draws, std=_STD)
 
     def embed(self, images: jax.Array, key: jax.Array | None) -> jax.Array:
         config = self.config
@@ -273,11 +265,11 @@ class _Trunk(nnx.Module):
 
 
 class _Attention(nnx.Module):
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, draws: Draws):
         width = config.width
         self.head_width = width // config.num_heads
-        self.qkv = Linear(width, 3 * width, rngs=rngs, kernel_init=_TRUNC_NORMAL)
-        self.proj = Linear(width, width, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+        self.qkv = Linear(width, 3 * width, draws=draws, std=_STD)
+        self.proj = Linear(width, width, draws=draws, std=_STD)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch, tokens, _ = x.shape
@@ -292,11 +284,11 @@ class _Attention(nnx.Module):
 
 
 class _Mlp(nnx.Module):
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, draws: Draws):
         hidden = int(config.width * config.mlp_ratio)
         self.config = config
-        self.fc1 = Linear(config.width, hidden, rngs=rngs, kernel_init=_TRUNC_NORMAL)
-        self.fc2 = Linear(hidden, config.width, rngs=rngs, kernel_init=_TRUNC_NORMAL)
+        self.fc1 = Linear(config.width, hidden, draws=draws, std=_STD)
+        self.fc2 = Linear(hidden, config.width, draws=draws, std=_STD)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         hidden = self.fc1(x)
@@ -309,12 +301,12 @@ class _Mlp(nnx.Module):
 
 
 class _Block(nnx.Module):
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, draws: Draws):
         self.rate = config.dropout
-        self.norm1 = LayerNorm(config.width, eps=config.norm_eps)
-        self.attn = _Attention(config, rngs)
-        self.norm2 = LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = _Mlp(config, rngs)
+        self.norm1 = LayerNorm(config.width, draws=draws, eps=config.norm_eps)
+        self.attn = _Attention(config, draws)
+        self.norm2 = LayerNorm(config.width, draws=draws, eps=config.norm_eps)
+        self.mlp = _Mlp(config, draws)
 
     def __call__(self, x: jax.Array, path_rate: jax.Array, key: jax.Array | None):
         keys = (None,) * 5 if key is None else jax.random.split(key, 5)

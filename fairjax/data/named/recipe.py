@@ -14,6 +14,7 @@ from fairjax.data.image_tables import (
     ImageTable,
     cells,
     find_column,
+    path_below,
     read_attribute,
 )
 
@@ -164,9 +165,8 @@ def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
     names = cells(table, find_column(table, form.image))
     paths, missing = [], []
     for name, place in zip(names, where, strict=True):
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise ValueError(f"{place}: image path {show(name)} leads outside {folder}")
-        hits = (folder / root / name for root in form.roots)
+        relative = path_below(folder, name, place)
+        hits = (folder / root / relative for root in form.roots)
         path = next((hit for hit in hits if hit.is_file()), None)
         if path is None:
             missing.append(f"{place}: no image {name}")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fairjax.data.csvfile import Table, number, read_csv
+from fairjax.data.csvfile import join, number, read_csv
 from fairjax.data.image_tables import (
     AGE_CUTS,
     ImageTable,
     age_bands,
     cells,
     find_column,
+    path_below,
     read_attribute,
 )
 from fairjax.data.named.recipe import (
@@ -214,14 +215,15 @@ OASIS1 = Recipe(
 
 def _read_chexpert(folder: Path) -> ImageTable:
     """Training and validation files pooled and split anew by patient, as both share a source."""
+    columns = ("Path", "Sex", "Age", "No Finding")
     tables = [read_csv(folder / f"{part}.csv") for part in ("train", "valid")]
     for table in tables:
-        table.require(("Path", "Sex", "Age", "No Finding"))
-    table = _join_named(tables, ("Path", "Sex", "Age", "No Finding"))
-    where, names = places(table), cells(table, "Path")
-    parts = [Path(name).parts for name in names]
+        table.require(columns)
+    table = join([table.select(columns) for table in tables])
+    where = places(table)
+    named = map(path_below, [folder] * len(table), cells(table, "Path"), where)
     # Paths begin with the name of the release's folder, wherever the user has put it.
-    inside = [Path(*p[1:]) if p[0].startswith("CheXpert") else Path(*p) for p in parts]
+    inside = [Path(*p.parts[str(p).startswith("CheXpert") :]) for p in named]
     paths = tuple(folder / path for path in inside)
     missing = [row for row, path in enumerate(paths) if not path.is_file()]
     if missing:
@@ -249,12 +251,6 @@ def _read_chexpert(folder: Path) -> ImageTable:
         splits=split_by_id(ids),
         notes=("Split 8/1/1 by patient with seeds 0 and 0.",),
     )
-
-
-def _join_named(tables: list[Table], names: tuple[str, ...]) -> Table:
-    from fairjax.data.csvfile import join
-
-    return join([table.select(names) for table in tables])
 
 
 CHEXPERT = Recipe(

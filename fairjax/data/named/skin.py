@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairjax.data.csvfile import Column, Table, read_csv
+from fairjax.data.csvfile import Column, Table, number, read_csv
 from fairjax.data.image_tables import AGE_CUTS, ImageTable, age_bands, cells, read_attribute
 from fairjax.data.named.recipe import (
     Prepared,
@@ -159,7 +159,7 @@ def _read_isic2019(folder: Path) -> ImageTable:
         if name not in row_of:
             raise ValueError(f"{truth.where(row)}: image {name} is not in {facts.files[0]}")
     facts = facts.take(np.array([row_of[name] for name in names]))
-    one_hot = np.array([[float(v) for v in cells(truth, c)] for c in _ISIC_CLASSES]).T
+    one_hot = np.array([[number(v) or 0.0 for v in cells(truth, c)] for c in _ISIC_CLASSES]).T
     wrong = (one_hot.sum(axis=1) != 1) | (one_hot.max(axis=1) != 1)
     if wrong.any():
         raise ValueError(f"{truth.where(int(wrong.argmax()))}: not exactly one class is 1")
