@@ -10,9 +10,7 @@ Rows of the table, each trained with several seeds: `full` fine-tuning, the `lin
 chosen on the validation split by the same objective.
 """
 
-import csv
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -30,16 +28,13 @@ from fairjax.data import Dataset
 from fairjax.data.augment import eval_preprocess
 from fairjax.fairbatch import fairbatch
 from fairjax.fairtune import (
-    STATUS_NAMES,
     MaskSpace,
     Rungs,
-    TuneState,
     add_lora,
     best_trial,
     check_objectives,
     mask_space,
     objective,
-    pareto_front,
     successive_halving,
 )
 from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights
@@ -279,8 +274,8 @@ def run_all(
         state = search_masks(task, space, rungs, params, batch_stats, run)
     winner = best_trial(state.trials, task.maximize[0])
     mask, rate = state.trials.masks[winner], float(state.trials.learning_rates[winner])
-    write_mask(run, task, space, state, winner)
-    write_trials(run, task, space, state)
+    fairtune_report.write_mask(run, task, space, state.trials, winner)
+    fairtune_report.write_trials(run, task, space, state.trials)
     with timed(timing, "train_s"):
         rows = train_rows(task, space, mask, rate, params, batch_stats, run)
     names = list(rows)
@@ -306,7 +301,7 @@ def run_all(
         notes=[
             f"mask: {space.describe(mask).text}",
             *weights.notes,
-            *trial_notes(state),
+            *fairtune_report.trial_notes(state.trials),
             *notes,
         ],
     )
@@ -335,67 +330,6 @@ class timed:
 
     def __exit__(self, *_):
         self.timing[self.name] = time.perf_counter() - self.began
-
-
-def write_mask(
-    run: common.Run, task: Task, space: MaskSpace, state: TuneState, winner: int
-) -> None:
-    """`mask.json`: everything that training with the found mask again needs."""
-    mask, description = state.trials.masks[winner], space.describe(state.trials.masks[winner])
-    found = {
-        "space": space.name,
-        "mask": [int(bit) for bit in mask],
-        "units": list(description.units),
-        "learning_rate": float(state.trials.learning_rates[winner]),
-        "trained_parameters": description.num_trained,
-        "percent_trained": description.percent,
-        "objective": task.objectives[0].name,
-        "val_objective": float(state.trials.values[winner, 0]),
-        "model": task.config.model,
-        "data": {"name": task.dataset.name, "fingerprint": task.dataset.fingerprint},
-    }
-    if len(task.objectives) > 1:
-        front = pareto_front(state.trials, task.maximize)
-        found["pareto_front"] = [
-            {
-                "mask": [int(bit) for bit in state.trials.masks[row]],
-                "learning_rate": float(state.trials.learning_rates[row]),
-                "val_objectives": [float(value) for value in state.trials.values[row]],
-            }
-            for row in front
-        ]
-    common.write_atomically(run.folder / "mask.json", json.dumps(found, indent=2) + "\n")
-
-
-def write_trials(run: common.Run, task: Task, space: MaskSpace, state: TuneState) -> None:
-    """`trials.csv`: one row per trial; values are of the validation split."""
-    trials = state.trials
-    with (run.folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        values = [f"val_{objective.name}" for objective in task.objectives]
-        writer.writerow(
-            ["trial", "status", "epochs", "same_as", "learning_rate", *values, *space.units]
-        )
-        for i, status in enumerate(trials.status):
-            writer.writerow(
-                [
-                    i,
-                    STATUS_NAMES[status],
-                    trials.epochs[i],
-                    trials.twins[i] if trials.twins[i] >= 0 else "",
-                    trials.learning_rates[i],
-                    *trials.values[i],
-                    *trials.masks[i].astype(int),
-                ]
-            )
-
-
-def trial_notes(state: TuneState) -> list[str]:
-    """How many trials failed, and why that can be."""
-    failed = int((state.trials.status == STATUS_NAMES.index("failed")).sum())
-    if not failed:
-        return []
-    return [f"{failed} trials failed: the objective was undefined or the training diverged"]
 
 
 if __name__ == "__main__":

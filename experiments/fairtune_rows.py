@@ -94,10 +94,12 @@ def train_rows(
 
 def compile_networks(task: Task) -> Networks:
     def measure(networks, active, val):
-        return map_chunks(lambda network: task.measure(*network, val)[0], networks, 1, active)
+        return map_chunks(
+            lambda network: task.measure(network[0], network[1], val)[0], networks, 1, active
+        )
 
     def logits(networks, inputs):
-        return jax.lax.map(lambda network: task.logits(*network, inputs), networks)
+        return jax.lax.map(lambda network: task.logits(network[0], network[1], inputs), networks)
 
     heads = jax.vmap(lambda seed: task.model.init(jax.random.key(seed))[0]["head"])
     return Networks(
