@@ -38,8 +38,8 @@ class Data:
     """images of the synthetic sets, multiples of 4: photographs of one lesion stay together"""
     num_val: int = 1200
     """dark skin is rare, so that a smaller split would hold too few malignant lesions on it"""
-    num_test: int = 1600
-    height: int = 225
+    num_test: int = 1200
+    height: int = 150
     """of the files of lesions_jpeg, which are 4 / 3 as wide"""
     balance_val: bool = False
     """keep as many validation images of each group as the smallest has: what a metric within groups

@@ -135,10 +135,9 @@ def train_round(train_fn, *args):
     return train_fn(*args)
 
 
-def toy_search(out, resume=False):
-    config = dataclasses.replace(
-        SMOKE, num_trials=40, num_slots=4, search="tpe", out=out, resume=resume
-    )
+def toy_search(out, resume=False, **changes):
+    settings = {"num_trials": 40, "num_slots": 4, "out": out, "resume": resume}
+    config = dataclasses.replace(SMOKE, **(settings | changes))
     task = fairtune.make_task(config, LESIONS, image_model("vit_micro", 2, image_size=16))
     run = common.Run("fairtune", config, out=config.out, resume=resume)
     rungs = successive_halving(9)
@@ -162,6 +161,25 @@ def test_a_search_killed_at_five_random_times_ends_with_the_same_trials_and_winn
     for field in ("masks", "learning_rates", "status", "twins", "epochs", "values"):
         np.testing.assert_array_equal(getattr(again, field), getattr(whole, field), field)
     assert best_trial(again, True) == best_trial(whole, True)
+
+
+def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(fairtune_stages, "make_population", toy_population)
+    masks = np.stack([TOY_TARGET, ~TOY_TARGET, TOY_TARGET, np.ones(6, bool)])
+    computed = []
+
+    def guided(*args, num_masks, **options):
+        computed.append(num_masks)
+        return masks, masks.mean(0)
+
+    monkeypatch.setattr(fairtune_stages, "guided_masks", guided)
+    with monkeypatch.context() as patch:
+        kill_after(patch, common.Run, "save", 2)
+        with pytest.raises(Killed):
+            toy_search(tmp_path / "run", guided_start=True, num_trials=8)
+    trials = toy_search(tmp_path / "run", resume=True, guided_start=True, num_trials=8)
+    np.testing.assert_array_equal(trials.masks[:4], masks)
+    assert computed == [4]  # as many as there are slots
 
 
 @pytest.mark.parametrize(
