@@ -34,7 +34,7 @@ class Data:
     """attributes that make the groups; the set's first by default"""
     cache_dir: Path | None = None
     """where decoded images are kept"""
-    num_train: int = 448
+    num_train: int = 400
     """images of the synthetic sets, multiples of 4: photographs of one lesion stay together"""
     num_val: int = 1200
     """dark skin is rare, so that a smaller split would hold too few malignant lesions on it"""
