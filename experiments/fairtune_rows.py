@@ -166,12 +166,15 @@ def train_row(
         more, other_networks = train(np.full(len(others), rates[best]), others)
         values = np.concatenate([values, more])
         networks = jax.tree.map(
-            lambda one, other: jnp.concatenate([one, other]), networks, other_networks
+            lambda one, other: np.concatenate([one, other]), networks, other_networks
         )
-    logits = nets.logits(networks, jnp.asarray(task.dataset.examples("test").inputs))
+    inputs = jnp.asarray(task.dataset.examples("test").inputs)
+    num_seeds = len(values)
+    rows = np.arange(-(-num_seeds // num_devices) * num_devices) % num_seeds  # a share for each
+    logits = nets.logits(jax.tree.map(lambda leaf: leaf[rows], networks), inputs)
     return Row(
         values,
-        np.asarray(logits),
+        np.asarray(logits)[:num_seeds],
         np.float32(rates[best]),
         network=jax.tree.map(lambda leaf: leaf[0], networks),
     )
@@ -245,7 +248,7 @@ def make_trainer(task, nets, space, mask, params, batch_stats, num_epochs, num_s
                 continue
             newest = (nets.measure(networks, active, task.val), networks)
             kept = newest if kept is None else keep_better(kept, newest)
-        values, networks = jax.tree.map(lambda leaf: leaf[own], kept)
-        return np.asarray(values), networks
+        # indexed on the host: on devices that is a collective, where one waits for the other
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[own], kept)
 
     return train

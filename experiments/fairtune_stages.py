@@ -229,7 +229,10 @@ def make_population(task: Task, space: MaskSpace, rungs: Rungs, params, batch_st
         def train_fn(population, masks, active):
             population = task.spread(_take(population, order))
             masks, active = task.spread((masks[order], active[order]))
-            population, values = advance(population, masks, active, task.train, shared, chunk_size)
+            # wait for all devices: whoever is first at a collective waits only so long for the rest
+            population, values = jax.block_until_ready(
+                advance(population, masks, active, task.train, shared, chunk_size)
+            )
             return _take(population, back), np.asarray(values)[back]
 
         return train_fn
