@@ -1,67 +1,47 @@
 """FairTune: search which parts of a pre-trained network to fine-tune, by validation fairness.
 
     python -m experiments.fairtune                       synthetic lesions by skin tone
-    python -m experiments.fairtune smoke                 seconds, for tests
-    python -m experiments.fairtune --space norm --objective auc_gap@bound --num-trials 64
+    python -m experiments.fairtune --num-seeds 5 --objective worst_group_auc@bound
+    python -m experiments.fairtune lesions_jpeg --data.manual-dir lesions
+    python -m experiments.fairtune ham10000_sex --data.manual-dir DIR --weights vit_base.safetensors
 
 Rows of the table, each trained with several seeds: `full` fine-tuning, the `linear` probe, `all_on`
 (every unit of the space) and `fairtune` (the mask that the search found). All get a learning rate
 chosen on the validation split by the same objective.
 """
 
-import csv
 import dataclasses
-import json
+import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, fairtune_report, results
-from experiments.fairtune_stages import (
-    COMPARED,
-    Task,
-    compile_networks,
-    prepared_params,
-    pretrained,
-    search_masks,
-    train_rows,
-)
+from experiments.fairtune_data import Augment, Data, load_data, make_augment
+from experiments.fairtune_rows import train_rows
+from experiments.fairtune_stages import Task, search_masks
 from fairjax.data import Dataset
-from fairjax.data.augment import compose, eval_preprocess, normalize, random_flip
-from fairjax.data.lesions import lesions_dataset
+from fairjax.data.augment import eval_preprocess
 from fairjax.fairbatch import fairbatch
 from fairjax.fairtune import (
-    STATUS_NAMES,
     MaskSpace,
     Rungs,
-    TuneState,
+    add_lora,
     best_trial,
     check_objectives,
     mask_space,
     objective,
-    pareto_front,
     successive_halving,
 )
-from fairjax.models import Model, image_model, load_weights, save_weights
+from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights
 from fairjax.optimizers import Optimizer, Schedule
+from fairjax.sharding import candidate_mesh
 
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What to train on: synthetic lesions by skin tone."""
-
-    num_train: int = 640
-    """images of the target domain, a multiple of 4: photographs of one lesion stay together"""
-    num_val: int = 600
-    """dark skin is rare, so that a smaller split would hold too few malignant lesions on it"""
-    num_test: int = 1600
-    num_source: int = 1600
-    """of the source domain, for pre-training"""
-    seed: int = 0
+COMPARED = ("accuracy", "auc", "worst_group_auc", "auc_gap", "equalized_odds_difference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +52,10 @@ class Config:
     data: Data = Data()
     model: str = "vit_micro"
     image_size: int = 64
+    augment: Augment = "flips"
+    """flips of whole images, or random crops with a horizontal flip"""
     weights: Path | None = None
-    """pre-trained weights; none pre-trains on the source domain first"""
-    pretrain_epochs: int = 15
+    """file of pre-trained weights; vit_micro's ship with fairjax"""
     space: str = "norm_attn_mlp"
     """mask space, by its readable or its published name"""
     lora_rank: int = 8
@@ -82,25 +63,30 @@ class Config:
     objective: tuple[str, ...] = ("worst_group_auc",)
     """what the search optimises on validation; "@bound" takes the pessimistic 95 %% bound"""
     search: Literal["tpe", "random", "evolution", "nsga2"] = "tpe"
-    num_trials: int = 32
+    guided_start: bool = False
+    """the first masks from gates trained by gradients (tpe, nsga2)"""
+    num_trials: int = 12
     num_slots: int = 8
     """candidates trained as one population"""
-    num_epochs: int = 9
+    num_epochs: int = 4
     early_stopping: bool = True
-    """successive halving: only the best third goes on after 1, 3, ... epochs"""
+    """successive halving: only the best third goes on after first_rung, 3 first_rung, ... epochs"""
+    first_rung: int = 2
     num_brackets: int = 1
     """more than one is Hyperband"""
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"
-    warmup_epochs: int = 1
+    warmup_epochs: float = 1
     batch_size: int = 32
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
-    learning_rates: tuple[float, float] = (1e-4, 1e-2)
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: losses weigh as much in all classes, by their share of the training split"""
+    learning_rates: tuple[float, float] = (1e-4, 3e-3)
     """range of the search, log-uniform"""
-    num_rates: int = 4
-    """learning rates tried for the other rows"""
-    select: Literal["best", "last"] = "best"
+    num_rates: int = 2
+    """learning rates tried for the other rows, evenly inside that range"""
+    select: Literal["best", "last"] = "last"
     """epoch whose parameters are kept in the final training, by validation"""
     num_seeds: int = 3
     chunk_size: int | None = None
@@ -109,43 +95,91 @@ class Config:
     """bootstrap replicates behind the 95 %% intervals"""
     storage: str | None = None
     """Optuna storage; default a journal in the run folder"""
+    worker: int = 0
+    """number of this process among those that share --storage, each with its own --out"""
     out: Path | None = None
     """result folder; default runs/fairtune-<time>"""
     resume: bool = False
     """go on with the interrupted run in --out"""
 
 
+def paper_preset(source: str, *sensitive: str, **settings) -> Config:
+    """A data set of the paper: ViT-B/16 at 224 from `--weights`, every fourth of a block a unit."""
+    return Config(
+        about=f"{source} by {' and '.join(sensitive)}, ViT-B/16; give --data.manual-dir, --weights",
+        data=Data(source, sensitive=sensitive),
+        model="vit_base_patch16_224",
+        image_size=224,
+        augment="crop",
+        space="norm1_attn_norm2_mlp",
+        num_trials=64,
+        num_epochs=27,
+        first_rung=1,
+        learning_rates=(1e-5, 1e-3),
+        num_rates=3,
+        num_replicates=1000,
+        **settings,
+    )
+
+
+# sizes for 3 minutes on 2 cores; one candidate at a time per core, more are no faster on CPU
+LESIONS = Config(
+    about="synthetic skin lesions by skin tone, vit_micro; about 3 minutes on 2 cores",
+    data=Data(balance_val=True),
+    num_epochs=3,
+    first_rung=1,
+    warmup_epochs=0.5,
+    batch_size=16,
+    chunk_size=1,
+)
+
 PRESETS = {
-    "lesions": Config(about="synthetic skin lesions by skin tone, vit_micro"),
+    "lesions": LESIONS,
     "smoke": Config(
         about="seconds, for tests",
-        data=Data(num_train=96, num_val=400, num_test=400, num_source=64),
+        data=Data(num_train=96, num_val=400, num_test=400),
         image_size=16,
-        pretrain_epochs=1,
         space="norm",
         num_trials=4,
         num_slots=2,
         num_epochs=3,
+        first_rung=1,
         num_rates=1,
         num_seeds=2,
         batch_size=16,
         chunk_size=1,
         num_replicates=20,
     ),
+    "lesions_jpeg": dataclasses.replace(
+        LESIONS,
+        about="the synthetic lesions as JPEG files, drawn once, read like HAM10000 and cached",
+        data=Data("lesions_jpeg", Path("lesions"), ("skin_tone",), balance_val=True),
+    ),
+    "ham10000_sex": paper_preset("ham10000", "sex"),
+    "ham10000_age": paper_preset("ham10000", "age_multi"),
+    "fitzpatrick17k": paper_preset("fitzpatrick17k", "skin_type"),
+    "papila": paper_preset("papila", "sex", class_weights="balanced"),
+    "ol3i": paper_preset("ol3i", "sex", class_weights="balanced"),
+    "oasis1": paper_preset("oasis1", "sex"),
+    "chexpert": paper_preset("chexpert", "sex"),
+    "gf3300": paper_preset("gf3300", "race"),
 }
 
 
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
-    for name in ("num_epochs", "num_trials", "num_slots", "num_seeds", "num_rates"):
+    for name in ("num_epochs", "num_trials", "num_slots", "num_seeds", "num_rates", "first_rung"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.num_replicates < 2:
         raise ValueError(f"num_replicates must be at least 2, got {config.num_replicates}")
     if len(config.objective) > 1 and config.search == "evolution":
         raise ValueError("search evolution takes one objective; use nsga2 or tpe for several")
-    dataset = load_data(config.data, config.image_size)
-    model = image_model(config.model, dataset.num_classes, image_size=config.image_size)
+    if config.guided_start and config.search not in ("tpe", "nsga2"):
+        raise ValueError(f"guided_start goes with tpe or nsga2, not with {config.search}")
+    check_weights(config)
+    dataset = load_data(config.data, config.image_size, config.augment)
+    model, weights = load_network(config, dataset.num_classes)
     task = make_task(config, dataset, model)
     val = dataset.examples("val")
     check_objectives(
@@ -155,37 +189,44 @@ def prepare_run(config: Config):
         group_names=dataset.group_names,
         num_classes=dataset.num_classes,
     )
-    shapes = jax.eval_shape(
-        lambda key: prepared_params(config, model.init(key)[0]), jax.random.key(0)
-    )
-    space = mask_space(shapes, config.space)
+    params = weights.params
+    if config.space == "lora":
+        params = add_lora(params, jax.random.key(config.data.seed), rank=config.lora_rank)
+    space = mask_space(params, config.space)
     rungs = make_rungs(config)
-    weights = None
-    if config.weights is not None:
-        weights = load_weights(config.weights, model, jax.random.key(config.data.seed))
     run = common.Run("fairtune", config, out=config.out, resume=config.resume)
-    return lambda: run_all(task, space, rungs, weights, run)
+    return lambda: run_all(task, space, rungs, params, weights, run)
 
 
-def load_data(data: Data, image_size: int) -> Dataset:
-    """Lesions of the target domain, cut into the configured splits."""
-    sizes = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
-    for name, size in sizes.items():
-        if size < 4 or size % 4:
-            raise ValueError(f"num_{name} must be a positive multiple of 4, got {size}")
-    dataset = lesions_dataset(jax.random.key(data.seed), sum(sizes.values()), image_size)
-    ends = np.cumsum(list(sizes.values()))
-    splits = {
-        name: np.arange(end - size, end, dtype=np.int32)
-        for (name, size), end in zip(sizes.items(), ends, strict=True)
-    }
-    return dataclasses.replace(dataset, splits=splits)
+def check_weights(config: Config) -> None:
+    """Raises before the data are read, which can take long."""
+    if config.weights is None and config.model != "vit_micro":
+        raise ValueError(
+            f"no weights ship for {config.model}: give a file of pre-trained ones with --weights "
+            "(.safetensors, .npz or .pth; names of timm or torchvision)"
+        )
+    if config.weights is not None and not config.weights.is_file():
+        raise FileNotFoundError(f"{config.weights}: no such file of weights")
+
+
+def load_network(config: Config, num_classes: int) -> tuple[Model, Weights]:
+    """The pre-trained network with a fresh classifier."""
+    key = jax.random.key(config.data.seed)
+    if config.weights is None:
+        return load_pretrained(config.model, num_classes, key, image_size=config.image_size)
+    model = image_model(config.model, num_classes, image_size=config.image_size)
+    weights = load_weights(config.weights, model, key)
+    # also where the file holds a classifier of as many classes
+    fresh = jax.jit(lambda key: model.init(key)[0]["head"])(key)
+    return model, weights._replace(params={**weights.params, "head": fresh})
 
 
 def make_task(config: Config, dataset: Dataset, model: Model) -> Task:
     train = dataset.examples("train")
     mean, std = model.config.mean, model.config.std
-    return Task(
+    devices = jax.devices()
+    mesh = candidate_mesh(devices[: math.gcd(config.num_slots, len(devices))])
+    task = Task(
         config=config,
         dataset=dataset,
         model=model,
@@ -200,64 +241,75 @@ def make_task(config: Config, dataset: Dataset, model: Model) -> Task:
             batch_size=config.batch_size,
             criterion="none",
         ),
-        train=jax.tree.map(jnp.asarray, train),
-        val=jax.tree.map(jnp.asarray, dataset.examples("val")),
-        augment=compose(random_flip(horizontal=0.5, vertical=0.5), normalize(mean, std)),
+        train=train,
+        val=dataset.examples("val"),
+        augment=make_augment(config.augment, config.image_size, mean, std),
         preprocess=eval_preprocess(config.image_size, mean, std),
+        class_weights=balanced_weights(train.labels, dataset.num_classes)
+        if config.class_weights == "balanced"
+        else None,
+        mesh=mesh,
     )
+    return task._replace(train=task.everywhere(train), val=task.everywhere(task.val))
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> jax.Array:
+    """float32 `[K]`: inverse to the share of each class, 1 on average over examples.
+
+    Raises:
+      ValueError: a class without training examples.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"class_weights: class {int(counts.argmin())} has no training examples")
+    return jnp.asarray(len(labels) / (num_classes * counts), jnp.float32)
 
 
 def make_rungs(config: Config) -> Rungs:
-    first = 1 if config.early_stopping else config.num_epochs
+    first = config.first_rung if config.early_stopping else config.num_epochs
     return successive_halving(config.num_epochs, first=first, num_brackets=config.num_brackets)
 
 
-def run_all(task: Task, space: MaskSpace, rungs: Rungs, weights: Any, run: common.Run):
-    """Pre-train, search, train all rows, judge them on the test split, write the folder."""
+def run_all(
+    task: Task, space: MaskSpace, rungs: Rungs, params: dict, weights: Weights, run: common.Run
+) -> None:
+    """Search, train all rows, judge them on the test split, write the folder."""
     timing: dict[str, float] = {}
-    with timed(timing, "pretrain_s"):
-        params, batch_stats = weights[:2] if weights else pretrained(task, run)
-    nets = compile_networks(task)
-    params = prepared_params(task.config, params)
-    params = {**params, "head": nets.head(task.config.data.seed)}
+    batch_stats = weights.batch_stats
     with timed(timing, "search_s"):
         state = search_masks(task, space, rungs, params, batch_stats, run)
     winner = best_trial(state.trials, task.maximize[0])
-    mask = state.trials.masks[winner]
+    mask, rate = state.trials.masks[winner], float(state.trials.learning_rates[winner])
+    fairtune_report.write_mask(run, task, space, state.trials, winner)
+    fairtune_report.write_trials(run, task, space, state.trials)
     with timed(timing, "train_s"):
-        rows = train_rows(
-            task,
-            nets,
-            space,
-            mask,
-            float(state.trials.learning_rates[winner]),
-            params,
-            batch_stats,
-            run,
-        )
+        rows = train_rows(task, space, mask, rate, params, batch_stats, run)
     names = list(rows)
-    logits = np.stack([rows[name]["logits"] for name in names])
+    logits = np.stack([rows[name].logits for name in names])
     test = task.dataset.examples("test")
-    metrics, intervals = results.judge(
-        logits,
-        test,
-        num_groups=task.dataset.num_groups,
-        shown=COMPARED,
-        num_replicates=task.config.num_replicates,
-    )
+    with timed(timing, "judge_s"):
+        metrics, intervals = results.judge(
+            logits,
+            test,
+            num_groups=task.dataset.num_groups,
+            shown=COMPARED,
+            num_replicates=task.config.num_replicates,
+        )
     by_row, notes = results.summarise(names, metrics, intervals, task.dataset.group_names)
-    for name in names:
-        by_row[name] |= {key: rows[name][key] for key in ("learning_rate", "percent_trained")}
-        by_row[name]["val_objective"] = rows[name]["value"].mean()
-    description = space.describe(mask)
-    write_mask(run, task, space, state, winner)
-    write_trials(run, task, space, state)
-    save_weights(run.folder / "fairtune.safetensors", task.model, *rows["fairtune"]["network"])
+    for name, row in rows.items():
+        by_row[name] |= {"learning_rate": float(row.learning_rate)}
+        by_row[name] |= {"percent_trained": float(row.percent)}
+        by_row[name] |= {"val_objective": float(np.mean(row.values))}
     summary = run.finish(
         data=common.data_summary(task.dataset),
         results=by_row,
         timing=timing,
-        notes=[f"mask: {description.text}", *trial_notes(state), *notes],
+        notes=[
+            f"mask: {space.describe(mask).text}",
+            *weights.notes,
+            *fairtune_report.trial_notes(state.trials),
+            *notes,
+        ],
     )
     results.show(
         run,
@@ -267,8 +319,8 @@ def run_all(task: Task, space: MaskSpace, rungs: Rungs, weights: Any, run: commo
         answer=fairtune_report.one_sentence(by_row, task.dataset.name),
         shown=("percent_trained", *COMPARED),
         figures=fairtune_report.figures(
-            space, state.trials, task.objectives, dict(zip(names, logits, strict=True)), test,
-            task.dataset,
+            space, state.trials, rungs, task.objectives, dict(zip(names, logits, strict=True)),
+            test, task.dataset,
         ),
     )  # fmt: skip
 
@@ -284,67 +336,6 @@ class timed:
 
     def __exit__(self, *_):
         self.timing[self.name] = time.perf_counter() - self.began
-
-
-def write_mask(
-    run: common.Run, task: Task, space: MaskSpace, state: TuneState, winner: int
-) -> None:
-    """`mask.json`: everything that training with the found mask again needs."""
-    mask, description = state.trials.masks[winner], space.describe(state.trials.masks[winner])
-    found = {
-        "space": space.name,
-        "mask": [int(bit) for bit in mask],
-        "units": list(description.units),
-        "learning_rate": float(state.trials.learning_rates[winner]),
-        "trained_parameters": description.num_trained,
-        "percent_trained": description.percent,
-        "objective": task.objectives[0].name,
-        "val_objective": float(state.trials.values[winner, 0]),
-        "model": task.config.model,
-        "data": {"name": task.dataset.name, "fingerprint": task.dataset.fingerprint},
-    }
-    if len(task.objectives) > 1:
-        front = pareto_front(state.trials, task.maximize)
-        found["pareto_front"] = [
-            {
-                "mask": [int(bit) for bit in state.trials.masks[row]],
-                "learning_rate": float(state.trials.learning_rates[row]),
-                "val_objectives": [float(value) for value in state.trials.values[row]],
-            }
-            for row in front
-        ]
-    common.write_atomically(run.folder / "mask.json", json.dumps(found, indent=2) + "\n")
-
-
-def write_trials(run: common.Run, task: Task, space: MaskSpace, state: TuneState) -> None:
-    """`trials.csv`: one row per trial; values are of the validation split."""
-    trials = state.trials
-    with (run.folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        values = [f"val_{objective.name}" for objective in task.objectives]
-        writer.writerow(
-            ["trial", "status", "epochs", "same_as", "learning_rate", *values, *space.units]
-        )
-        for i, status in enumerate(trials.status):
-            writer.writerow(
-                [
-                    i,
-                    STATUS_NAMES[status],
-                    trials.epochs[i],
-                    trials.twins[i] if trials.twins[i] >= 0 else "",
-                    trials.learning_rates[i],
-                    *trials.values[i],
-                    *trials.masks[i].astype(int),
-                ]
-            )
-
-
-def trial_notes(state: TuneState) -> list[str]:
-    """How many trials failed, and why that can be."""
-    failed = int((state.trials.status == STATUS_NAMES.index("failed")).sum())
-    if not failed:
-        return []
-    return [f"{failed} trials failed: the objective was undefined or the training diverged"]
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""The page of `experiments.fairtune`: answer and figures."""
+"""What `experiments.fairtune` writes: `mask.json`, `trials.csv`, answer and figures of the page."""
 
+import csv
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments import common
+from experiments.fairtune_stages import Task
 from fairjax import report
 from fairjax.data import Dataset, Examples
-from fairjax.fairtune import STATUS_NAMES, MaskSpace, Objective, Trials, pareto_front
+from fairjax.fairtune import STATUS_NAMES, MaskSpace, Objective, Rungs, Trials, pareto_front
 
 _COMPLETE = STATUS_NAMES.index("complete")
 
@@ -106,9 +110,58 @@ def roc(logits: Mapping[str, np.ndarray], test: Examples, names: Sequence[str]) 
     return report.figure(draw)
 
 
+def importance(shares: Mapping[str, float], rungs: Rungs, objective: Objective) -> str:
+    """How much each unit and the learning rate explain of the trials' first comparison."""
+    names = sorted(shares, key=lambda name: shares[name])[-20:]
+
+    def draw(canvas):
+        axis = canvas.subplots()
+        axis.barh(names, [shares[name] for name in names], height=0.7)
+        axis.tick_params(axis="y", labelsize=7)
+        axis.set(xlabel=f"share of {objective.name} after {rungs.epochs[0]} epochs explained")
+
+    return report.figure(draw, size=(6.0, 0.8 + 0.2 * len(names)))
+
+
+def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
+    """Share of the variance that each unit and the learning rate explain, by Optuna's fANOVA.
+
+    Taken at the first rung, which trials of all qualities reach; {} for fewer than 4 of them or if
+    they do not differ.
+    """
+    import optuna
+
+    values = trials.rung_values[:, 0]
+    rows = np.flatnonzero(np.isfinite(values) & (trials.twins < 0))
+    if len(rows) < 4 or np.ptp(values[rows]) == 0:
+        return {}
+    rates = trials.learning_rates[rows]
+    distributions: dict[str, Any] = {
+        unit: optuna.distributions.CategoricalDistribution([False, True]) for unit in space.units
+    }
+    low, high = float(rates.min()), float(rates.max())
+    distributions["learning rate"] = optuna.distributions.FloatDistribution(low, high, log=True)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study()
+    for row in rows:
+        params: dict[str, Any] = dict(zip(space.units, map(bool, trials.masks[row]), strict=True))
+        params["learning rate"] = min(max(float(trials.learning_rates[row]), low), high)
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=distributions, value=float(values[row])
+            )
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    optuna.logging.set_verbosity(before)
+    return shares
+
+
 def figures(
     space: MaskSpace,
     trials: Trials,
+    rungs: Rungs,
     objectives: Sequence[Objective],
     logits: Mapping[str, np.ndarray],
     test: Examples,
@@ -118,8 +171,68 @@ def figures(
     drawn = {"Search": history(trials, objectives[0])}
     if space.num_units:
         drawn["What the best trials train"] = heat_map(trials, space, objectives[0])
+    if shares := parameter_importance(trials, space):
+        drawn["What decides"] = importance(shares, rungs, objectives[0])
     if len(objectives) > 1:
         drawn["Pareto front"] = front(trials, objectives)
     if dataset.num_classes == 2:
         drawn["ROC per group on test"] = roc(logits, test, dataset.group_names)
     return drawn
+
+
+def write_mask(run: common.Run, task: Task, space: MaskSpace, trials: Trials, winner: int) -> None:
+    """`mask.json`: everything that training with the found mask again needs."""
+    mask, description = trials.masks[winner], space.describe(trials.masks[winner])
+    found = {
+        "space": space.name,
+        "mask": [int(bit) for bit in mask],
+        "units": list(description.units),
+        "learning_rate": float(trials.learning_rates[winner]),
+        "trained_parameters": description.num_trained,
+        "percent_trained": description.percent,
+        "objective": task.objectives[0].name,
+        "val_objective": float(trials.values[winner, 0]),
+        "model": task.config.model,
+        "data": {"name": task.dataset.name, "fingerprint": task.dataset.fingerprint},
+    }
+    if len(task.objectives) > 1:
+        best = pareto_front(trials, task.maximize)
+        found["pareto_front"] = [
+            {
+                "mask": [int(bit) for bit in trials.masks[row]],
+                "learning_rate": float(trials.learning_rates[row]),
+                "val_objectives": [float(value) for value in trials.values[row]],
+            }
+            for row in best
+        ]
+    common.write_atomically(run.folder / "mask.json", json.dumps(found, indent=2) + "\n")
+
+
+def write_trials(run: common.Run, task: Task, space: MaskSpace, trials: Trials) -> None:
+    """`trials.csv`: one row per trial; values are of the validation split."""
+    with (run.folder / "trials.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        values = [f"val_{objective.name}" for objective in task.objectives]
+        writer.writerow(
+            ["trial", "status", "epochs", "same_as", "learning_rate", *values, *space.units]
+        )
+        for i, status in enumerate(trials.status):
+            writer.writerow(
+                [
+                    i,
+                    STATUS_NAMES[status],
+                    trials.epochs[i],
+                    trials.twins[i] if trials.twins[i] >= 0 else "",
+                    trials.learning_rates[i],
+                    *trials.values[i],
+                    *trials.masks[i].astype(int),
+                ]
+            )
+
+
+def trial_notes(trials: Trials) -> list[str]:
+    """How many trials failed, and why that can be."""
+    failed = int((trials.status == STATUS_NAMES.index("failed")).sum())
+    if not failed:
+        return []
+    return [f"{failed} trials failed: the objective was undefined or the training diverged"]

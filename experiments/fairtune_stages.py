@@ -1,18 +1,19 @@
-"""The stages of `experiments.fairtune`: pre-train, search, train every row, judge."""
+"""Stage 1 of `experiments.fairtune`: the search over masks and learning rates."""
 
 import functools
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import common
 from fairjax.data import Dataset, Examples
-from fairjax.data.lesions import lesions_dataset
-from fairjax.fairbatch import BatchSampler, fairbatch
+from fairjax.fairbatch import BatchSampler
 from fairjax.fairtune import (
     STATUS_NAMES,
     MaskSpace,
@@ -20,22 +21,26 @@ from fairjax.fairtune import (
     Rungs,
     Search,
     TuneState,
-    add_lora,
     evolution,
+    guided_masks,
     init_tune,
-    mask_space,
     nsga2,
     random_search,
     tpe,
     tune,
 )
-from fairjax.models import Model, load_weights, save_weights
+from fairjax.models import Model
 from fairjax.optimizers import make_optimizer
-from fairjax.sharding import plan_chunk_size
-from fairjax.train import fit, fit_population, init_fit, make_step, predict, start_train
-from fairjax.trees import stack_blocks
-
-COMPARED = ("accuracy", "auc", "worst_group_auc", "auc_gap", "equalized_odds_difference")
+from fairjax.sharding import AXIS, plan_chunk_size, shard_candidates
+from fairjax.train import (
+    Step,
+    fit_population,
+    init_fit,
+    make_step,
+    map_chunks,
+    predict,
+    start_train,
+)
 
 
 class Task(NamedTuple):
@@ -51,19 +56,30 @@ class Task(NamedTuple):
     val: Examples
     augment: Any
     preprocess: Any
+    class_weights: jax.Array | None
+    mesh: Mesh
 
     @property
     def maximize(self) -> tuple[bool, ...]:
         return tuple(objective.maximize for objective in self.objectives)
 
-    def optimizer(self) -> Any:
+    def optimizer(self, num_epochs: int) -> optax.GradientTransformation:
         config, steps = self.config, self.sampler.batches_per_epoch
         return make_optimizer(
             config.optimizer,
-            total_steps=config.num_epochs * steps,
+            total_steps=num_epochs * steps,
             schedule=config.schedule,
-            warmup_steps=min(config.warmup_epochs, config.num_epochs - 1) * steps,
+            warmup_steps=int(min(config.warmup_epochs, num_epochs / 2) * steps),
             weight_decay=config.weight_decay,
+        )
+
+    def step(self, optimizer: optax.GradientTransformation, space: MaskSpace) -> Step:
+        return make_step(
+            self.model,
+            optimizer,
+            bind=space.bind,
+            label_smoothing=self.config.label_smoothing,
+            class_weights=self.class_weights,
         )
 
     def logits(self, params: Any, batch_stats: Any, inputs: jax.Array) -> jax.Array:
@@ -78,66 +94,19 @@ class Task(NamedTuple):
             [chosen.measure(logits, val.labels, group=val.group) for chosen in self.objectives]
         )
 
+    def spread(self, candidates: Any) -> Any:
+        """Arrays `[P, ...]` put onto the devices that train them, so that no call recompiles."""
+        return jax.device_put(candidates, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
-class Networks(NamedTuple):
-    """Functions of whole networks, compiled once for all rows."""
-
-    measure: Any
-    logits: Any
-    head: Any
-
-
-def compile_networks(task: Task) -> Networks:
-    head = jax.jit(lambda seed: task.model.init(jax.random.key(seed))[0]["head"])
-    return Networks(jax.jit(task.measure), jax.jit(task.logits), head)
+    def everywhere(self, shared: Any) -> Any:
+        """Arrays that all candidates need, one copy per device."""
+        return jax.device_put(shared, NamedSharding(self.mesh, PartitionSpec()))
 
 
-def prepared_params(config: Any, params: Any) -> Any:
-    """Parameters with what the space adds to them."""
-    if config.space != "lora":
-        return params
-    return add_lora(params, jax.random.key(config.data.seed), rank=config.lora_rank)
-
-
-def pretrained(task: Task, run: common.Run) -> tuple[Any, Any]:
-    """The network trained on the source domain; kept in the run folder."""
-    config, path = task.config, run.folder / "pretrained.safetensors"
-    if path.exists():
-        return load_weights(path, task.model, jax.random.key(config.data.seed))[:2]
-    source = lesions_dataset(
-        jax.random.key(config.data.seed + 1), config.data.num_source, config.image_size, "source"
-    )
-    data = Examples(source.inputs, source.labels, source.group)
-    sampler = fairbatch(
-        data.labels, data.group, num_classes=2, num_groups=2, batch_size=config.batch_size,
-        criterion="none",
-    )  # fmt: skip
-    optimizer = make_optimizer(
-        "adamw",
-        total_steps=config.pretrain_epochs * sampler.batches_per_epoch,
-        warmup_steps=sampler.batches_per_epoch // 2,
-        weight_decay=0.05,
-    )
-    step = make_step(task.model, optimizer)
-    params, batch_stats = jax.jit(task.model.init)(jax.random.key(config.data.seed))
-    state = init_fit(start_train(params, batch_stats, optimizer), sampler, jax.random.key(0))
-    epoch = jax.jit(
-        lambda state, data: fit(step, state, data, sampler, num_epochs=1, augment=task.augment)
-    )
-    data = jax.tree.map(jnp.asarray, data)
-    with common.progress(config.pretrain_epochs, "pre-training") as bar:
-        for number in range(config.pretrain_epochs):
-            state, history = epoch(state, data)
-            common.say(f"pre-training, epoch {number + 1}: loss {float(history['loss'][0]):.4f}")
-            bar.update(1)
-    params, batch_stats = state.train.params, state.train.batch_stats
-    partial = path.with_name("pretrained.partial.safetensors")
-    save_weights(partial, task.model, params, batch_stats)
-    partial.replace(path)
-    return params, batch_stats
-
-
-def make_search(task: Task, space: MaskSpace, run: common.Run) -> Search:
+def make_search(
+    task: Task, space: MaskSpace, run: common.Run, first: tuple[np.ndarray, ...] = ()
+) -> Search:
+    """The configured search; `first` masks are what it asks for first."""
     config = task.config
     if config.search == "random":
         return random_search(space, learning_rates=config.learning_rates)
@@ -149,53 +118,19 @@ def make_search(task: Task, space: MaskSpace, run: common.Run) -> Search:
         learning_rates=config.learning_rates,
         storage=config.storage or str(run.folder / "study.journal"),
         fingerprint={"data": task.dataset.fingerprint, "objective": ", ".join(config.objective)},
+        worker=config.worker,
+        first_masks=first,
     )
 
 
 def search_masks(
     task: Task, space: MaskSpace, rungs: Rungs, params, batch_stats, run: common.Run
 ) -> TuneState:
-    """Stage 1: the search over masks and learning rates."""
-    config, optimizer = task.config, task.optimizer()
-    tunable, frozen = space.partition(params)
-    step = make_step(task.model, optimizer, bind=space.bind, label_smoothing=config.label_smoothing)
-
-    @jax.jit
-    def start(tunable, batch_stats, rates):
-        def one(rate):
-            train = start_train(tunable, batch_stats, optimizer, learning_rate=rate)
-            return init_fit(train, task.sampler, jax.random.key(config.data.seed))
-
-        return jax.vmap(one)(rates)
-
-    def evaluate_fn(train, shared):
-        val, frozen = shared
-        return task.measure(space.bind(train.params, frozen), train.batch_stats, val)
-
-    @functools.partial(jax.jit, static_argnums=5, donate_argnums=0)
-    def advance(states, masks, active, data, shared, chunk_size):
-        states, history = fit_population(
-            step,
-            states,
-            data,
-            task.sampler,
-            masks=jax.vmap(space.expand)(masks),
-            frozen=shared[1],
-            active=active,
-            shared_batches=True,
-            chunk_size=chunk_size,
-            num_epochs=rungs.epochs[0],
-            augment=task.augment,
-            evaluate_fn=evaluate_fn,
-            evaluate_data=shared,
-        )
-        return states, history["evaluation"][:, -1]
-
-    def start_fn(masks, rates):
-        return start(tunable, batch_stats, jnp.asarray(rates))
-
-    shared = (task.val, frozen)
-    search = make_search(task, space, run)
+    """Train the candidates of the search, or those that an interrupted run left."""
+    config = task.config
+    start_fn, make_train_fn = make_population(task, space, rungs, params, batch_stats)
+    first = guided_start(task, space, params, batch_stats, run) if config.guided_start else ()
+    search = make_search(task, space, run, first)
     state = init_tune(
         search,
         start_fn,
@@ -206,19 +141,6 @@ def search_masks(
         maximize=task.maximize,
         seed=config.data.seed,
     )
-    chunk_size = config.chunk_size
-    if chunk_size is None:
-        nobody = np.zeros((config.num_slots, space.num_units), bool)
-        chunk_size = plan_chunk_size(
-            lambda size: advance.lower(
-                state.population, nobody, nobody.any(1), task.train, shared, size
-            ),
-            config.num_slots,
-        )
-
-    def train_fn(population, masks, active):
-        return advance(population, masks, active, task.train, shared, chunk_size)
-
     restored = run.restore(state) if config.resume else None
     rounds = 0
     if restored is not None:
@@ -238,11 +160,116 @@ def search_masks(
         common.say(line)
         run.log({"round": rounds, "line": line})
 
+    train_fn = make_train_fn(state.population)
     state = tune(
         search, state, start_fn, train_fn, rungs, maximize=task.maximize, on_round=on_round
     )
     bar.close()
     return state
+
+
+def make_population(task: Task, space: MaskSpace, rungs: Rungs, params, batch_stats):
+    """`start_fn` and a maker of `train_fn` for `fairjax.fairtune.tune`."""
+    config, optimizer = task.config, task.optimizer(task.config.num_epochs)
+    tunable, frozen = space.partition(params)
+    step, shared = task.step(optimizer, space), task.everywhere((task.val, frozen))
+
+    @jax.jit
+    def start(tunable, batch_stats, rates):
+        def one(rate):
+            train = start_train(tunable, batch_stats, optimizer, learning_rate=rate)
+            return init_fit(train, task.sampler, jax.random.key(config.data.seed))
+
+        return jax.vmap(one)(rates)
+
+    def measure_one(train, shared):
+        val, frozen = shared
+        return task.measure(space.bind(train.params, frozen), train.batch_stats, val)
+
+    def measure_all(trains, active, shared):
+        return map_chunks(lambda train: measure_one(train, shared), trains, 1, active)
+
+    @functools.partial(jax.jit, static_argnums=5, donate_argnums=0)
+    def advance(states, masks, active, data, shared, chunk_size):
+        states, _ = fit_population(
+            step,
+            states,
+            data,
+            task.sampler,
+            masks=jax.vmap(space.expand)(masks),
+            frozen=shared[1],
+            active=active,
+            shared_batches=True,
+            chunk_size=chunk_size,
+            mesh=task.mesh,
+            num_epochs=rungs.epochs[0],
+            augment=task.augment,
+        )
+        measured = shard_candidates(measure_all, task.mesh, num_mapped=2)
+        return states, measured(states.train, active, shared)
+
+    def start_fn(masks, rates):
+        return start(tunable, batch_stats, jnp.asarray(rates))
+
+    def make_train_fn(population):
+        num_slots, num_devices = config.num_slots, task.mesh.size
+        chunk_size = config.chunk_size
+        if chunk_size is None:
+            nobody = np.zeros((num_slots, space.num_units), bool)
+            chunk_size = plan_chunk_size(
+                lambda size: advance.lower(
+                    population, nobody, nobody.any(1), task.train, shared, size
+                ),
+                -(-num_slots // num_devices),
+            )
+        # live candidates come first: deal them out, so that every device has its share of them
+        order = np.argsort(np.arange(num_slots) % num_devices, kind="stable")
+        back = np.argsort(order)
+
+        def train_fn(population, masks, active):
+            population = task.spread(_take(population, order))
+            masks, active = task.spread((masks[order], active[order]))
+            # wait for all devices: whoever is first at a collective waits only so long for the rest
+            population, values = jax.block_until_ready(
+                advance(population, masks, active, task.train, shared, chunk_size)
+            )
+            return _take(population, back), np.asarray(values)[back]
+
+        return train_fn
+
+    return start_fn, make_train_fn
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Write an `.npz` that a kill leaves whole or absent."""
+    partial = path.with_name("partial.npz")
+    np.savez(partial, **arrays)
+    partial.replace(path)
+
+
+@jax.jit
+def _take(tree: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def guided_start(task: Task, space: MaskSpace, params, batch_stats, run: common.Run):
+    """The first masks of the search, from gates trained by gradients; kept in the run folder."""
+    path = run.folder / "guided.npz"
+    if not path.exists():
+        masks, gates = guided_masks(
+            task.model,
+            space,
+            params,
+            batch_stats,
+            task.train,
+            task.val,
+            key=jax.random.key(task.config.data.seed),
+            num_masks=task.config.num_slots,
+            num_groups=task.dataset.num_groups,
+            preprocess=task.preprocess,
+        )
+        save_arrays(path, masks=masks, gates=gates)
+    return tuple(np.load(path)["masks"])
 
 
 def search_line(task: Task, state: TuneState, epochs_per_second: float) -> str:
@@ -258,90 +285,3 @@ def search_line(task: Task, state: TuneState, epochs_per_second: float) -> str:
         f"{count['failed']} failed, {count['running']} running of {len(trials.status)}; best "
         f"{task.objectives[0].name} {best}; {epochs_per_second:.2f} candidate epochs/s"
     )
-
-
-def train_rows(
-    task: Task,
-    nets: Networks,
-    space: MaskSpace,
-    mask: np.ndarray,
-    rate: float,
-    params,
-    batch_stats,
-    run: common.Run,
-) -> dict[str, dict[str, Any]]:
-    """Stage 2: every row of the table with all seeds; learning rates chosen on validation."""
-    full, linear = mask_space(params, "full"), mask_space(params, "linear")
-    none = np.zeros(0, bool)
-    plan = {
-        "full": (full, none),
-        "linear": (linear, none),
-        "all_on": (space, np.ones(space.num_units, bool)),
-        "fairtune": (space, mask),
-    }
-    low, high = task.config.learning_rates
-    rates = np.geomspace(low, high, task.config.num_rates + 2)[1:-1]
-    rows = {}
-    for name, (row_space, row_mask) in plan.items():
-        began = time.perf_counter()
-        train = make_refit(task, nets, row_space, row_mask, params, batch_stats)
-        best_rate = rate
-        if name != "fairtune" and len(rates) > 1:
-            values = [train(float(each), 1)["value"][0] for each in rates]
-            scores = np.array(values) * (1 if task.maximize[0] else -1)
-            best_rate = float(rates[int(np.nanargmax(scores))])
-        elif name != "fairtune":
-            best_rate = float(rates[0])
-        rows[name] = train(best_rate, task.config.num_seeds)
-        rows[name]["learning_rate"] = best_rate
-        rows[name]["percent_trained"] = row_space.describe(row_mask).percent
-        seconds = time.perf_counter() - began
-        line = f"{name}: learning rate {best_rate:.1e}, validation {rows[name]['value'].mean():.4f}"
-        common.say(f"{line}, {seconds:.0f} s")
-        run.log({"row": name, "learning_rate": best_rate, "line": line})
-    return rows
-
-
-def make_refit(task: Task, nets: Networks, space: MaskSpace, mask: np.ndarray, params, stats):
-    """`train(rate, num_seeds)` with gradients only for what `mask` trains.
-
-    Every seed has its own classifier and order of examples; they are trained one after another,
-    by one compiled program.
-    """
-    config, optimizer = task.config, task.optimizer()
-    trained, rest = space.split(params, mask)
-    step = make_step(task.model, optimizer, bind=space.bind, label_smoothing=config.label_smoothing)
-
-    @jax.jit
-    def start(trained, batch_stats, head, rate, seed):
-        train = start_train({**trained, "head": head}, batch_stats, optimizer, learning_rate=rate)
-        return init_fit(train, task.sampler, jax.random.key(seed))
-
-    @jax.jit
-    def epoch(state, rest, data):
-        one_step = functools.partial(step, frozen=rest)
-        state, _ = fit(one_step, state, data, task.sampler, num_epochs=1, augment=task.augment)
-        params = stack_blocks(space.bind(state.train.params, rest))
-        return state, params, state.train.batch_stats
-
-    def train(rate: float, num_seeds: int) -> dict[str, Any]:
-        """Validation objective `[S]`, test logits `[S, N, K]`, the first seed's network."""
-        sign = 1 if task.maximize[0] else -1
-        inputs = jnp.asarray(task.dataset.examples("test").inputs)
-        values, logits, networks = [], [], []
-        for seed in range(num_seeds):
-            state = start(trained, stats, nets.head(seed), rate, seed)
-            value, kept = np.nan, []
-            for _ in range(config.num_epochs):
-                state, *network = epoch(state, rest, task.train)
-                newest = float(nets.measure(*network, task.val)[0])
-                # nan compares false, so a diverged epoch cannot replace a sound one
-                better = np.isnan(value) or sign * newest > sign * value
-                if not kept or better or config.select == "last":
-                    value, kept = newest, network
-            values.append(value)
-            logits.append(np.asarray(nets.logits(*kept, inputs)))
-            networks.append(kept)
-        return {"value": np.array(values), "logits": np.stack(logits), "network": networks[0]}
-
-    return train

@@ -1,52 +1,68 @@
-"""The FairTune experiment end to end: interrupted, resumed, and what it writes."""
+"""The FairTune experiment end to end: killed, resumed, and what it reads and writes."""
 
 import csv
 import dataclasses
 import json
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments import common, fairtune, fairtune_rows, fairtune_stages
 from experiments.fairtune import PRESETS, prepare_run
-from fairjax.fairtune import mask_space
-from fairjax.models import image_model, load_weights
+from experiments.fairtune_data import balance, load_data
+from fairjax.data.lesions import lesions_dataset, synthetic_lesions, write_ham10000
+from fairjax.fairtune import best_trial, mask_space, mask_space_from_rules, successive_halving
+from fairjax.models import image_model, load_pretrained, load_weights
+from fairjax.sharding import candidate_mesh
 
 SMOKE = PRESETS["smoke"]
+LESIONS = lesions_dataset(jax.random.key(0), 896, 16)
 
 
-def test_an_interrupted_run_goes_on_and_writes_its_folder(tmp_path, monkeypatch, capsys):
-    config = dataclasses.replace(SMOKE, num_seeds=1, out=tmp_path / "run")
-    save, saved = common.Run.save, []
+class Killed(BaseException):
+    """Like `kill -9`: nothing in the program catches it."""
 
-    def save_then_stop(run, step, state):
-        save(run, step, state)
-        saved.append(state)
-        if len(saved) == 3:
-            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(common.Run, "save", save_then_stop)
-        with pytest.raises(KeyboardInterrupt):
+def kill_after(monkeypatch, module, name, calls):
+    """Run a function so many times; the next call dies before it does anything."""
+    original, count = getattr(module, name), 0
+
+    def call(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A smoke run that was killed between two rows of its table, then resumed."""
+    config = dataclasses.replace(SMOKE, out=tmp_path_factory.mktemp("fairtune") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, fairtune_rows, "train_row", 2)
+        with pytest.raises(Killed):
             prepare_run(config)()
-    folder = tmp_path / "run"
-    assert not (folder / "summary.json").exists()
-    with pytest.raises(ValueError, match="holds a run already"):
-        prepare_run(config)
-    with pytest.raises(ValueError, match="space was 'norm'"):
-        prepare_run(dataclasses.replace(config, space="mlp", resume=True))
+    config = dataclasses.replace(config, resume=True)
+    assert not (config.out / "summary.json").exists()
+    finished = {
+        name: (config.out / f"{name}.npz").stat().st_mtime_ns for name in ("full", "linear")
+    }
+    prepare_run(config)()
+    for name, written in finished.items():
+        assert (config.out / f"{name}.npz").stat().st_mtime_ns == written  # not trained again
+    return config.out
 
-    prepare_run(dataclasses.replace(config, resume=True))()
-    assert "fairtune" in capsys.readouterr().out
+
+def test_the_folder_of_a_run_that_was_killed_is_complete_and_agrees(folder):
     with (folder / "trials.csv").open() as file:
         trials = list(csv.DictReader(file))
     assert len(trials) == 4 and {trial["status"] for trial in trials} <= {"complete", "stopped"}
-    before = saved[2].trials
-    for row, trial in enumerate(trials):  # what was known at the kill is what stands in the table
-        if before.status[row]:
-            assert [int(trial[unit]) for unit in list(trial)[6:]] == list(before.masks[row])
-
     found = json.loads((folder / "mask.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary["results"]) == ["full", "linear", "all_on", "fairtune"]
@@ -59,23 +75,107 @@ def test_an_interrupted_run_goes_on_and_writes_its_folder(tmp_path, monkeypatch,
     assert shares[0] == 100 and shares[1] <= shares[3] <= shares[2]
     assert shares[3] == pytest.approx(found["percent_trained"])
     assert summary["results"]["full"]["ci95_vs_full"]["auc"] == [0, 0]
-    assert "What the best trials train" in (folder / "report.html").read_text()
+    assert len(summary["results"]["linear"]["per_seed"]["auc"]) == SMOKE.num_seeds
+    page = (folder / "report.html").read_text()
+    assert "What the best trials train" in page and "What decides" in page
 
-    model = image_model("vit_micro", 2, image_size=16)
-    tuned, before = (
-        load_weights(folder / name, model, jax.random.key(0)).params
-        for name in ("fairtune.safetensors", "pretrained.safetensors")
-    )
-    mask = np.array(found["mask"], bool)
-    frozen = mask_space(before, "norm").split(before, mask)[1]
-    assert "patch_embed" in frozen
+
+def test_the_saved_network_differs_from_the_shipped_one_only_where_the_mask_says(folder):
+    model, shipped = load_pretrained("vit_micro", 2, jax.random.key(0), image_size=16)
+    tuned, before = load_weights(folder / "fairtune.safetensors", model, jax.random.key(0)), shipped
+    mask = np.array(json.loads((folder / "mask.json").read_text())["mask"], bool)
+    assert "patch_embed" in mask_space(before.params, "norm").split(before.params, mask)[1]
     for path in (("blocks", "mlp", "fc1", "kernel"), ("patch_embed", "proj", "kernel")):
-        one, other = tuned, before
+        one, other = tuned.params, before.params
         for key in path:
             one, other = one[key], other[key]
         np.testing.assert_array_equal(one, other)
-    moved = np.asarray(tuned["blocks"]["norm1"]["scale"] != before["blocks"]["norm1"]["scale"])
-    np.testing.assert_array_equal(moved.any(1), mask)
+    scales = (weights.params["blocks"]["norm1"]["scale"] for weights in (tuned, before))
+    moved = np.asarray(np.not_equal(*scales)).any(1)
+    np.testing.assert_array_equal(moved, mask)
+
+
+def test_a_folder_is_not_overwritten_nor_resumed_with_other_settings(folder):
+    config = dataclasses.replace(SMOKE, out=folder)
+    with pytest.raises(ValueError, match="holds a run already"):
+        prepare_run(config)
+    with pytest.raises(ValueError, match="space was 'norm'"):
+        prepare_run(dataclasses.replace(config, space="mlp", resume=True))
+
+
+TOY = {"blocks": {"w": jnp.zeros((6, 2))}, "head": {"w": jnp.zeros(3)}}
+TOY_SPACE = mask_space_from_rules(TOY, {r"blocks/(\d+)/w": r"blocks/\1", r"head/w": "trained"})
+TOY_TARGET = np.array([1, 0, 1, 1, 0, 0], bool)
+
+
+def toy_population(task, space, rungs, params, batch_stats):
+    """Candidates whose value is the share of right bits, approached as they train."""
+
+    def start_fn(masks, rates):
+        return {"age": jnp.zeros(len(masks)), "rate": jnp.asarray(rates)}
+
+    def train_fn(states, masks, active):
+        age = np.asarray(states["age"]) + 1
+        values = (masks == TOY_TARGET).mean(1) * (1 - 0.5**age) - np.asarray(states["rate"])
+        return {**states, "age": jnp.asarray(age)}, values[:, None]
+
+    return start_fn, lambda population: fairtune_stages_train(train_fn)
+
+
+def fairtune_stages_train(train_fn):
+    """Looked up at every call, so that a test can make it die."""
+    return lambda *args: train_round(train_fn, *args)
+
+
+def train_round(train_fn, *args):
+    return train_fn(*args)
+
+
+def toy_search(out, resume=False, **changes):
+    settings = {"num_trials": 40, "num_slots": 4, "out": out, "resume": resume}
+    config = dataclasses.replace(SMOKE, **(settings | changes))
+    task = fairtune.make_task(config, LESIONS, image_model("vit_micro", 2, image_size=16))
+    run = common.Run("fairtune", config, out=config.out, resume=resume)
+    rungs = successive_halving(9)
+    return fairtune_stages.search_masks(task, TOY_SPACE, rungs, TOY, {}, run).trials
+
+
+def test_a_search_killed_at_five_random_times_ends_with_the_same_trials_and_winner(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fairtune_stages, "make_population", toy_population)
+    whole = toy_search(tmp_path / "whole")
+    draw, out = np.random.default_rng(0), tmp_path / "killed"
+    places = [(common.Run, "save"), (sys.modules[__name__], "train_round"), (common.Run, "log")]
+    for kill in range(5):
+        module, name = places[kill % 3]
+        with monkeypatch.context() as patch:
+            kill_after(patch, module, name, int(draw.integers(0, 3)) + (kill > 0))
+            with pytest.raises(Killed):
+                toy_search(out, resume=kill > 0)
+    again = toy_search(out, resume=True)
+    for field in ("masks", "learning_rates", "status", "twins", "epochs", "values"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(whole, field), field)
+    assert best_trial(again, True) == best_trial(whole, True)
+
+
+def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(fairtune_stages, "make_population", toy_population)
+    masks = np.stack([TOY_TARGET, ~TOY_TARGET, TOY_TARGET, np.ones(6, bool)])
+    computed = []
+
+    def guided(*args, num_masks, **options):
+        computed.append(num_masks)
+        return masks, masks.mean(0)
+
+    monkeypatch.setattr(fairtune_stages, "guided_masks", guided)
+    with monkeypatch.context() as patch:
+        kill_after(patch, common.Run, "save", 2)
+        with pytest.raises(Killed):
+            toy_search(tmp_path / "run", guided_start=True, num_trials=8)
+    trials = toy_search(tmp_path / "run", resume=True, guided_start=True, num_trials=8)
+    np.testing.assert_array_equal(trials.masks[:4], masks)
+    assert computed == [4]  # as many as there are slots
 
 
 @pytest.mark.parametrize(
@@ -85,11 +185,93 @@ def test_an_interrupted_run_goes_on_and_writes_its_folder(tmp_path, monkeypatch,
         ({"objective": ("min_auc",)}, "unknown objective 'min_auc'"),
         ({"space": "norms"}, "unknown mask space 'norms'"),
         ({"objective": ("auc", "auc_gap"), "search": "evolution"}, "takes one objective"),
+        ({"guided_start": True, "search": "random"}, "guided_start goes with tpe or nsga2"),
+        ({"model": "resnet18"}, "no weights ship for resnet18"),
         ({"data": dataclasses.replace(SMOKE.data, num_val=30)}, "multiple of 4, got 30"),
         ({"data": dataclasses.replace(SMOKE.data, num_val=8)}, "'dark skin'"),
+        ({"data": dataclasses.replace(SMOKE.data, source="ham")}, "no data set 'ham'"),
     ],
 )
 def test_mistakes_are_named_before_training(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         prepare_run(dataclasses.replace(SMOKE, out=tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+PAPER = [name for name, config in PRESETS.items() if config.model == "vit_base_patch16_224"]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_presets_say_in_one_line_which_files_they_miss(name, tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "weights.safetensors"
+    for arguments, message in (
+        ([], "error: no weights ship for vit_base_patch16_224"),
+        (["--weights", weights], f"error: {weights}: no such file"),
+        (["--weights", weights, "--data.manual-dir", tmp_path], f"error: {tmp_path}: missing"),
+    ):
+        if "--data.manual-dir" in arguments:
+            weights.touch()
+        monkeypatch.setattr(sys, "argv", ["fairtune", name, *map(str, arguments)])
+        with pytest.raises(SystemExit, match="2"):
+            common.main(prepare_run, PRESETS, description="")
+        printed = capsys.readouterr().err.strip()
+        assert message in printed and "\n" not in printed
+
+
+def test_a_paper_preset_reads_its_raw_files_and_lesions_as_jpeg_are_drawn_once(tmp_path):
+    write_ham10000(synthetic_lesions(jax.random.key(0), 400, 24), tmp_path / "ham")
+    model, shipped = load_pretrained("vit_micro", 2, jax.random.key(0))
+    fairtune_rows.save_weights(tmp_path / "vit.safetensors", model, shipped.params, {})
+    preset = PRESETS["ham10000_sex"]
+    data = dataclasses.replace(
+        preset.data, manual_dir=tmp_path / "ham", cache_dir=tmp_path / "cache"
+    )
+    config = dataclasses.replace(
+        preset, data=data, model="vit_micro", image_size=64,
+        weights=tmp_path / "vit.safetensors", out=tmp_path / "run",
+    )  # fmt: skip
+    prepare_run(config)
+    assert (tmp_path / "run" / "config.json").exists()
+    assert load_data(data, 64, "crop").inputs.shape == (400, 73, 73, 3)
+
+    sizes = {"num_train": 80, "num_val": 40, "num_test": 40, "height": 24}
+    data = dataclasses.replace(
+        data, source="lesions_jpeg", sensitive=(), manual_dir=tmp_path / "jpeg", **sizes
+    )
+    one, again = (load_data(data, 16, "flips") for _ in range(2))
+    assert set(one.group_names) == {"light", "dark"} and one.fingerprint == again.fingerprint
+    assert abs(len(one.splits["train"]) - 80) <= 4
+
+
+def test_a_balanced_split_keeps_as_many_of_every_group():
+    even = balance(LESIONS, "val")
+    rows = even.splits["val"]
+    assert set(rows) <= set(LESIONS.splits["val"])
+    counts = np.bincount(LESIONS.group[LESIONS.splits["val"]])
+    assert (np.bincount(LESIONS.group[rows]) == counts.min()).all()
+    np.testing.assert_array_equal(even.splits["test"], LESIONS.splits["test"])
+
+
+def test_balanced_class_weights_make_classes_weigh_the_same():
+    labels = np.array([0, 0, 0, 1])
+    weights = fairtune.balanced_weights(labels, 2)
+    np.testing.assert_allclose(weights, [4 / 6, 2])
+    assert weights[labels].mean() == pytest.approx(1)
+    with pytest.raises(ValueError, match="class 2 has no training examples"):
+        fairtune.balanced_weights(labels, 3)
+
+
+def test_rows_do_not_depend_on_the_number_of_devices(monkeypatch):
+    monkeypatch.setattr(fairtune_rows, "PROBE_EPOCHS", 3)
+    config = dataclasses.replace(SMOKE, num_seeds=3, num_epochs=1)
+    model, shipped = load_pretrained("vit_micro", 2, jax.random.key(0), image_size=16)
+    task = fairtune.make_task(config, LESIONS, model)
+    rates, rows = np.array([1e-3, 1e-2]), []
+    for devices in (jax.devices()[:1], jax.devices()[:2]):
+        own = task._replace(mesh=candidate_mesh(devices))
+        own = own._replace(train=own.everywhere(task.train), val=own.everywhere(task.val))
+        nets = fairtune_rows.compile_networks(own)
+        rows.append(fairtune_rows.train_probe(own, nets, rates, shipped.params, {}))
+    assert rows[0].logits.shape == (3, len(LESIONS.splits["test"]), 2)
+    np.testing.assert_allclose(rows[0].logits, rows[1].logits, atol=1e-5)
+    np.testing.assert_allclose(rows[0].values, rows[1].values, atol=1e-5)

@@ -197,6 +197,36 @@ def test_a_search_killed_after_any_round_ends_with_the_same_trials(name, tmp_pat
             np.testing.assert_array_equal(getattr(again, field), getattr(whole, field), field)
 
 
+def test_two_workers_on_one_journal_neither_lose_nor_repeat_each_others_trials(tmp_path):
+    path, rungs = str(tmp_path / "journal.log"), everyone(1)
+    searches = [tpe(SPACE, maximize=(True,), storage=path, worker=worker) for worker in (0, 1)]
+    states = [
+        init_tune(search, Toy().start, rungs, num_trials=8, num_slots=4, num_units=6,
+                  maximize=(True,))
+        for search in searches
+    ]  # fmt: skip
+    found = [None, None]
+
+    def meanwhile(state):  # the other worker runs to its end while the first is in its second round
+        if found[1] is None and (state.trials.status != 0).all():
+            found[1] = run(searches[1], Toy(), rungs, num_trials=8, state=states[1])
+
+    found[0] = run(searches[0], Toy(), rungs, num_trials=8, state=states[0], on_round=meanwhile)
+    for trials in found:
+        assert (trials.status == STATUS_NAMES.index("complete")).all()
+    numbers = np.concatenate([trials.numbers for trials in found])
+    assert sorted(numbers) == list(range(16))
+    import optuna
+
+    backend = optuna.storages.journal.JournalFileBackend(path)
+    study = optuna.load_study(
+        study_name="fairtune", storage=optuna.storages.JournalStorage(backend)
+    )
+    values = np.concatenate([trials.values[:, 0] for trials in found])
+    np.testing.assert_allclose([trial.value for trial in study.trials], values[numbers.argsort()])
+    assert (found[0].masks != found[1].masks).any()
+
+
 def test_a_stored_study_of_another_space_is_refused(tmp_path):
     path = str(tmp_path / "journal.log")
     tpe(SPACE, maximize=(True,), storage=path, fingerprint={"data": "a"}).init(0)

@@ -4,6 +4,7 @@ Dutt, Bohdal, Tsaftaris, Hospedales: "FairTune: Optimizing Parameter Efficient F
 Fairness in Medical Image Analysis", ICLR 2024.
 """
 
+from fairjax.fairtune.guided import guided_masks
 from fairjax.fairtune.lora import add_lora, fold_lora
 from fairjax.fairtune.objectives import MAXIMIZED, Objective, check_objectives, objective
 from fairjax.fairtune.search import (
@@ -51,6 +52,7 @@ __all__ = [
     "check_objectives",
     "evolution",
     "fold_lora",
+    "guided_masks",
     "init_tune",
     "mask_space",
     "mask_space_from_rules",

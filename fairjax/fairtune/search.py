@@ -11,9 +11,10 @@ States are pytrees of arrays: they can be checkpointed, and asking goes on from 
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -213,12 +214,19 @@ def optuna_search(
     learning_rates: tuple[float, float] = LEARNING_RATES,
     storage: str | None = None,
     fingerprint: Mapping[str, str] | None = None,
+    worker: int = 0,
+    first_masks: Sequence[np.ndarray] = (),
 ) -> Search:
     """Any Optuna sampler as a `Search`; candidates that are out count as pending (constant liar).
 
     The sampler's seed depends on how many candidates were asked for, so a search that goes on from
     a saved state asks for what it would have asked for. Trials that the storage holds beyond that
     state are marked as abandoned and failed.
+
+    Several processes may share a storage (a journal file, or PostgreSQL; not SQLite) as different
+    workers: each asks for and is told its own trials, and the sampler learns from all. What a
+    worker asks for then depends on what the others have told, so that only a single worker repeats
+    itself exactly.
 
     Args:
       space: what the bits mean.
@@ -227,6 +235,8 @@ def optuna_search(
       learning_rates: range, log-uniform.
       storage: database URL, or the path of a journal file; None keeps the study in memory.
       fingerprint: further facts, such as that of the data, that a stored study must agree with.
+      worker: number of this process among those that share the storage.
+      first_masks: masks `[U]` to ask for first, with learning rates that the sampler chooses.
 
     Returns:
       `Search`, whose `init` raises ValueError if the stored study disagrees with the space, the
@@ -240,9 +250,6 @@ def optuna_search(
     _log_range(learning_rates)
     if not maximize:
         raise ValueError("maximize needs one direction per objective")
-    choice = optuna.distributions.CategoricalDistribution([False, True])
-    rate = optuna.distributions.FloatDistribution(*learning_rates, log=True)
-    distributions = {unit: choice for unit in space.units} | {"learning_rate": rate}
     units = hashlib.sha256(json.dumps(space.units).encode()).hexdigest()[:16]
     facts = {"space": space.name, "units": units, "learning_rates": str(learning_rates)}
     facts |= dict(fingerprint or {})
@@ -269,7 +276,7 @@ def optuna_search(
 
     def ask(state: StudyState, count: int):
         (study,) = studies
-        known = _known_trials(study)
+        known = _own_trials(study, worker)
         if len(known) < state.asked:
             raise ValueError(
                 f"the study knows {len(known)} of the {state.asked} trials asked for; "
@@ -278,8 +285,17 @@ def optuna_search(
         for trial in known[int(state.asked) :]:
             study._storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-        study.sampler = make_sampler(int(state.seed) * 1_000_003 + int(state.asked))
-        trials = [study.ask(distributions) for _ in range(count)]
+        seed = (int(state.seed) + 7919 * worker) * 1_000_003 + int(state.asked)
+        study.sampler = make_sampler(seed % 2**32)
+        trials = []
+        for mask in itertools.islice(itertools.chain(first_masks[int(state.asked) :],
+                                                     itertools.repeat(None)), count):  # fmt: skip
+            fixed = {} if mask is None else dict(zip(space.units, map(bool, mask), strict=True))
+            trial = _new_trial(study, worker, fixed)
+            for unit in space.units:
+                trial.suggest_categorical(unit, [False, True])
+            trial.suggest_float("learning_rate", *learning_rates, log=True)
+            trials.append(trial)
         masks = [[trial.params[unit] for unit in space.units] for trial in trials]
         candidates = Candidates(
             np.array([trial.number for trial in trials], np.int32),
@@ -308,10 +324,25 @@ def optuna_search(
     return Search(init, ask, tell)
 
 
-def _known_trials(study: Any) -> list[Any]:
-    """Trials in order, without those that a kill left behind."""
+def _new_trial(study: Any, worker: int, fixed: Mapping[str, bool]) -> Any:
+    """`study.ask`, but the trial names its worker from the moment it exists."""
+    import optuna
+
+    template = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING,
+        user_attrs={"worker": worker},
+        system_attrs={"fixed_params": dict(fixed)},
+    )
+    trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
+    study._thread_local.cached_all_trials = None  # the sampler is to see what others have told
+    return optuna.Trial(study, trial_id)
+
+
+def _own_trials(study: Any, worker: int) -> list[Any]:
+    """A worker's trials in order, without those that a kill left behind."""
     trials = study.get_trials(deepcopy=False)
-    return [trial for trial in trials if "abandoned" not in trial.user_attrs]
+    own = [trial for trial in trials if trial.user_attrs.get("worker") == worker]
+    return [trial for trial in own if "abandoned" not in trial.user_attrs]
 
 
 def _report(study: Any, number: int, epoch: int, value: float) -> None:

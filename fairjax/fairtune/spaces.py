@@ -134,7 +134,21 @@ class MaskSpace:
         """
         mask = jnp.asarray(mask)
         self._check_length(mask.shape)
-        bits = jnp.concatenate([mask.astype(bool), jnp.array([True, False])])
+        return self._spread(jnp.concatenate([mask.astype(bool), jnp.array([True, False])]))
+
+    def gates(self, values: jax.Array) -> dict[str, Any]:
+        """A relaxed mask for every tunable leaf: like `expand`, but float32 values `[U]`.
+
+        What is always trained has gate 1. Differentiable.
+
+        Raises:
+          ValueError: the values are not `[U]`.
+        """
+        self._check_length(values.shape)
+        return self._spread(jnp.concatenate([values, jnp.array([1.0, 0.0])]))
+
+    def _spread(self, bits: jax.Array) -> dict[str, Any]:
+        """One value per unit, then those of always and never, to every tunable leaf."""
 
         def of_leaf(name: str, place: np.ndarray) -> jax.Array:
             rank = len(self.shapes[name])
