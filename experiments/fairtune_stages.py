@@ -29,7 +29,7 @@ from fairjax.fairtune import (
     tpe,
     tune,
 )
-from fairjax.models import Model
+from fairjax.models import Model, gate_kernels
 from fairjax.optimizers import make_optimizer
 from fairjax.sharding import AXIS, plan_chunk_size, shard_candidates
 from fairjax.train import (
@@ -78,6 +78,7 @@ class Task(NamedTuple):
             self.model,
             optimizer,
             bind=space.bind,
+            gate=gate_kernels,
             label_smoothing=self.config.label_smoothing,
             class_weights=self.class_weights,
         )
@@ -199,7 +200,6 @@ def make_population(task: Task, space: MaskSpace, rungs: Rungs, params, batch_st
             masks=jax.vmap(space.expand)(masks),
             frozen=shared[1],
             active=active,
-            shared_batches=True,
             chunk_size=chunk_size,
             mesh=task.mesh,
             num_epochs=rungs.epochs[0],
