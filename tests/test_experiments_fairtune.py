@@ -43,20 +43,19 @@ def kill_after(monkeypatch, module, name, calls):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A smoke run that was killed between two rows of its table, then resumed."""
-    config = dataclasses.replace(SMOKE, out=tmp_path_factory.mktemp("fairtune") / "run")
+    out = tmp_path_factory.mktemp("fairtune") / "run"
+    config = dataclasses.replace(SMOKE, out=out)
     with pytest.MonkeyPatch.context() as patch:
         kill_after(patch, fairtune_rows, "train_row", 2)
         with pytest.raises(Killed):
             prepare_run(config)()
     config = dataclasses.replace(config, resume=True)
-    assert not (config.out / "summary.json").exists()
-    finished = {
-        name: (config.out / f"{name}.npz").stat().st_mtime_ns for name in ("full", "linear")
-    }
+    assert not (out / "summary.json").exists()
+    finished = {name: (out / f"{name}.npz").stat().st_mtime_ns for name in ("full", "linear")}
     prepare_run(config)()
     for name, written in finished.items():
-        assert (config.out / f"{name}.npz").stat().st_mtime_ns == written  # not trained again
-    return config.out
+        assert (out / f"{name}.npz").stat().st_mtime_ns == written  # not trained again
+    return out
 
 
 def test_the_folder_of_a_run_that_was_killed_is_complete_and_agrees(folder):

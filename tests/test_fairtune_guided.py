@@ -42,7 +42,7 @@ def make_data(seed, n=400):
 
 
 MODEL = toy_model()
-PARAMS = MODEL.init(None)[0]
+PARAMS = MODEL.init(jax.random.key(0))[0]
 SPACE = mask_space_from_rules(PARAMS, {r"blocks/(\d+)/w": r"blocks/\1", r"head/b": "trained"})
 
 

@@ -1,5 +1,7 @@
 """Searches, early stopping and objectives, on toy problems that need no training."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,7 +207,7 @@ def test_two_workers_on_one_journal_neither_lose_nor_repeat_each_others_trials(t
                   maximize=(True,))
         for search in searches
     ]  # fmt: skip
-    found = [None, None]
+    found: list[Any] = [None, None]
 
     def meanwhile(state):  # the other worker runs to its end while the first is in its second round
         if found[1] is None and (state.trials.status != 0).all():
@@ -217,13 +219,16 @@ def test_two_workers_on_one_journal_neither_lose_nor_repeat_each_others_trials(t
     numbers = np.concatenate([trials.numbers for trials in found])
     assert sorted(numbers) == list(range(16))
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 
-    backend = optuna.storages.journal.JournalFileBackend(path)
+    backend = JournalFileBackend(path)
     study = optuna.load_study(
         study_name="fairtune", storage=optuna.storages.JournalStorage(backend)
     )
     values = np.concatenate([trials.values[:, 0] for trials in found])
-    np.testing.assert_allclose([trial.value for trial in study.trials], values[numbers.argsort()])
+    np.testing.assert_allclose(
+        np.array([trial.value for trial in study.trials], float), values[numbers.argsort()]
+    )
     assert (found[0].masks != found[1].masks).any()
 
 

@@ -2,6 +2,7 @@
 """Populations of masks: frozen units stay, results do not depend on company, batches are shared."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -255,6 +256,6 @@ def test_a_second_epoch_does_not_recompile_even_where_numbers_came_from_python()
     train = start_train(PARAMS, {}, OPTIMIZER, learning_rate=1e-3)
     state = init_fit(train, SAMPLER, jax.random.key(0))
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(state.train.opt_state))
-    epoch = jax.jit(lambda state: fit(step, state, DATA, SAMPLER, num_epochs=1)[0])
+    epoch: Any = jax.jit(lambda state: fit(step, state, DATA, SAMPLER, num_epochs=1)[0])
     epoch(epoch(state))
     assert epoch._cache_size() == 1
