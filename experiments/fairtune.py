@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, fairtune_report, results
-from experiments.fairtune_data import Augment, Data, load_data, make_augment
 from experiments.fairtune_rows import train_rows
 from experiments.fairtune_stages import Task, search_masks
+from experiments.image_data import Augment, Data, load_data, make_augment
 from fairjax.data import Dataset
 from fairjax.data.augment import eval_preprocess
 from fairjax.fairbatch import fairbatch
@@ -125,7 +125,7 @@ def paper_preset(source: str, *sensitive: str, **settings) -> Config:
 # sizes for 3 minutes on 2 cores; one candidate at a time per core, more are no faster on CPU
 LESIONS = Config(
     about="synthetic skin lesions by skin tone, vit_micro; about 3 minutes on 2 cores",
-    data=Data(balance_val=True),
+    data=Data(balance=("val",)),
     num_epochs=3,
     first_rung=1,
     warmup_epochs=0.5,
@@ -153,7 +153,7 @@ PRESETS = {
     "lesions_jpeg": dataclasses.replace(
         LESIONS,
         about="the synthetic lesions as JPEG files, drawn once, read like HAM10000 and cached",
-        data=Data("lesions_jpeg", Path("lesions"), ("skin_tone",), balance_val=True),
+        data=Data("lesions_jpeg", Path("lesions"), ("skin_tone",), balance=("val",)),
     ),
     "ham10000_sex": paper_preset("ham10000", "sex"),
     "ham10000_age": paper_preset("ham10000", "age_multi"),

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from experiments import common, pruning_report, results
+from experiments.image_data import Data, load_data
 from experiments.pruning_stages import (
     SHOWN,
     Progress,
@@ -33,29 +34,12 @@ from experiments.pruning_stages import (
     make_task,
 )
 from fairjax import pruning
-from fairjax.data import Dataset, lesions_dataset, load_named
+from fairjax.data import Dataset
 from fairjax.models import Model, image_model, load_pretrained, load_weights, save_weights
 from fairjax.pruning import PrunePlan, Score
 
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What to train on: synthetic lesions by skin tone, or a named set."""
-
-    name: str = "lesions"
-    """or a set that `experiments.prepare` knows"""
-    manual_dir: Path = Path(".")
-    """of a named set: folder with the downloaded files"""
-    cache_dir: Path | None = None
-    """of a named set: where decoded images are kept"""
-    sensitive: tuple[str, ...] = ()
-    """of a named set: attributes that make the groups; the set's first by default"""
-    num_images: int = 16_000
-    """of lesions, to draw"""
-    num_train: int = 1600
-    """of lesions; the others validate and test, as many images of dark as of light skin"""
-    seed: int = 0
-    """of lesions"""
+# dark skin is rare, and rates on it want many images of it; as many of light skin are enough
+LESIONS = Data(num_train=1600, num_val=4800, num_test=9600, balance=("val", "test"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +47,7 @@ class Config:
     """Sensitive-channel pruning of an image network."""
 
     about: str = ""
-    data: Data = Data()
+    data: Data = LESIONS
     model: str = "vgg_micro"
     image_size: int = 64
     weights: Path | None = None
@@ -127,7 +111,7 @@ PRESETS = {
     ),
     "smoke": Config(
         about="seconds, for tests",
-        data=Data(num_images=720, num_train=240),
+        data=dataclasses.replace(LESIONS, num_train=240, num_val=160, num_test=320),
         image_size=16,
         layers=("features/13",),
         counts=(4, 8),
@@ -138,12 +122,12 @@ PRESETS = {
     "fitzpatrick17k": dataclasses.replace(
         _PUBLISHED,
         about="114 skin conditions by skin type, VGG-11 at 224 px; needs a GPU or TPU",
-        data=Data(name="fitzpatrick17k_114"),
+        data=Data("fitzpatrick17k_114"),
     ),
     "isic2019": dataclasses.replace(
         _PUBLISHED,
         about="8 kinds of skin lesion by sex, VGG-11 at 128 px; needs a GPU or TPU",
-        data=Data(name="isic2019"),
+        data=Data("isic2019"),
         image_size=128,
     ),
 }
@@ -175,6 +159,7 @@ def prepare_run(config: Config):
         )
     _check_layers(config, image_model(config.model, 2, image_size=config.image_size))
     dataset = load_data(config.data, config.image_size)
+    _check_cells(dataset)
     model, start = load_network(config, dataset.num_classes)
     task = make_task(config, model, start, dataset)
     run = common.Run("pruning", config, out=config.out, resume=config.resume)
@@ -194,50 +179,17 @@ def _check_layers(config: Config, model: Model) -> None:
             )
 
 
-def load_data(data: Data, image_size: int) -> Dataset:
-    """The configured set, images of `image_size`."""
-    if data.name == "lesions":
-        return _lesions(data, image_size)
-    return load_named(
-        data.name,
-        data.manual_dir,
-        size=image_size,
-        sensitive=data.sensitive or None,
-        cache_dir=data.cache_dir,
-    )
-
-
-def _lesions(data: Data, image_size: int) -> Dataset:
-    """Lesions of the target domain, whose evaluation splits hold as many of either skin tone.
-
-    Dark skin is rare there, as in the training split. Rates within a group do not depend on how
-    common it is, so leaving out light skin only makes evaluation cheaper. A third of the rest
-    validates; rows come in fours, of which photographs of one lesion never leave their four.
-    """
-    if data.num_train < 4 or data.num_train % 4 or data.num_images <= data.num_train:
-        raise ValueError(
-            "num_train must be a positive multiple of 4 and below num_images, "
-            f"got {data.num_train} of {data.num_images}"
-        )
-    dataset = lesions_dataset(jax.random.key(data.seed), data.num_images, image_size)
-    border = data.num_train + (data.num_images - data.num_train) // 12 * 4
-    splits = {"train": np.arange(data.num_train, dtype=np.int32)}
-    for split, start, end in (
-        ("val", data.num_train, border),
-        ("test", border, data.num_images),
-    ):
-        rows = np.arange(start, end, dtype=np.int32)
-        dark = rows[dataset.group[rows] == 1]
-        light = rows[dataset.group[rows] == 0][: len(dark)]
-        splits[split] = np.sort(np.concatenate([light, dark]))
-        counts = np.bincount(2 * dataset.labels[splits[split]] + dataset.group[splits[split]])
-        if len(counts) < 4 or not counts.all():
+def _check_cells(dataset: Dataset) -> None:
+    """Rates are compared between groups within a class, so two classes must be in every group."""
+    for split in ("val", "test"):
+        counts = dataset.cell_counts(split)
+        if (counts > 0).all(1).sum() < 2:
+            label, group = np.argwhere(counts == 0)[0]
             raise ValueError(
-                f"num_images is {data.num_images}: the {split} split has no malignant lesion on "
-                "dark skin, draw more"
+                f"the {split} split has fewer than two classes in every group (such as no "
+                f"{dataset.label_names[label]} of {dataset.group_names[group]}): it needs more "
+                "images"
             )
-    note = "validation and test hold as many images of dark as of light skin"
-    return dataclasses.replace(dataset, splits=splits, notes=(*dataset.notes, note))
 
 
 def load_network(config: Config, num_classes: int) -> tuple[Model, Start]:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from experiments import common, results
-from fairjax import pruning
+from fairjax import optimizers, pruning
 from fairjax.data import Dataset, Examples
 from fairjax.data.augment import (
     color_jitter,
@@ -46,7 +46,7 @@ class Network(NamedTuple):
 
     params: Any
     batch_stats: Any
-    keep: dict[str, jax.Array]
+    keep: dict[str, Any]
     """Layer -> bool `[C]`, for all layers that may be pruned."""
 
 
@@ -176,18 +176,16 @@ def make_augment(config: Any, model: Model) -> Any:
 
 def make_optimizer(config: Any, num_steps: int, masks: Any) -> optax.GradientTransformation:
     """Nesterov SGD under the schedule; `masks` live in its state, not in the program."""
-    rate = -config.learning_rate
-    schedule = (
-        optax.warmup_cosine_decay_schedule(0.0, rate, num_steps // 10, num_steps)
-        if config.schedule == "cosine"
-        else optax.piecewise_constant_schedule(rate, {num_steps // 2: 0.1})
+    sgd = optimizers.make_optimizer(
+        "sgd_nesterov",
+        total_steps=num_steps,
+        schedule=config.schedule,
+        warmup_steps=num_steps // 10 if config.schedule == "cosine" else 0,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        drops=(0.5,),
     )
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.trace(decay=0.9, nesterov=True),
-        optax.scale_by_schedule(schedule),
-        pruning.hold_pruned(masks),
-    )
+    return optax.chain(sgd, pruning.hold_pruned(masks))
 
 
 def train(task: Task, params, batch_stats, plans: list[PrunePlan], num_epochs: int, key):
@@ -199,19 +197,25 @@ def train(task: Task, params, batch_stats, plans: list[PrunePlan], num_epochs: i
     return [jax.tree.map(lambda leaf, i=i: leaf[i], networks) for i in range(len(plans))]
 
 
+def start_network(task: Task, key: jax.Array) -> Network:
+    """The whole network before its baseline is trained."""
+    params, batch_stats = task.start(key)
+    params, graph = unstack_blocks(params), task.model.config.channel_graph
+    sizes = pruning.num_channels(params, {layer: graph[layer] for layer in task.config.layers})
+    return Network(params, batch_stats, {layer: np.ones(n, bool) for layer, n in sizes.items()})
+
+
 def train_baseline(task: Task, seed: int) -> Network:
     """The unpruned network: trained, or taken as it is."""
     key = jax.random.key(seed)
-    params, batch_stats = task.start(key)
-    params = unstack_blocks(params)
-    graph = task.model.config.channel_graph
-    sizes = pruning.num_channels(params, {layer: graph[layer] for layer in task.config.layers})
-    whole = {layer: jnp.ones(size, bool) for layer, size in sizes.items()}
-    if task.config.num_epochs:
-        ((params, batch_stats),) = train(
-            task, params, batch_stats, [PrunePlan(whole)], task.config.num_epochs, key
-        )
-    return Network(params, batch_stats, whole)
+    network = start_network(task, key)
+    if not task.config.num_epochs:
+        return network
+    plans = [PrunePlan(network.keep)]
+    ((params, batch_stats),) = train(
+        task, network.params, network.batch_stats, plans, task.config.num_epochs, key
+    )
+    return network._replace(params=params, batch_stats=batch_stats)
 
 
 def fate(config: Any, table: Mapping[str, Any], base: Mapping[str, Any]) -> jax.Array:
@@ -321,14 +325,10 @@ class Progress(NamedTuple):
 
 def blank_progress(task: Task) -> Progress:
     """The start of a run."""
-    params, batch_stats = task.start(jax.random.key(0))
-    graph = task.model.config.channel_graph
-    sizes = pruning.num_channels(params, {layer: graph[layer] for layer in task.config.layers})
-    keep: Any = {layer: np.ones(size, bool) for layer, size in sizes.items()}
     num_test = len(task.data["test"].labels)
     logits = np.zeros((task.config.num_seeds, len(ROWS), num_test, task.dataset.num_classes))
-    network = Network(unstack_blocks(params), batch_stats, keep)
-    networks = {row: network for row in ROWS}
+    network = start_network(task, jax.random.key(0))
+    networks: dict[str, Network] = {row: network for row in ROWS}
     return Progress(0, 0, 0, networks, logits.astype(np.float32))
 
 

@@ -19,6 +19,7 @@ def make_optimizer(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
+    drops: tuple[float, ...] = (1 / 3, 2 / 3),
 ) -> optax.GradientTransformation:
     """An optimiser under a schedule that multiplies its learning rate.
 
@@ -30,11 +31,12 @@ def make_optimizer(
         to the gradient, as torch does.
       total_steps: steps of a whole run.
       schedule: factor of the learning rate after the warm-up: "constant" 1; "cosine" from 1 to 0;
-        "step" a tenth after each third; "exponential" from 1 to a hundredth.
+        "step" a tenth at each of `drops`; "exponential" from 1 to a hundredth.
       warmup_steps: steps over which the factor first rises linearly from a hundredth.
       learning_rate: largest step size.
       weight_decay: its coefficient.
       momentum: of SGD.
+      drops: of "step", as shares of the steps after the warm-up.
 
     Returns:
       An optax transformation.
@@ -58,11 +60,13 @@ def make_optimizer(
 
     return optax.chain(
         optax.inject_hyperparams(build)(learning_rate=learning_rate, weight_decay=weight_decay),
-        optax.scale_by_schedule(_relative(schedule, total_steps, warmup_steps)),  # pyright: ignore[reportArgumentType]
+        optax.scale_by_schedule(_relative(schedule, total_steps, warmup_steps, drops)),  # pyright: ignore[reportArgumentType]
     )
 
 
-def _relative(schedule: Schedule, total_steps: int, warmup_steps: int) -> Callable[[Any], Any]:
+def _relative(
+    schedule: Schedule, total_steps: int, warmup_steps: int, drops: tuple[float, ...]
+) -> Callable[[Any], Any]:
     """Factor in [0, 1] of the learning rate at a step."""
 
     def factor(step):
@@ -71,7 +75,7 @@ def _relative(schedule: Schedule, total_steps: int, warmup_steps: int) -> Callab
         decayed = {
             "constant": lambda: jnp.ones_like(done),
             "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * done)),
-            "step": lambda: 0.1 ** jnp.floor(jnp.minimum(3 * done, 2.0)),
+            "step": lambda: 0.1 ** sum((done >= drop).astype(jnp.float32) for drop in drops),
             "exponential": lambda: 0.01**done,
         }[schedule]()
         warm = 0.01 + 0.99 * step / max(warmup_steps, 1)

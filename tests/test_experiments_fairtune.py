@@ -12,7 +12,7 @@ import pytest
 
 from experiments import common, fairtune, fairtune_rows, fairtune_stages
 from experiments.fairtune import PRESETS, prepare_run
-from experiments.fairtune_data import balance, load_data
+from experiments.image_data import balance, load_data
 from fairjax.data.lesions import lesions_dataset, synthetic_lesions, write_ham10000
 from fairjax.fairtune import best_trial, mask_space, mask_space_from_rules, successive_halving
 from fairjax.models import image_model, load_pretrained, load_weights

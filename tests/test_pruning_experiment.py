@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments import common
 from experiments import pruning as experiment
+from experiments.image_data import Data, load_data
 from experiments.pruning_stages import ROWS, class_balanced, rank
 from fairjax import pruning
 from fairjax.data.augment import eval_preprocess
@@ -19,7 +20,7 @@ SMALL = dataclasses.replace(experiment.PRESETS["smoke"], num_finalists=1)
 
 
 def test_a_run_interrupted_between_rounds_resumes_to_the_same_results(tmp_path, monkeypatch):
-    dataset = experiment.load_data(SMALL.data, SMALL.image_size)
+    dataset = load_data(SMALL.data, SMALL.image_size)
     model, network = experiment.load_network(SMALL, dataset.num_classes)
     task = experiment.make_task(SMALL, model, network, dataset)
 
@@ -68,10 +69,10 @@ def test_a_run_interrupted_between_rounds_resumes_to_the_same_results(tmp_path, 
         ("num_rounds must be at least 1", {"num_rounds": 0}),
         ("or 0 with --weights, got 0", {"num_epochs": 0}),
         ("--scores: give at least one", {"scores": ()}),
-        ("num_train must be a positive multiple of 4", {"data": experiment.Data(num_train=6)}),
+        ("num_train must be a positive multiple of 4", {"data": Data(num_train=6)}),
         (
-            "no malignant lesion on dark skin",
-            {"data": experiment.Data(num_images=60, num_train=40)},
+            "val split has fewer than two classes in every group",
+            {"data": Data(num_train=40, num_val=8, num_test=12)},
         ),
         ("disparity must be one of", {"disparity": "gap"}),
         ("num_finalists is 9, but there are 2 candidates", {"num_finalists": 9}),
@@ -95,7 +96,7 @@ def test_calling_everything_benign_is_no_way_to_be_fair():
 
 
 def test_every_class_is_as_likely_in_a_batch():
-    dataset = experiment.load_data(experiment.Data(num_images=720, num_train=240), 16)
+    dataset = load_data(SMALL.data, 16)
     labels = dataset.examples("train").labels
     sampler = class_balanced(dataset, 100)
     indices, _ = sampler.sample_epoch(jax.random.key(0), sampler.init(), num_batches=50)
@@ -104,7 +105,7 @@ def test_every_class_is_as_likely_in_a_batch():
 
 
 def test_evaluation_splits_hold_as_many_images_of_either_skin_tone():
-    dataset = experiment.load_data(experiment.Data(num_images=720, num_train=240), 16)
+    dataset = load_data(SMALL.data, 16)
     for split in ("val", "test"):
         light, dark = dataset.cell_counts(split).sum(0)
         assert light == dark > 10
@@ -155,7 +156,7 @@ def test_a_named_set_is_pruned_from_its_raw_files_and_a_given_baseline_stays_as_
     experiment.prepare_run(config)()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["data"]["groups"] == {"types I-III": 108, "types IV-VI": 108}
-    dataset = experiment.load_data(data, 16)
+    dataset = load_data(data, 16)
     images = eval_preprocess(16, model.config.mean, model.config.std)(
         dataset.examples("test").inputs
     )
@@ -163,7 +164,7 @@ def test_a_named_set_is_pruned_from_its_raw_files_and_a_given_baseline_stays_as_
     expected = (preds == dataset.examples("test").labels).mean()
     assert summary["results"]["baseline"]["accuracy"] == pytest.approx(expected)
 
-    other = dataclasses.replace(config, data=experiment.Data(num_images=720, num_train=240))
+    other = dataclasses.replace(config, data=SMALL.data)
     with pytest.raises(ValueError, match="no baseline for 2 classes .fresh, not from the file"):
         experiment.prepare_run(dataclasses.replace(other, out=tmp_path / "other"))
 

@@ -18,30 +18,36 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments import fairtune, fairtune_stages
 from experiments.timing import Paired, claim, compile_seconds, paired, seconds, step_flops
-from fairjax.data import Examples
+from fairjax.data import Dataset, Examples
 from fairjax.data.augment import compose, eval_preprocess, normalize, random_resized_crop
 from fairjax.data.cache import cached_images
-from fairjax.data.lesions import lesions_dataset, synthetic_lesions, write_ham10000
-from fairjax.fairbatch import BatchSampler, fairbatch
+from fairjax.data.lesions import (
+    GROUP_NAMES,
+    LABEL_NAMES,
+    lesions_dataset,
+    synthetic_lesions,
+    write_ham10000,
+)
+from fairjax.fairbatch import fairbatch
 from fairjax.fairtune import (
     Candidates,
+    MaskSpace,
+    Rungs,
     Search,
     Trials,
     best_trial,
     init_tune,
     mask_space,
-    objective,
     successive_halving,
     tpe,
     tune,
 )
-from fairjax.models import Model, gate_kernels, image_model, save_weights
+from fairjax.models import Model, image_model, save_weights
 from fairjax.optimizers import make_optimizer
-from fairjax.sharding import AXIS, candidate_mesh, shard_candidates
-from fairjax.train import fit, fit_population, init_fit, make_step, map_chunks, predict, start_train
+from fairjax.train import fit, init_fit, make_step, start_train
 from fairjax.trees import unstack_blocks
 
 SPACE = "norm_attn_mlp"
@@ -86,7 +92,7 @@ QUICK = Sizes(
 )
 
 
-class Task(NamedTuple):
+class Start(NamedTuple):
     """What both sides start from."""
 
     sizes: Sizes
@@ -97,19 +103,34 @@ class Task(NamedTuple):
     group: np.ndarray
     folder: Path
 
-    def sampler(self, num_rows: int) -> BatchSampler:
-        return fairbatch(
-            self.labels[:num_rows],
-            self.group[:num_rows],
-            num_classes=2,
-            num_groups=2,
-            batch_size=self.sizes.batch_size,
-            criterion="none",
-        )
+    @property
+    def space(self) -> MaskSpace:
+        return mask_space(self.params, SPACE)
 
-    def optimizer(self) -> Any:
-        steps = self.sizes.num_train // self.sizes.batch_size * self.sizes.num_epochs
-        return make_optimizer("adamw", total_steps=steps, weight_decay=WEIGHT_DECAY)
+    def read(self, size: int, num_train: int, num_val: int = 0) -> Dataset:
+        """The first files, decoded and shrunk to `size`, train; the next ones validate."""
+        num_rows = num_train + num_val
+        with tempfile.TemporaryDirectory(dir=self.folder) as cache:
+            images = np.asarray(cached_images(self.paths[:num_rows], size, cache_dir=cache)[0])
+        rows = np.arange(num_rows, dtype=np.int32)
+        splits = {"train": rows[:num_train], "val": rows[num_train:], "test": rows[:0]}
+        labels, group = self.labels[:num_rows], self.group[:num_rows]
+        return Dataset("files", images, labels, group, LABEL_NAMES, GROUP_NAMES, splits)
+
+    def task(self, dataset: Dataset, *, num_slots: int, seed: int = 0) -> fairtune_stages.Task:
+        """What `experiments.fairtune` trains, with the settings of the comparison."""
+        sizes = self.sizes
+        config = fairtune.Config(
+            data=fairtune.Data(seed=seed),
+            image_size=sizes.image_size,
+            num_slots=num_slots,
+            num_epochs=sizes.num_epochs,
+            warmup_epochs=0,
+            batch_size=sizes.batch_size,
+            weight_decay=WEIGHT_DECAY,
+            chunk_size=1,
+        )
+        return fairtune.make_task(config, dataset, self.model)
 
 
 def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> list[dict[str, Any]]:
@@ -123,16 +144,16 @@ def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> list[
     if quick:
         num_timed, num_seeds = 2, 1
     with tempfile.TemporaryDirectory() as folder:
-        task = make_task(QUICK if quick else FULL, Path(folder))
+        start = make_start(QUICK if quick else FULL, Path(folder))
         repeats = 1 if quick else 5
         return [
-            *search_claims(task, num_timed=num_timed, num_seeds=num_seeds),
-            *refit_claims(task, repeats),
-            cost_claim(task, 1 if quick else 3),
+            *search_claims(start, num_timed=num_timed, num_seeds=num_seeds),
+            *refit_claims(start, repeats),
+            cost_claim(start, 1 if quick else 3),
         ]
 
 
-def make_task(sizes: Sizes, folder: Path) -> Task:
+def make_start(sizes: Sizes, folder: Path) -> Start:
     """Files in HAM10000's layout, and a network pre-trained for a few epochs on the source."""
     num_images = sizes.num_train + sizes.num_val
     lesions = synthetic_lesions(jax.random.key(0), num_images, sizes.photo, sizes.domain)
@@ -158,13 +179,13 @@ def make_task(sizes: Sizes, folder: Path) -> Task:
         lambda state, data: fit(step, state, data, sampler, num_epochs=num_epochs, augment=scale)
     )
     state, _ = pretrain(state, jax.tree.map(jnp.asarray, data))
-    return Task(sizes, model, state.train.params, paths, lesions.labels, lesions.group, folder)
+    return Start(sizes, model, state.train.params, paths, lesions.labels, lesions.group, folder)
 
 
-def search_claims(task: Task, *, num_timed: int, num_seeds: int) -> list[dict[str, Any]]:
+def search_claims(start: Start, *, num_timed: int, num_seeds: int) -> list[dict[str, Any]]:
     """`fairtune_search_early_stopping` and `fairtune_search_full`."""
-    theirs = _Twin(task)
-    sizes, scale = task.sizes, task.sizes.num_trials / num_timed
+    theirs = _Twin(start)
+    sizes, scale = start.sizes, start.sizes.num_trials / num_timed
     early, full, twin, rows = [], [], [], []
     for seed in range(num_seeds):
         began = time.perf_counter()
@@ -172,15 +193,14 @@ def search_claims(task: Task, *, num_timed: int, num_seeds: int) -> list[dict[st
         twin.append((time.perf_counter() - began) * scale)
 
         began = time.perf_counter()
-        space = mask_space(task.params, SPACE)
         rungs = successive_halving(sizes.num_epochs)
-        search = tpe(space, maximize=(True,), learning_rates=LEARNING_RATES)
-        found, _ = search_files(task, search, rungs, sizes.num_trials, sizes.num_slots, seed)
+        search = tpe(start.space, maximize=(True,), learning_rates=LEARNING_RATES)
+        found, _ = search_files(start, search, rungs, sizes.num_trials, sizes.num_slots, seed)
         early.append(time.perf_counter() - began)
 
         began = time.perf_counter()
         rungs = successive_halving(sizes.num_epochs, first=sizes.num_epochs)
-        same, train_s = search_files(task, replay(trials), rungs, num_timed, num_timed, seed)
+        same, train_s = search_files(start, replay(trials), rungs, num_timed, num_timed, seed)
         full.append(time.perf_counter() - began + train_s * (scale - 1))
         rows.append(
             {
@@ -236,7 +256,7 @@ def search_claims(task: Task, *, num_timed: int, num_seeds: int) -> list[dict[st
 class _Twin:
     """The PyTorch search, with its loaders running and the faster number of threads chosen."""
 
-    def __init__(self, task: Task):
+    def __init__(self, start: Start):
         import os
 
         import torch
@@ -244,14 +264,14 @@ class _Twin:
 
         from experiments.baselines import torch_fairtune as twin
 
-        sizes = task.sizes
+        sizes = start.sizes
         cut = sizes.num_train
         files = [
-            twin.Files(task.paths[rows], task.labels[rows], task.group[rows])
+            twin.Files(start.paths[rows], start.labels[rows], start.group[rows])
             for rows in (slice(cut), slice(cut, None))
         ]
-        path = task.folder / "weights.safetensors"
-        save_weights(path, task.model, task.params, {})
+        path = start.folder / "weights.safetensors"
+        save_weights(path, start.model, start.params, {})
         self.twin, self.val, self.num_epochs = twin, files[1], sizes.num_epochs
         self.weights = load_file(path)
         self.network = twin.VisionTransformer(2, image_size=sizes.image_size, **dict(sizes.network))
@@ -292,151 +312,99 @@ def replay(trials: list[Any]) -> Search:
 
 
 def search_files(
-    task: Task, search: Search, rungs: Any, num_trials: int, num_slots: int, seed: int
+    start: Start, search: Search, rungs: Rungs, num_trials: int, num_slots: int, seed: int
 ) -> tuple[Trials, float]:
     """From files to finished trials; also the seconds of training without compilation."""
-    sizes, cut = task.sizes, task.sizes.num_train
-    with tempfile.TemporaryDirectory(dir=task.folder) as cache:
-        pixels = jnp.asarray(cached_images(task.paths, sizes.stored, cache_dir=cache)[0])
-    labels, group = jnp.asarray(task.labels), jnp.asarray(task.group)
-    mean, std = task.model.config.mean, task.model.config.std
+    sizes, (mean, std) = start.sizes, (start.model.config.mean, start.model.config.std)
+    dataset = start.read(sizes.stored, sizes.num_train, sizes.num_val)
+    task = start.task(dataset, num_slots=num_slots, seed=seed)
     margin = round(sizes.image_size * 256 / 224)
     view = jax.jit(eval_preprocess(sizes.image_size, mean, std, resize=margin))
-    train = Examples(pixels[:cut], labels[:cut], group[:cut])
-    val = Examples(view(pixels[cut:]), labels[cut:], group[cut:])
-    augment = compose(random_resized_crop(sizes.image_size, flip=0.5), normalize(mean, std))
-    population = Population(task, train, augment, val=val, seed=seed)
-    args = (population.start_fn, rungs)
-    state = init_tune(search, *args, num_trials=num_trials, num_slots=num_slots, maximize=(True,),
-                      num_units=population.space.num_units, seed=seed)  # fmt: skip
-    advance = population.advance(rungs.epochs[0])
-    nobody = np.zeros((num_slots, population.space.num_units), bool)
-    advance = advance.lower(
-        population.place(state.population), nobody, nobody.any(1), *population.shared
-    ).compile()
+    task = task._replace(
+        augment=compose(random_resized_crop(sizes.image_size, flip=0.5), normalize(mean, std)),
+        val=task.everywhere(dataset.examples("val")._replace(inputs=view(task.val.inputs))),
+        preprocess=None,
+    )
+    start_fn, make_train_fn = fairtune_stages.make_population(
+        task, start.space, rungs, start.params, {}
+    )
+    state = init_tune(search, start_fn, rungs, num_trials=num_trials, num_slots=num_slots,
+                      maximize=(True,), num_units=start.space.num_units, seed=seed)  # fmt: skip
+    train_fn = make_train_fn(state.population)
+    # an epoch of nobody compiles the program and costs next to nothing
+    population, _ = train_fn(state.population, *nobody(num_slots, start.space))
     began = time.perf_counter()
-
-    def train_fn(states, masks, active):
-        return advance(population.place(states), masks, active, *population.shared)
-
-    state = tune(search, state, population.start_fn, train_fn, rungs, maximize=(True,))
+    state = state._replace(population=population)
+    state = tune(search, state, start_fn, train_fn, rungs, maximize=(True,))
     return state.trials, time.perf_counter() - began
 
 
-class Population:
-    """Candidates one after another on every core, each with gradients only where its bits are."""
-
-    def __init__(
-        self, task: Task, train: Examples, augment: Any, *, val: Any = None, seed: int = 0
-    ):
-        self.model, self.augment, self.seed = task.model, augment, seed
-        self.space = mask_space(task.params, SPACE)
-        self.tunable, frozen = self.space.partition(task.params)
-        self.sampler, self.optimizer = task.sampler(len(train.labels)), task.optimizer()
-        self.step = make_step(task.model, self.optimizer, bind=self.space.bind, gate=gate_kernels)
-        self.mesh = candidate_mesh()
-        self.shared = (train, val, frozen)
-        self._start = jax.jit(self._start_all)
-
-    def place(self, states: Any) -> Any:
-        """Spread over the devices, where they share evenly."""
-        if len(states.epoch) % self.mesh.size:
-            return states
-        return jax.device_put(states, NamedSharding(self.mesh, PartitionSpec(AXIS)))
-
-    def start_fn(self, masks: np.ndarray, rates: np.ndarray) -> Any:
-        del masks
-        return self._start(self.tunable, jnp.asarray(rates))
-
-    def _start_all(self, tunable: Any, rates: jax.Array) -> Any:
-        def one(rate):
-            train = start_train(tunable, {}, self.optimizer, learning_rate=rate)
-            return init_fit(train, self.sampler, jax.random.key(self.seed))
-
-        return jax.vmap(one)(rates)
-
-    def advance(self, num_epochs: int) -> Any:
-        """A jitted function that trains all candidates and measures them once, at the end."""
-        metric = objective("worst_group_auc", num_groups=2)
-
-        def measure(params, active, val, frozen):
-            def one(tunable):
-                train = start_train(self.space.bind(tunable, frozen), {}, self.optimizer)
-                logits = predict(self.model, train, val.inputs, batch_size=64)
-                return metric.measure(logits, val.labels, group=val.group)
-
-            return map_chunks(one, params, 1, active)
-
-        @functools.partial(jax.jit, donate_argnums=0)
-        def advance(states, masks, active, train, val, frozen):
-            states, _ = fit_population(
-                self.step, states, train, self.sampler, masks=jax.vmap(self.space.expand)(masks),
-                frozen=frozen, active=active, chunk_size=1, mesh=self.mesh,
-                num_epochs=num_epochs, augment=self.augment,
-            )  # fmt: skip
-            if val is None:
-                return states
-            measure_all = shard_candidates(measure, self.mesh, num_mapped=2)
-            return states, measure_all(states.train.params, active, val, frozen)[:, None]
-
-        return advance
+def nobody(num_slots: int, space: MaskSpace) -> tuple[np.ndarray, np.ndarray]:
+    """Masks and activity of a population in which no candidate trains."""
+    return np.zeros((num_slots, space.num_units), bool), np.zeros(num_slots, bool)
 
 
-def cost_claim(task: Task, repeats: int) -> dict[str, Any]:
+def cost_claim(start: Start, repeats: int) -> dict[str, Any]:
     """`fairtune_cost_per_candidate`: many ("ours") against one ("theirs"), per candidate."""
-    sizes = task.sizes
-    train = _pixels(task, 2 * sizes.batch_size)
-    population = Population(task, train, _scale(task))
-    advance = population.advance(num_epochs=1)
+    sizes, num_steps = start.sizes, 2
+    dataset = start.read(sizes.image_size, num_steps * sizes.batch_size, 8)
     rng = np.random.default_rng(0)
     runs, states = {}, {}
     for count in sizes.populations:
-        masks = rng.random((count, population.space.num_units)) < 0.5
-        rates = np.full(count, 1e-4, np.float32)
-        states[count] = population.place(population.start_fn(masks, rates))
+        task = start.task(dataset, num_slots=count)
+        start_fn, make_train_fn = fairtune_stages.make_population(
+            task, start.space, successive_halving(1), start.params, {}
+        )
+        masks = rng.random((count, start.space.num_units)) < 0.5
+        states[count] = start_fn(masks, np.full(count, 1e-4, np.float32))
+        train_fn = make_train_fn(states[count])
 
-        def run(count=count, masks=masks):
-            states[count] = advance(states[count], masks, np.ones(count, bool), *population.shared)
-            return states[count]
+        def run(count=count, masks=masks, train_fn=train_fn):
+            states[count], values = train_fn(states[count], masks, np.ones(count, bool))
+            return values
 
         runs[count] = run
         seconds(run)  # compiles
     times = {count: [] for count in runs}
     for _ in range(repeats):
         for count, run in runs.items():
-            times[count].append(seconds(run) / count / 2)
+            times[count].append(seconds(run) / count / num_steps)
     costs = {f"step_s_at_{count}": float(np.median(times[count])) for count in runs}
     count = sizes.populations[-1]
+    shares = [f"{name} candidate: {_memory_share(start, name):.2%}" for name in ("norm", "bitfit")]
     return claim(
         "fairtune_cost_per_candidate",
         Paired(times[count], times[1]),
         quality={"ours": costs, "theirs": {}},
-        notes=f"a step of each of {count} candidates (ours) and of one alone (theirs); state of a "
-        + " and ".join(
-            f"{name} candidate: {_memory_share(task, name):.2%}" for name in ("norm", "bitfit")
-        )  # fmt: skip
-        + " of the backbone's bytes",
+        notes=f"a step of each of {count} candidates (ours) and of one alone (theirs), with 1/"
+        f"{num_steps} of a validation of 8 images; state of a {' and '.join(shares)} of the "
+        "backbone's bytes",
     )
 
 
-def _memory_share(task: Task, name: str) -> float:
+def _memory_share(start: Start, name: str) -> float:
     """Bytes that one more candidate of a space adds to the training state, per backbone byte."""
-    tunable = mask_space(task.params, name).partition(task.params)[0]
-    state = jax.eval_shape(lambda p: start_train(p, {}, task.optimizer()), tunable)
+    tunable = mask_space(start.params, name).partition(start.params)[0]
+    optimizer = make_optimizer("adamw", total_steps=1)
+    state = jax.eval_shape(lambda p: start_train(p, {}, optimizer), tunable)
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-    return size(state) / size(task.params)
+    return size(state) / size(start.params)
 
 
-def refit_claims(task: Task, repeats: int) -> list[dict[str, Any]]:
+def refit_claims(start: Start, repeats: int) -> list[dict[str, Any]]:
     """`fairtune_refit_last3` and `fairtune_prefix_cache`: epochs of training one mask for good."""
-    space = mask_space(task.params, SPACE)
+    space = start.space
     depth = space.num_units // 3
     num_last = min(3, depth - 1)
-    trained, rest = space.split(task.params, np.arange(space.num_units) >= 3 * (depth - num_last))
-    dense = unstack_blocks(task.params)
-    data, scale = _pixels(task, task.sizes.num_train), _scale(task)
-    dense_run, dense_flops, _ = _epochs(task, dense, {}, data, scale)
-    last_run, last_flops, compile_s = _epochs(task, trained, rest, data, scale)
+    trained, rest = space.split(start.params, np.arange(space.num_units) >= 3 * (depth - num_last))
+    dense = unstack_blocks(start.params)
+    task = start.task(
+        start.read(start.sizes.image_size, start.sizes.num_train), num_slots=len(jax.devices())
+    )
+    data = jax.tree.map(jnp.asarray, task.dataset.examples("train"))
+    scale = normalize(task.model.config.mean, task.model.config.std)
+    dense_run, dense_flops, _ = _epochs(task, space, dense, {}, data, scale)
+    last_run, last_flops, compile_s = _epochs(task, space, trained, rest, data, scale)
 
     upper = {name: leaf for name, leaf in rest.items() if name != "blocks"}
     below = {**dense, "blocks": rest["blocks"]}
@@ -447,7 +415,7 @@ def refit_claims(task: Task, repeats: int) -> list[dict[str, Any]]:
     )
     tokens = data._replace(inputs=embed(below, data.inputs))
     prefix_s = seconds(lambda: embed(below, data.inputs))
-    cached_run, _, cached_compile_s = _epochs(task, trained, upper, tokens, None)
+    cached_run, _, cached_compile_s = _epochs(task, space, trained, upper, tokens, None)
     losses = {run: float(run()) for run in (dense_run, last_run, cached_run)}
     what = f"an epoch, the last {num_last} of {depth} blocks trained"
     return [
@@ -476,23 +444,27 @@ def refit_claims(task: Task, repeats: int) -> list[dict[str, Any]]:
 
 
 def _epochs(
-    task: Task, trained: Any, rest: Any, data: Examples, augment: Any
+    task: fairtune_stages.Task,
+    space: MaskSpace,
+    trained: Any,
+    rest: Any,
+    data: Examples,
+    augment: Any,
 ) -> tuple[Callable[[], jax.Array], float, float]:
     """A function that trains one more epoch and returns its loss, FLOPs of a step, compile time."""
-    space = mask_space(task.params, SPACE)
-    sampler, optimizer = task.sampler(len(data.labels)), task.optimizer()
-    step = make_step(task.model, optimizer, bind=space.bind)
+    optimizer = task.optimizer(task.config.num_epochs)
+    step = task.step(optimizer, space)
     params = jax.tree.map(jnp.copy, trained)  # what is donated must not be the task's
     state = init_fit(
         start_train(params, {}, optimizer, learning_rate=jnp.float32(1e-4)),
-        sampler,
+        task.sampler,
         jax.random.key(0),
     )
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state, rest, data):
         one_step = functools.partial(step, frozen=rest)
-        state, history = fit(one_step, state, data, sampler, num_epochs=1, augment=augment)
+        state, history = fit(one_step, state, data, task.sampler, num_epochs=1, augment=augment)
         return state, history["loss"][0]
 
     def run():
@@ -502,14 +474,3 @@ def _epochs(
 
     compile_s = compile_seconds(epoch, state, rest, data)
     return run, step_flops(epoch, state, rest, data), compile_s
-
-
-def _pixels(task: Task, num_rows: int) -> Examples:
-    paths = task.paths[:num_rows]
-    pixels = cached_images(paths, task.sizes.image_size, cache_dir=task.folder / "cache")[0]
-    labels, group = task.labels[:num_rows], task.group[:num_rows]
-    return Examples(*map(jnp.asarray, (pixels, labels, group)))
-
-
-def _scale(task: Task) -> Any:
-    return normalize(task.model.config.mean, task.model.config.std)

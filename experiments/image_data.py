@@ -1,4 +1,4 @@
-"""The data of `experiments.fairtune`: drawn in memory, or read from files through the cache."""
+"""Images that an experiment trains on: drawn in memory, or read from files through the cache."""
 
 import dataclasses
 from pathlib import Path
@@ -41,9 +41,9 @@ class Data:
     num_test: int = 1200
     height: int = 150
     """of the files of lesions_jpeg, which are 4 / 3 as wide"""
-    balance_val: bool = False
-    """keep as many validation images of each group as the smallest has: what a metric within groups
-    gains from more of the others is little"""
+    balance: tuple[Literal["val", "test"], ...] = ()
+    """splits that keep as many images of each group as the smallest has: what a metric within
+    groups gains from more of the others is little"""
     seed: int = 0
 
     @property
@@ -52,14 +52,16 @@ class Data:
         return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
 
 
-def load_data(data: Data, image_size: int, augment: Augment) -> Dataset:
+def load_data(data: Data, image_size: int, augment: Augment = "flips") -> Dataset:
     """The configured data set; whatever can be wrong with it is found here.
 
     Raises:
       ValueError: sizes, names or files that do not fit; FileNotFoundError: what is missing.
     """
     dataset = read_data(data, image_size, augment)
-    return balance(dataset, "val") if data.balance_val else dataset
+    for split in data.balance:
+        dataset = balance(dataset, split)
+    return dataset
 
 
 def read_data(data: Data, image_size: int, augment: Augment) -> Dataset:
