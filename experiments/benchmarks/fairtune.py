@@ -371,24 +371,26 @@ def cost_claim(start: Start, repeats: int) -> dict[str, Any]:
             times[count].append(seconds(run) / count / num_steps)
     costs = {f"step_s_at_{count}": float(np.median(times[count])) for count in runs}
     count = sizes.populations[-1]
-    shares = [f"{name} candidate: {_memory_share(start, name):.2%}" for name in ("norm", "bitfit")]
+    shares = [
+        f"{name} candidate: {memory_share(start.params, name):.2%}" for name in ("norm", "bitfit")
+    ]
     return claim(
         "fairtune_cost_per_candidate",
         Paired(times[count], times[1]),
         quality={"ours": costs, "theirs": {}},
         notes=f"a step of each of {count} candidates (ours) and of one alone (theirs), with 1/"
-        f"{num_steps} of a validation of 8 images; state of a {' and '.join(shares)} of the "
-        "backbone's bytes",
+        f"{num_steps} of a validation of 8 images; state of a candidate: {norm:.2%} (norm) and {bias:.2%} "
+        "(bitfit) of the backbone's bytes",
     )
 
 
-def _memory_share(start: Start, name: str) -> float:
+def memory_share(params: Any, name: str) -> float:
     """Bytes that one more candidate of a space adds to the training state, per backbone byte."""
-    tunable = mask_space(start.params, name).partition(start.params)[0]
+    tunable = mask_space(params, name).partition(params)[0]
     optimizer = make_optimizer("adamw", total_steps=1)
     state = jax.eval_shape(lambda p: start_train(p, {}, optimizer), tunable)
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-    return size(state) / size(start.params)
+    return size(state) / size(params)
 
 
 def refit_claims(start: Start, repeats: int) -> list[dict[str, Any]]:
