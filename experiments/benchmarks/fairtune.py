@@ -371,16 +371,14 @@ def cost_claim(start: Start, repeats: int) -> dict[str, Any]:
             times[count].append(seconds(run) / count / num_steps)
     costs = {f"step_s_at_{count}": float(np.median(times[count])) for count in runs}
     count = sizes.populations[-1]
-    shares = [
-        f"{name} candidate: {memory_share(start.params, name):.2%}" for name in ("norm", "bitfit")
-    ]
+    norm, bias = (memory_share(start.params, name) for name in ("norm", "bitfit"))
     return claim(
         "fairtune_cost_per_candidate",
         Paired(times[count], times[1]),
         quality={"ours": costs, "theirs": {}},
         notes=f"a step of each of {count} candidates (ours) and of one alone (theirs), with 1/"
-        f"{num_steps} of a validation of 8 images; state of a candidate: {norm:.2%} (norm) and {bias:.2%} "
-        "(bitfit) of the backbone's bytes",
+        f"{num_steps} of a validation of 8 images; state of a candidate: {norm:.2%} (norm) and "
+        f"{bias:.2%} (bitfit) of the backbone's bytes",
     )
 
 
