@@ -3,7 +3,11 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
+import random
+import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +160,32 @@ def test_a_search_killed_at_five_random_times_ends_with_the_same_trials_and_winn
     for field in ("masks", "learning_rates", "status", "twins", "epochs", "values"):
         np.testing.assert_array_equal(getattr(again, field), getattr(whole, field), field)
     assert best_trial(again, True) == best_trial(whole, True)
+
+
+def toy_process(out, resume):
+    """A search in a process of its own."""
+    fairtune_stages.make_population = toy_population
+    toy_search(out, resume=resume)
+
+
+def test_a_process_killed_at_random_times_leaves_a_search_that_ends_the_same(tmp_path, monkeypatch):
+    out, spawn, draw = tmp_path / "run", multiprocessing.get_context("spawn"), random.Random(0)
+    history, killed = out / "history.jsonl", 0
+    for kill in range(5):
+        process = spawn.Process(target=toy_process, args=(out, kill > 0))
+        process.start()
+        before = history.stat().st_size if kill else 0
+        while process.is_alive() and not (history.exists() and history.stat().st_size > before):
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= 3  # the others came too late: it had ended
+    monkeypatch.setattr(fairtune_stages, "make_population", toy_population)
+    again, whole = toy_search(out, resume=True), toy_search(tmp_path / "whole")
+    for field in ("masks", "learning_rates", "status", "twins", "epochs", "values"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(whole, field), field)
 
 
 def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
