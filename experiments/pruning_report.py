@@ -83,7 +83,7 @@ def draw_path(task: Task, history: Sequence[Mapping[str, Any]]) -> str:
 
     def draw(canvas):
         axes = canvas.subplots(1, 2, sharex=True, sharey=True, squeeze=False)[0]
-        for axis, row in zip(axes, ROWS[1:], strict=True):
+        for axis, row in zip(axes, ("pruned", "random_best"), strict=True):
             for seed in dict.fromkeys(r["seed"] for r in history):
                 own = [r for r in history if r["seed"] == seed]
                 path = [

@@ -1,6 +1,7 @@
 """The stages of `experiments.pruning`: baseline, rounds of pruning, judging."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from fairjax.data.augment import (
 from fairjax.fairbatch import BatchSampler, fairbatch
 from fairjax.models import Model
 from fairjax.pruning import Candidate, PrunePlan
+from fairjax.sharding import candidate_mesh
 from fairjax.train import (
     TrainState,
     fit_population,
@@ -34,7 +36,8 @@ from fairjax.train import (
 )
 from fairjax.trees import unstack_blocks
 
-ROWS = ("baseline", "pruned", "random")
+ROWS = ("baseline", "pruned", "tuned", "random", "random_best")
+CONTROLS = ROWS[2:]
 SHOWN = ("accuracy", "macro_f1", "auc", "eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp", "fate")
 
 Start = Callable[[jax.Array], tuple[Any, Any]]
@@ -61,9 +64,9 @@ class Task(NamedTuple):
     sampler: BatchSampler
     start: Start
     mask: Any
-    """`(params, batch_stats, plans [P], key, num_epochs) -> states [P]`"""
+    """`(params, batch_stats, plans [P], keys [P], num_epochs) -> states [P]`"""
     fit: Any
-    """`(states [P], train, num_epochs) -> states [P]`"""
+    """`(states [P], active [P], train, num_epochs) -> states [P]`"""
     measure: Any
     """`(params, batch_stats, data) -> (logits, metrics)`"""
     measure_plans: Any
@@ -83,24 +86,28 @@ def make_task(config: Any, model: Model, start: Start, dataset: Dataset) -> Task
     preprocess = eval_preprocess(config.image_size, model.config.mean, model.config.std)
     augment = make_augment(config, model)
 
-    def mask(params, batch_stats, plans, key, num_epochs):
-        def under(plan):
+    def mask(params, batch_stats, plans, keys, num_epochs):
+        def under(plan, key):
             masks = pruning.channel_masks(params, plan, graph)
             optimizer = make_optimizer(config, num_epochs * sampler.batches_per_epoch, masks)
             masked = pruning.mask_channels(params, plan, graph)
             return init_fit(start_train(masked, batch_stats, optimizer), sampler, key)
 
-        return jax.vmap(under)(plans)
+        return jax.vmap(under)(plans, keys)
 
-    def fit(states, train, num_epochs):
+    mesh = candidate_mesh(jax.devices()[: math.gcd(config.num_finalists, jax.device_count())])
+
+    def fit(states, active, train, num_epochs):
         optimizer = make_optimizer(config, num_epochs * sampler.batches_per_epoch, None)
         states, _ = fit_population(
             make_step(model, optimizer),
             states,
             train,
             sampler,
+            active=active,
             num_epochs=num_epochs,
             chunk_size=1,
+            mesh=mesh if len(active) % mesh.size == 0 else None,
             augment=augment,
         )
         return states
@@ -138,7 +145,7 @@ def make_task(config: Any, model: Model, start: Start, dataset: Dataset) -> Task
         sampler,
         start,
         jax.jit(mask, static_argnums=4),
-        jax.jit(fit, static_argnums=2),
+        jax.jit(fit, static_argnums=3),
         jax.jit(measure),
         jax.jit(measure_plans),
         jax.jit(score, static_argnums=4),
@@ -188,12 +195,21 @@ def make_optimizer(config: Any, num_steps: int, masks: Any) -> optax.GradientTra
     return optax.chain(sgd, pruning.hold_pruned(masks))
 
 
-def train(task: Task, params, batch_stats, plans: list[PrunePlan], num_epochs: int, key):
-    """Train one network under each plan; returns `[(params, batch_stats)]`, pruned parts at 0."""
-    stacked = pruning.stack_plans(plans)
-    states = task.mask(params, batch_stats, stacked, key, num_epochs)
-    trained = task.fit(states, task.data["train"], num_epochs).train
-    networks = (trained.params, trained.batch_stats)
+def train(
+    task: Task, params, batch_stats, plans: list[PrunePlan], num_epochs: int, key, *, num_slots: int
+) -> list[tuple[Any, Any]]:
+    """Train one network under each plan; returns `[(params, batch_stats)]`, pruned parts at 0.
+
+    Each has its own order of examples: on few images that moves the disparity as much as the plan
+    does, and plans that share it would be lucky or unlucky together. Slots that have no plan cost
+    nothing; they keep the program the same for any number of plans.
+    """
+    stacked = pruning.stack_plans(plans + plans[:1] * (num_slots - len(plans)))
+    active = jnp.arange(num_slots) < len(plans)
+    keys = jax.random.split(key, num_slots)
+    states = task.mask(params, batch_stats, stacked, keys, num_epochs)
+    trained = task.fit(states, active, task.data["train"], num_epochs).train
+    networks = jax.device_get((trained.params, trained.batch_stats))
     return [jax.tree.map(lambda leaf, i=i: leaf[i], networks) for i in range(len(plans))]
 
 
@@ -213,7 +229,7 @@ def train_baseline(task: Task, seed: int) -> Network:
         return network
     plans = [PrunePlan(network.keep)]
     ((params, batch_stats),) = train(
-        task, network.params, network.batch_stats, plans, task.config.num_epochs, key
+        task, network.params, network.batch_stats, plans, task.config.num_epochs, key, num_slots=1
     )
     return network._replace(params=params, batch_stats=batch_stats)
 
@@ -245,16 +261,18 @@ def rank(config: Any, table: Mapping[str, Any], base: Mapping[str, Any]) -> np.n
 def propose(task: Task, network: Network, row: str, like: dict[str, Any], base, key):
     """Candidates of a round and their plans, best first on validation, before fine-tuning.
 
-    `like` is the decision that the "random" row copies: its layer and its count.
+    `like` is the decision that a control repeats: its layer and its count.
     """
     config, plan = task.config, PrunePlan(network.keep)
     arguments = (network.params, network.batch_stats)
-    if row == "random":
+    if row == "tuned":
+        return [(Candidate("", 0, "none", 0.0), plan)]
+    if row in CONTROLS:
         layers, counts, trade_offs = (like["layer"],), (like["count"],), (0.0,)
         keys = jax.random.split(key, config.num_finalists)
         scores = {
             f"random {i}": task.score(*arguments, task.data["train"], k, "random")
-            for i, k in enumerate(keys)
+            for i, k in enumerate(keys if row == "random_best" else keys[:1])
         }
     else:
         layers, counts, trade_offs = config.layers, config.counts, config.trade_offs
@@ -293,10 +311,15 @@ def prune_round(task: Task, network: Network, row: str, like: dict[str, Any], ba
     if not finalists:
         return None, {}
     plans = [plan for _, plan in finalists]
-    padded = plans + plans[:1] * (config.num_finalists - len(plans))  # one shape, one program
     tuned = train(
-        task, network.params, network.batch_stats, padded, config.finetune_epochs, key_train
-    )[: len(plans)]
+        task,
+        network.params,
+        network.batch_stats,
+        plans,
+        config.finetune_epochs,
+        key_train,
+        num_slots=config.num_finalists,
+    )
     tables = [task.measure(*parts, task.data["val"])[1] for parts in tuned]
     table = jax.tree.map(lambda *parts: np.stack(parts), *tables)
     best = int(rank(config, table, base)[0])
@@ -320,7 +343,7 @@ class Progress(NamedTuple):
     networks: dict[str, Network]
     """row -> network of this seed; rows ahead hold the baseline"""
     logits: Any
-    """test logits of finished rows `[S, 3, N, K]`"""
+    """test logits of finished rows `[S, R, N, K]`"""
 
 
 def blank_progress(task: Task) -> Progress:
@@ -336,8 +359,8 @@ def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
     """The next step: train a baseline, prune one round, or finish a row.
 
     A row ends after `num_rounds`, or when validation FATE no longer improves, or accuracy falls by
-    more than `max_accuracy_drop`; the round that ends it is not taken. "random" repeats the rounds
-    that "pruned" took, whatever comes of it.
+    more than `max_accuracy_drop`; the round that ends it is not taken. The controls repeat the
+    rounds that "pruned" took, whatever comes of them, with the same orders of examples.
     """
     config, row, seed = task.config, ROWS[progress.row], int(progress.seed)
     place = {"step": progress.step + 1, "seed": seed, "row": row}
@@ -349,17 +372,17 @@ def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
         run.log(place | {"round": 0, "val": {name: table[name] for name in SHOWN[:-1]}})
         return finish_row(task, progress._replace(networks={row: network for row in ROWS}))
     copied = [r for r in history if r["row"] == "pruned" and r["taken"]]
-    limit = len(copied) if row == "random" else config.num_rounds
+    limit = len(copied) if row in CONTROLS else config.num_rounds
     if len(rounds) >= limit or not all(r["taken"] for r in rounds):
         return finish_row(task, progress)
     base = {name: np.float32(np.nan if v is None else v) for name, v in history[0]["val"].items()}
-    key = jax.random.fold_in(jax.random.key(seed), 1 + len(rounds) * len(ROWS) + progress.row)
-    like = copied[len(rounds)] if row == "random" else {}
+    key = jax.random.fold_in(jax.random.key(seed), 1 + len(rounds))
+    like = copied[len(rounds)] if row in CONTROLS else {}
     candidate, decision = prune_round(task, progress.networks[row], row, like, base, key)
     if candidate is None:
         return finish_row(task, progress)
     best = max([0.0, *(r["val_fate"] for r in rounds if r["val_fate"] is not None)])
-    taken = row == "random" or (decision["accurate"] and decision["val_fate"] > best)
+    taken = row in CONTROLS or (decision["accurate"] and decision["val_fate"] > best)
     run.log(place | {"round": len(rounds) + 1, "taken": taken} | decision)
     common.say(
         f"seed {seed} {row} round {len(rounds) + 1}: {decision['count']} of {decision['layer']}, "
