@@ -11,7 +11,7 @@ from PIL import Image
 from experiments import common
 from experiments import pruning as experiment
 from experiments.image_data import Data, load_data
-from experiments.pruning_stages import ROWS, class_balanced, rank
+from experiments.pruning_stages import ROWS, class_balanced, propose, rank, start_network
 from fairjax import pruning
 from fairjax.data.augment import eval_preprocess
 from fairjax.models import image_model, load_weights, save_weights
@@ -93,6 +93,24 @@ def test_calling_everything_benign_is_no_way_to_be_fair():
     }
     config = dataclasses.replace(SMALL, accuracy="accuracy")
     assert rank(config, table, base).tolist() == [1, 2, 0, 3]
+
+
+def test_controls_prune_nothing_or_as_many_channels_of_the_same_layer():
+    config = dataclasses.replace(SMALL, num_finalists=3)
+    dataset = load_data(config.data, config.image_size)
+    task = experiment.make_task(config, *experiment.load_network(config, 2), dataset)
+    network = start_network(task, jax.random.key(0))
+    base = task.measure(network.params, network.batch_stats, task.data["val"])[1]
+    like = {"layer": "features/13", "count": 5}
+    proposed = {row: propose(task, network, row, like, base, jax.random.key(1)) for row in ROWS[2:]}
+    pruned = {
+        row: [int((~plan.keep["features/13"]).sum()) for _, plan in candidates]
+        for row, candidates in proposed.items()
+    }
+    assert pruned == {"tuned": [0], "random": [5], "random_best": [5, 5, 5]}
+    one, several = ([plan.keep["features/13"].tolist() for _, plan in proposed[row]]
+                    for row in ("random", "random_best"))  # fmt: skip
+    assert one[0] in several and len({tuple(keep) for keep in several}) == 3
 
 
 def test_every_class_is_as_likely_in_a_batch():
