@@ -12,7 +12,15 @@ from experiments import common
 from experiments.fairtune_stages import Task
 from fairjax import report
 from fairjax.data import Dataset, Examples
-from fairjax.fairtune import STATUS_NAMES, MaskSpace, Objective, Rungs, Trials, pareto_front
+from fairjax.fairtune import (
+    STATUS_NAMES,
+    MaskSpace,
+    Objective,
+    Rungs,
+    Trials,
+    best_trials,
+    pareto_front,
+)
 
 _COMPLETE = STATUS_NAMES.index("complete")
 
@@ -50,9 +58,7 @@ def history(trials: Trials, objective: Objective) -> str:
 
 def heat_map(trials: Trials, space: MaskSpace, objective: Objective, top: int = 10) -> str:
     """How often the best trials train each unit: block against part."""
-    scores = trials.values[:, 0] * (1 if objective.maximize else -1)
-    scores = np.where(trials.status == _COMPLETE, scores, -np.inf)
-    rows = np.argsort(-scores, kind="stable")[: min(top, int(np.isfinite(scores).sum()))]
+    rows = best_trials(trials, objective.maximize, top)
     frequency = trials.masks[rows].mean(0)
     places = [re.fullmatch(r"(.*?\d+(?:/\d+)*)(?:/(.*))?", unit) for unit in space.units]
     names = [
@@ -185,6 +191,7 @@ def write_mask(run: common.Run, task: Task, space: MaskSpace, trials: Trials, wi
     mask, description = trials.masks[winner], space.describe(trials.masks[winner])
     found = {
         "space": space.name,
+        "trial": int(winner),
         "mask": [int(bit) for bit in mask],
         "units": list(description.units),
         "learning_rate": float(trials.learning_rates[winner]),

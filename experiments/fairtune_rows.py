@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -49,21 +50,28 @@ class Networks(NamedTuple):
 def train_rows(
     task: Task,
     space: MaskSpace,
-    mask: np.ndarray,
-    rate: float,
+    masks: np.ndarray,
+    rates: np.ndarray,
     params: Any,
     batch_stats: Any,
     run: common.Run,
-) -> dict[str, Row]:
-    """All rows; those that an interrupted run finished are read from its folder."""
+) -> tuple[dict[str, Row], int]:
+    """All rows, and which of the finalists `masks [n, M]` with `rates [n]` is the row `fairtune`.
+
+    Rows that an interrupted run finished are read from its folder.
+    """
     config, no_bits = task.config, np.zeros(0, bool)
-    rates = middle_rates(config.learning_rates, config.num_rates)
+    other_rates = middle_rates(config.learning_rates, config.num_rates)
     full, linear = (mask_space(params, name) for name in ("full", "linear"))
     plan = {
-        "full": (full, no_bits, rates),
+        "full": (full, no_bits, other_rates),
         "linear": (linear, no_bits, middle_rates(PROBE_RATES, config.num_rates)),
-        "all_on": (space, np.ones(space.num_units, bool), rates),
-        "fairtune": (space, mask, np.array([rate])),
+        "all_on": (space, np.ones(space.num_units, bool), other_rates),
+    }
+    finalists = [f"finalist_{i + 1}" for i in range(len(masks))]
+    plan |= {
+        name: (space, mask, np.array([rate]))
+        for name, mask, rate in zip(finalists, masks, rates, strict=True)
     }
     rows, nets = {}, compile_networks(task)
     for name, (row_space, row_mask, row_rates) in plan.items():
@@ -78,8 +86,8 @@ def train_rows(
                     config.num_epochs,
                 )  # fmt: skip
             row = trained._replace(percent=percent, network=None)
-            if name == "fairtune":
-                save_weights(run.folder / "fairtune.safetensors", task.model, *trained.network)
+            if name in finalists:
+                save_weights(run.folder / f"{name}.safetensors", task.model, *trained.network)
             save_arrays(path, **{k: v for k, v in row._asdict().items() if v is not None})
             line = (
                 f"{name}: learning rate {row.learning_rate:.1e}, validation "
@@ -89,7 +97,14 @@ def train_rows(
             run.log({"row": name, "line": line})
         with np.load(path) as stored:
             rows[name] = Row(**stored)
-    return rows
+    candidates = [rows.pop(name) for name in finalists]
+    means = [row.values.mean() * (1 if task.maximize[0] else -1) for row in candidates]
+    best = int(np.where(np.isnan(means), -np.inf, means).argmax())
+    rows["fairtune"] = candidates[best]
+    shutil.copyfile(
+        run.folder / f"{finalists[best]}.safetensors", run.folder / "fairtune.safetensors"
+    )
+    return rows, best
 
 
 def compile_networks(task: Task) -> Networks:

@@ -69,11 +69,18 @@ def test_the_folder_of_a_run_that_was_killed_is_complete_and_agrees(folder):
     found = json.loads((folder / "mask.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary["results"]) == ["full", "linear", "all_on", "fairtune"]
-    best = max(
-        (trial for trial in trials if trial["status"] == "complete"),
-        key=lambda trial: float(trial["val_worst_group_auc"]),
+    complete = sorted(
+        (trial for trial in trials if trial["status"] == "complete" and not trial["same_as"]),
+        key=lambda trial: -float(trial["val_worst_group_auc"]),
     )
+    finalists = {}
+    for i, trial in enumerate(complete[: SMOKE.num_finalists]):
+        with np.load(folder / f"finalist_{i + 1}.npz") as row:
+            finalists[int(trial["trial"])] = row["values"].mean()
+    assert found["trial"] == max(finalists, key=lambda trial: finalists[trial])
+    best = trials[found["trial"]]
     assert found["val_objective"] == pytest.approx(float(best["val_worst_group_auc"]))
+    assert summary["results"]["fairtune"]["val_objective"] == pytest.approx(max(finalists.values()))
     shares = [row["percent_trained"] for row in summary["results"].values()]
     assert shares[0] == 100 and shares[1] <= shares[3] <= shares[2]
     assert shares[3] == pytest.approx(found["percent_trained"])

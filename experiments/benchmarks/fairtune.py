@@ -348,37 +348,39 @@ def cost_claim(start: Start, repeats: int) -> dict[str, Any]:
     """`fairtune_cost_per_candidate`: many ("ours") against one ("theirs"), per candidate."""
     sizes, num_steps = start.sizes, 2
     dataset = start.read(sizes.image_size, num_steps * sizes.batch_size, 8)
-    rng = np.random.default_rng(0)
-    runs, states = {}, {}
-    for count in sizes.populations:
+
+    def step_seconds(count: int) -> Callable[[], float]:
+        """Train and validate `count` candidates; seconds of a step of one of them."""
         task = start.task(dataset, num_slots=count)
         start_fn, make_train_fn = fairtune_stages.make_population(
             task, start.space, successive_halving(1), start.params, {}
         )
-        masks = rng.random((count, start.space.num_units)) < 0.5
-        states[count] = start_fn(masks, np.full(count, 1e-4, np.float32))
-        train_fn = make_train_fn(states[count])
+        masks = np.random.default_rng(0).random((count, start.space.num_units)) < 0.5
+        states = start_fn(masks, np.full(count, 1e-4, np.float32))
+        train_fn = make_train_fn(states)
 
-        def run(count=count, masks=masks, train_fn=train_fn):
-            states[count], values = train_fn(states[count], masks, np.ones(count, bool))
+        def run():
+            nonlocal states
+            states, values = train_fn(states, masks, np.ones(count, bool))
             return values
 
-        runs[count] = run
         seconds(run)  # compiles
-    times = {count: [] for count in runs}
-    for _ in range(repeats):
-        for count, run in runs.items():
-            times[count].append(seconds(run) / count / num_steps)
-    costs = {f"step_s_at_{count}": float(np.median(times[count])) for count in runs}
-    count = sizes.populations[-1]
+        return lambda: seconds(run) / count / num_steps
+
+    costs, pairs, alone = {}, Paired([], []), step_seconds(1)
+    for count in sizes.populations:  # one at a time: 64 candidates fill several gigabytes
+        many = step_seconds(count)
+        turns = [(many(), alone()) for _ in range(repeats)]
+        pairs = Paired([ours for ours, _ in turns], [theirs for _, theirs in turns])
+        costs[f"step_s_at_{count}"] = float(np.median(pairs.ours_s))
     norm, bias = (memory_share(start.params, name) for name in ("norm", "bitfit"))
     return claim(
         "fairtune_cost_per_candidate",
-        Paired(times[count], times[1]),
+        pairs,
         quality={"ours": costs, "theirs": {}},
-        notes=f"a step of each of {count} candidates (ours) and of one alone (theirs), with 1/"
-        f"{num_steps} of a validation of 8 images; state of a candidate: {norm:.2%} (norm) and "
-        f"{bias:.2%} (bitfit) of the backbone's bytes",
+        notes=f"a step of each of {sizes.populations[-1]} candidates (ours) and of one alone "
+        f"(theirs), with 1/{num_steps} of a validation of 8 images; state of a candidate: "
+        f"{norm:.2%} (norm) and {bias:.2%} (bitfit) of the backbone's bytes",
     )
 
 

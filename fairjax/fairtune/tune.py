@@ -177,18 +177,27 @@ def tune(
         _record(state, np.asarray(values), rungs, maximize)
 
 
-def best_trial(trials: Trials, maximize: bool) -> int:
-    """Index of the best trial that ran to the end.
+def best_trials(trials: Trials, maximize: bool, count: int) -> np.ndarray:
+    """Indices of the best trials that ran to the end, best first, int `[n]` with n <= `count`.
+
+    A trial that repeats another is left out. The best of many noisy values is too good to be true:
+    train some of the best again, with several seeds, before trusting their order.
 
     Raises:
-      ValueError: none did; says how many failed.
+      ValueError: no trial ran to the end; says how many failed.
     """
     complete = trials.status == COMPLETE
     if not complete.any():
         failed = int((trials.status == FAILED).sum())
         raise ValueError(f"no trial was completed: {failed} of {len(trials.status)} failed")
-    scores = np.where(complete, trials.values[:, 0] * (1 if maximize else -1), -np.inf)
-    return int(scores.argmax())
+    rows = np.flatnonzero(complete & (trials.twins < 0))
+    scores = trials.values[rows, 0] * (-1 if maximize else 1)
+    return rows[np.argsort(scores, kind="stable")][:count]
+
+
+def best_trial(trials: Trials, maximize: bool) -> int:
+    """The first of `best_trials`."""
+    return int(best_trials(trials, maximize, 1)[0])
 
 
 def pareto_front(trials: Trials, maximize: tuple[bool, ...]) -> np.ndarray:
