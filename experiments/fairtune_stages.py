@@ -222,18 +222,21 @@ def make_population(task: Task, space: MaskSpace, rungs: Rungs, params, batch_st
                 ),
                 -(-num_slots // num_devices),
             )
-        # live candidates come first: deal them out, so that every device has its share of them
         order = np.argsort(np.arange(num_slots) % num_devices, kind="stable")
         back = np.argsort(order)
 
         def train_fn(population, masks, active):
-            population = task.spread(_take(population, order))
-            masks, active = task.spread((masks[order], active[order]))
+            # live candidates come first: deal them out, so that every device has its share of them
+            dealt = not active.all()  # else each has, and copies of the population are spared
+            if dealt:
+                population, masks, active = _take(population, order), masks[order], active[order]
+            population, masks, active = task.spread((population, masks, active))
             # wait for all devices: whoever is first at a collective waits only so long for the rest
             population, values = jax.block_until_ready(
                 advance(population, masks, active, task.train, shared, chunk_size)
             )
-            return _take(population, back), np.asarray(values)[back]
+            values = np.asarray(values)
+            return (_take(population, back), values[back]) if dealt else (population, values)
 
         return train_fn
 
