@@ -108,7 +108,7 @@ _PUBLISHED = Config(
 PRESETS = {
     # one round, so that it ends within 3 minutes on 2 CPU cores
     "lesions": Config(
-        about="synthetic skin lesions by skin tone, a small VGG; 2 min 15 s on 2 CPU cores",
+        about="synthetic skin lesions by skin tone, a small VGG; about 3 minutes on 2 cores",
         num_rounds=1,
         num_finalists=4,
     ),
