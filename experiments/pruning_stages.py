@@ -384,8 +384,9 @@ def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
     best = max([0.0, *(r["val_fate"] for r in rounds if r["val_fate"] is not None)])
     taken = row in CONTROLS or (decision["accurate"] and decision["val_fate"] > best)
     run.log(place | {"round": len(rounds) + 1, "taken": taken} | decision)
+    what = f"{decision['count']} of {decision['layer']}" if decision["count"] else "nothing pruned"
     common.say(
-        f"seed {seed} {row} round {len(rounds) + 1}: {decision['count']} of {decision['layer']}, "
+        f"seed {seed} {row} round {len(rounds) + 1}: {what}, "
         f"validation FATE {decision['val_fate']:+.3f}{'' if taken else ', not taken'}"
     )
     networks = progress.networks | ({row: candidate} if taken else {})

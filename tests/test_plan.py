@@ -43,7 +43,10 @@ def test_an_unknown_device_is_refused_in_one_line():
         plan.find_device("v99:2x2")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="asks the TPU compiler, which needs no TPU: pip install libtpu",
+)
 def test_a_tpu_chip_tells_its_memory():
     device, count = plan.find_device("v5e:2x2")
     assert count == 4
