@@ -2,9 +2,9 @@
 
     python -m experiments.benchmark fairbatch --out claims.jsonl
 
-Prints one table row per claim: seconds of both sides (medians over paired runs that take turns),
-their ratio with its range, compile time apart, and the quality that both reached. `--out` appends
-one JSON object per claim to a file. Needs the extra `baselines` (PyTorch).
+Prints one table row per claim as soon as it is measured: seconds of both sides (medians over paired
+runs that take turns), their ratio with its range, compile time apart, and the quality that both
+reached. `--out` appends one JSON object per claim to a file. Needs the extra `baselines` (PyTorch).
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import importlib
 import json
 import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,8 +37,8 @@ class Config:
     """fairbatch only: which PyTorch to time against, default both"""
 
 
-def run(config: Config) -> list[dict[str, Any]]:
-    """Measure one benchmark and append its rows to `config.out`.
+def run(config: Config) -> Iterator[dict[str, Any]]:
+    """Measure one benchmark and append each row to `config.out` before the next one is measured.
 
     Raises:
       ValueError: unknown name, or a style where there is none.
@@ -51,31 +52,30 @@ def run(config: Config) -> list[dict[str, Any]]:
         config.out.open("a").close()  # before minutes of measuring, not after
     options = {} if config.style is None else {"style": config.style}
     module = importlib.import_module(f"experiments.benchmarks.{config.name}")
-    rows = module.claims(quick=config.quick, **options)
-    if config.out is not None:
-        with config.out.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    return rows
+    for row in module.claims(quick=config.quick, **options):
+        if config.out is not None:
+            with config.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        yield row
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The claims as text."""
-    lines = [
-        f"{'claim':34} {'ours s':>9} {'theirs s':>9} {'ratio':>8} {'range':>15} {'compile s':>9}"
+HEADER = f"{'claim':34} {'ours s':>9} {'theirs s':>9} {'ratio':>8} {'range':>15} {'compile s':>9}"
+
+
+def lines(row: dict[str, Any]) -> str:
+    """One claim as text under `HEADER`."""
+    span = f"{row['ratio_min']:.3g} - {row['ratio_max']:.3g}"
+    compile_s = "" if row["compile_s"] is None else f"{row['compile_s']:.2f}"
+    text = [
+        f"{row['claim']:34} {row['ours_s']:9.4g} {row['theirs_s']:9.4g} "
+        f"{row['ratio']:8.3g} {span:>15} {compile_s:>9}"
     ]
-    for row in rows:
-        span = f"{row['ratio_min']:.3g} - {row['ratio_max']:.3g}"
-        compile_s = "" if row["compile_s"] is None else f"{row['compile_s']:.2f}"
-        lines.append(
-            f"{row['claim']:34} {row['ours_s']:9.4g} {row['theirs_s']:9.4g} "
-            f"{row['ratio']:8.3g} {span:>15} {compile_s:>9}"
-        )
-        for side, values in row["quality"].items():
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            lines.append(f"    {side}: {shown}")
-        if row["notes"]:
-            lines.append(f"    {row['notes']}")
-    return "\n".join(lines)
+    for side, values in row["quality"].items():
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        text.append(f"    {side}: {shown}")
+    if row["notes"]:
+        text.append(f"    {row['notes']}")
+    return "\n".join(text)
 
 
 def main() -> None:
@@ -83,15 +83,15 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     use_all_cores()
     try:
-        rows = run(config)
+        for i, row in enumerate(run(config)):
+            print(lines(row) if i else f"device: {row['device']}\n{HEADER}\n{lines(row)}")
+            sys.stdout.flush()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; the rows above were measured", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    print(table(rows))
-    print(f"device: {rows[0]['device']}")
 
 
 if __name__ == "__main__":

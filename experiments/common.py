@@ -236,9 +236,9 @@ def command() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    packages = ("fairjax", "jax", "jaxlib", "flax", "optax", "numpy")
+def versions(*others: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers, and of installed `others`."""
+    packages = ("fairjax", "jax", "jaxlib", "flax", "optax", "numpy", *others)
     found = {"python": platform.python_version()}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

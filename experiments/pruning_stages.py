@@ -258,56 +258,69 @@ def rank(config: Any, table: Mapping[str, Any], base: Mapping[str, Any]) -> np.n
     return order[np.argsort(~accurate(config, table, base)[order], kind="stable")]
 
 
-def propose(task: Task, network: Network, row: str, like: dict[str, Any], base, key):
-    """Candidates of a round and their plans, best first on validation, before fine-tuning.
-
-    `like` is the decision that a control repeats: its layer and its count.
-    """
+def propose(task: Task, network: Network, base, key) -> list[tuple[Candidate, PrunePlan]]:
+    """Candidates of a round and their plans, best first on validation, before fine-tuning."""
     config, plan = task.config, PrunePlan(network.keep)
     arguments = (network.params, network.batch_stats)
-    if row == "tuned":
-        return [(Candidate("", 0, "none", 0.0), plan)]
-    if row in CONTROLS:
-        layers, counts, trade_offs = (like["layer"],), (like["count"],), (0.0,)
-        keys = jax.random.split(key, config.num_finalists)
-        scores = {
-            f"random {i}": task.score(*arguments, task.data["train"], k, "random")
-            for i, k in enumerate(keys if row == "random_best" else keys[:1])
-        }
-    else:
-        layers, counts, trade_offs = config.layers, config.counts, config.trade_offs
-        scores = {
-            name: task.score(*arguments, task.data["train"], key, name) for name in config.scores
-        }
-    candidates: list[Candidate] = []
-    plans: list[PrunePlan] = []
-    tables = []
-    for layer in layers:
-        room = [n for n in counts if n < int(network.keep[layer].sum())]
+    scores = {name: task.score(*arguments, task.data["train"], key, name) for name in config.scores}
+    proposals, tables = [], []
+    for layer in config.layers:
+        room = [n for n in config.counts if n < int(network.keep[layer].sum())]
         if not room:
             continue
-        here, stacked = pruning.candidate_plans(
-            scores, layer=layer, counts=room, trade_offs=trade_offs, after=plan
+        candidates, plans = pruning.candidate_plans(
+            scores, layer=layer, counts=room, trade_offs=config.trade_offs, after=plan
         )
         # what earlier rounds pruned is zero already, so only this layer differs between plans
-        only = PrunePlan({layer: stacked.keep[layer]})
+        only = PrunePlan({layer: plans.keep[layer]})
         tables.append(task.measure_plans(*arguments, only, task.data["val"]))
-        candidates += here
-        plans += [jax.tree.map(lambda keep, i=i: keep[i], stacked) for i in range(len(here))]
-    if not candidates:
+        proposals += _pair(candidates, plans)
+    if not proposals:
         return []
     table = jax.tree.map(lambda *parts: np.concatenate(parts), *tables)
-    return [(candidates[i], plans[i]) for i in rank(config, table, base)]
+    return [proposals[i] for i in rank(config, table, base)]
+
+
+def repeat(task: Task, network: Network, row: str, like: dict[str, Any], key):
+    """What a control fine-tunes beside the decision `like`: its layer and its count at random.
+
+    All of its plans are fine-tuned, so none is measured before.
+    """
+    plan = PrunePlan(network.keep)
+    if row == "tuned":
+        return [(Candidate("", 0, "none", 0.0), plan)]
+    keys = jax.random.split(key, task.config.num_finalists)
+    scores = {
+        f"random {i}": task.score(
+            network.params, network.batch_stats, task.data["train"], key, "random"
+        )
+        for i, key in enumerate(keys if row == "random_best" else keys[:1])
+    }
+    layer, counts = like["layer"], [like["count"]]
+    return _pair(*pruning.candidate_plans(scores, layer=layer, counts=counts, after=plan))
+
+
+def _pair(candidates: list[Candidate], plans: PrunePlan) -> list[tuple[Candidate, PrunePlan]]:
+    """Each of P candidates beside its own of the plans `[P, C]`."""
+    return [
+        (candidate, jax.tree.map(lambda keep, i=i: keep[i], plans))
+        for i, candidate in enumerate(candidates)
+    ]
 
 
 def prune_round(task: Task, network: Network, row: str, like: dict[str, Any], base, key):
     """One round: propose, fine-tune the finalists, take the best; `(network, decision)`.
 
-    The decision is a history row; `network` is None where nothing can be pruned any more.
+    `like` is the decision that a control repeats. The decision is a history row; `network` is None
+    where nothing can be pruned any more.
     """
     config = task.config
     key_score, key_train = jax.random.split(key)
-    finalists = propose(task, network, row, like, base, key_score)[: config.num_finalists]
+    finalists = (
+        repeat(task, network, row, like, key_score)
+        if row in CONTROLS
+        else propose(task, network, base, key_score)[: config.num_finalists]
+    )
     if not finalists:
         return None, {}
     plans = [plan for _, plan in finalists]

@@ -69,7 +69,7 @@ def claim(
         "notes": notes,
         "command": "python -m experiments.benchmark " + " ".join(sys.argv[1:]),
         "device": device_name(),
-        "versions": versions(),
+        "versions": versions("torch", "torchvision", "fairlearn"),
     }
 
 

@@ -3,7 +3,6 @@
 import multiprocessing
 
 import torch
-import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -68,7 +67,3 @@ def resized_crop_pipeline(size):
             v2.Normalize(MEAN, STD),
         ]
     )
-
-
-def versions():
-    return {"torch": torch.__version__, "torchvision": torchvision.__version__}

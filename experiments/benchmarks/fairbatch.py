@@ -8,7 +8,7 @@ the same test accuracy and disparity. Theirs are the styles of `baselines.torch_
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -39,7 +39,7 @@ BATCH_SIZE, STEP_SIZE, LEARNING_RATE = 100, 0.005, 5e-4
 
 def claims(
     quick: bool = False, style: Literal["original", "vectorised", "both"] = "both"
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The rows against the original loop, against PyTorch made fast, or both.
 
     `fairbatch_single_vs_torch` meets autograd, which trains any model, as fairjax does;
@@ -68,22 +68,18 @@ def claims(
             name, times, compile_s=compile_s, quality=quality, notes=_agreement(ours, theirs)
         )
 
-    rows = []
     if style != "vectorised":
         theirs, logits = _torch(data, num_epochs, "original")
         times = paired(single, theirs, repeats=repeats)
+        yield row("fairbatch_single_vs_original", times, compile_one_s, logits)
         per_sweep = paired(sweep, theirs, repeats=min(repeats, 5))
         per_run = Paired([s / num_seeds for s in per_sweep.ours_s], per_sweep.theirs_s)
-        rows += [
-            row("fairbatch_single_vs_original", times, compile_one_s, logits),
-            row("fairbatch_sweep100_vs_original", per_run, compile_all_s, logits),
-        ]
+        yield row("fairbatch_sweep100_vs_original", per_run, compile_all_s, logits)
     if style != "original":
         for name, twin in (("torch", "vectorised"), ("torch_by_hand", "by_hand")):
             theirs, logits = _torch(data, num_epochs, twin)
             times = paired(single, theirs, repeats=repeats)
-            rows.append(row(f"fairbatch_single_vs_{name}", times, compile_one_s, logits))
-    return rows
+            yield row(f"fairbatch_single_vs_{name}", times, compile_one_s, logits)
 
 
 def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:

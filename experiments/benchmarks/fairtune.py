@@ -11,7 +11,7 @@ instead of scaling up a few, which takes hours.
 import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +133,7 @@ class Start(NamedTuple):
         return fairtune.make_task(config, dataset, self.model)
 
 
-def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> list[dict[str, Any]]:
+def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> Iterator[dict[str, Any]]:
     """All rows.
 
     Args:
@@ -146,11 +146,9 @@ def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> list[
     with tempfile.TemporaryDirectory() as folder:
         start = make_start(QUICK if quick else FULL, Path(folder))
         repeats = 1 if quick else 5
-        return [
-            *search_claims(start, num_timed=num_timed, num_seeds=num_seeds),
-            *refit_claims(start, repeats),
-            cost_claim(start, 1 if quick else 3),
-        ]
+        yield from search_claims(start, num_timed=num_timed, num_seeds=num_seeds)
+        yield from refit_claims(start, repeats)
+        yield cost_claim(start, 1 if quick else 3)
 
 
 def make_start(sizes: Sizes, folder: Path) -> Start:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fairjax.data.lesions import synthetic_lesions, write_ham10000
 STORED, SIZE, BATCH = 72, 64, 64
 
 
-def claims(quick: bool = False) -> list[dict[str, Any]]:
+def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """Rows for decoding, serving, starting a second time and augmenting."""
     try:
         from experiments.baselines import torch_images
@@ -34,15 +34,10 @@ def claims(quick: bool = False) -> list[dict[str, Any]]:
         write_ham10000(type(lesions)(*(field[rows] for field in lesions)), raw)
         paths = sorted(raw.glob("*/*.jpg"))
         cache = Path(folder) / "cache"
-        rows = [
-            _decode(paths, cache, torch_images, repeats),
-            _serve(paths, cache, torch_images, repeats),
-            _second_start(Path(folder), torch_images, 200 if quick else 20_000, repeats),
-        ]
-    rows.append(_augment(torch_images, 8 if quick else 128, repeats))
-    for row in rows:
-        row["versions"] |= torch_images.versions()
-    return rows
+        yield _decode(paths, cache, torch_images, repeats)
+        yield _serve(paths, cache, torch_images, repeats)
+        yield _second_start(Path(folder), torch_images, 200 if quick else 20_000, repeats)
+    yield _augment(torch_images, 8 if quick else 128, repeats)
 
 
 def _drain(batches: Any) -> Callable[[], int]:

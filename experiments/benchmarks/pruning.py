@@ -9,7 +9,7 @@ speed-up of a sliced network to the ratio of arithmetic.
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ LAYER = "features/18"
 WIDTHS = (64, 128, 256, 256, 512, 512, 512, 512)
 
 
-def claims(quick: bool = False) -> list[dict[str, Any]]:
+def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """All rows; `quick` uses a narrow network on small images."""
     with tempfile.TemporaryDirectory() as folder:
-        return [*score_claims(quick), *plan_claims(quick, Path(folder)), slice_claim(quick)]
+        yield from score_claims(quick)
+        yield from plan_claims(quick, Path(folder))
+        yield slice_claim(quick)
 
 
 def score_claims(quick: bool) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -45,14 +45,15 @@ ROWS = (
 LARGE, LARGE_BATCH = "vit_base_patch16_224", 8
 
 
-def claims(quick: bool = False) -> list[dict[str, Any]]:
+def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """A row per network, then compile time and peak memory of a large one.
 
     `quick` times 2 pairs instead of 15, leaves `torch.compile` out and takes a small network.
     """
     rate = matmul_rate()
-    rows = [_row(*row, rate=rate, quick=quick) for row in ROWS]
-    return rows + (_large_rows("vit_micro", 8, quick) if quick else _large_rows(LARGE, LARGE_BATCH))
+    for row in ROWS:
+        yield _row(*row, rate=rate, quick=quick)
+    yield from _large_rows("vit_micro" if quick else LARGE, LARGE_BATCH, quick)
 
 
 def _large_rows(name: str, batch: int, quick: bool = False) -> list[dict[str, Any]]:
