@@ -11,7 +11,7 @@ from flax import nnx
 
 from fairjax.models.channels import Channels, Slot
 from fairjax.models.functional import Draws, init_arrays, structure_of
-from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout
+from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout, gelu
 from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -277,8 +277,13 @@ class _Attention(nnx.Module):
         # heads first: on CPU batched products over [B, H] beat the einsum that leaves heads inside
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         scores = jnp.einsum("bhnd,bhmd->bhnm", q * self.head_width**-0.5, k)
-        probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
-        heads = jnp.einsum("bhnm,bhmd->bhnd", probs, v)
+        scores = scores.astype(jnp.float32)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
+        heads = jnp.einsum(
+            "bhnm,bhmd->bhnd", weights.astype(x.dtype), v, preferred_element_type=jnp.float32
+        )
+        # softmax's division after the product: once per head's channel, not once per token
+        heads = (heads / jnp.sum(weights, -1, keepdims=True)).astype(x.dtype)
         heads = heads.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
         return self.proj(heads), heads
 
@@ -292,11 +297,7 @@ class _Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         hidden = self.fc1(x)
-        x = (
-            hidden * jax.nn.sigmoid(1.702 * hidden)
-            if self.config.quick_gelu
-            else jax.nn.gelu(hidden, approximate=False)
-        )
+        x = hidden * jax.nn.sigmoid(1.702 * hidden) if self.config.quick_gelu else gelu(hidden)
         return self.fc2(dropout(x, self.config.dropout, key)), hidden
 
 
