@@ -106,9 +106,9 @@ _PUBLISHED = Config(
     augment="published",
 )
 PRESETS = {
-    # one round, so that it ends in about 3 minutes on 2 CPU cores
+    # one round, so that it ends within 3 minutes on 2 CPU cores
     "lesions": Config(
-        about="synthetic skin lesions by skin tone, a small VGG; about 3 minutes on 2 cores",
+        about="synthetic skin lesions by skin tone, a small VGG; 3 minutes on 2 cores",
         num_rounds=1,
         num_finalists=4,
     ),
