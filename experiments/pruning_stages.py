@@ -281,7 +281,7 @@ def propose(task: Task, network: Network, base, key) -> list[tuple[Candidate, Pr
     return [proposals[i] for i in rank(config, table, base)]
 
 
-def repeat(task: Task, network: Network, row: str, like: dict[str, Any], key):
+def control_plans(task: Task, network: Network, row: str, like: dict[str, Any], key):
     """What a control fine-tunes beside the decision `like`: its layer and its count at random.
 
     All of its plans are fine-tuned, so none is measured before.
@@ -317,7 +317,7 @@ def prune_round(task: Task, network: Network, row: str, like: dict[str, Any], ba
     config = task.config
     key_score, key_train = jax.random.split(key)
     finalists = (
-        repeat(task, network, row, like, key_score)
+        control_plans(task, network, row, like, key_score)
         if row in CONTROLS
         else propose(task, network, base, key_score)[: config.num_finalists]
     )

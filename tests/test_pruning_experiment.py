@@ -11,7 +11,14 @@ from PIL import Image
 from experiments import common
 from experiments import pruning as experiment
 from experiments.image_data import Data, load_data
-from experiments.pruning_stages import ROWS, class_balanced, propose, rank, start_network
+from experiments.pruning_stages import (
+    CONTROLS,
+    ROWS,
+    class_balanced,
+    control_plans,
+    rank,
+    start_network,
+)
 from fairjax import pruning
 from fairjax.data.augment import eval_preprocess
 from fairjax.models import image_model, load_weights, save_weights
@@ -100,9 +107,8 @@ def test_controls_prune_nothing_or_as_many_channels_of_the_same_layer():
     dataset = load_data(config.data, config.image_size)
     task = experiment.make_task(config, *experiment.load_network(config, 2), dataset)
     network = start_network(task, jax.random.key(0))
-    base = task.measure(network.params, network.batch_stats, task.data["val"])[1]
     like = {"layer": "features/13", "count": 5}
-    proposed = {row: propose(task, network, row, like, base, jax.random.key(1)) for row in ROWS[2:]}
+    proposed = {row: control_plans(task, network, row, like, jax.random.key(1)) for row in CONTROLS}
     pruned = {
         row: [int((~plan.keep["features/13"]).sum()) for _, plan in candidates]
         for row, candidates in proposed.items()
