@@ -3,7 +3,7 @@
     python -m experiments.benchmark step
 
 Ours are steps of `fairjax.train` in a compiled loop, as `fit` runs them, so that memory is had from
-the system once for many steps: one step a call takes 5 to 8 % longer. About ten minutes on two CPU
+the system once for many steps: one step a call takes 5 to 8 % longer. About six minutes on two CPU
 cores, most of it `torch.compile`. Compile time and peak memory of a large network are those of
 fresh processes, which this module is run as:
 `python -m experiments.benchmarks.step fairjax|torch|torch.compile MODEL BATCH`.
