@@ -61,7 +61,7 @@ def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     yield from _large_rows("vit_micro" if quick else LARGE, LARGE_BATCH, quick)
 
 
-def _large_rows(name: str, batch: int, quick: bool = False) -> list[dict[str, Any]]:
+def _large_rows(name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
     """Seconds until the first step is compiled, and peak resident memory of two steps."""
     ours, theirs = (_in_fresh_process(side, name, batch) for side in ("fairjax", "torch"))
     memory = claim(
@@ -114,7 +114,7 @@ def _compile_and_step(name: str, batch_size: int) -> float:
     model = image_model(name, NUM_CLASSES)
     size = model.config.image_size
     images = np.ones((batch_size, size, size, 3), np.float32)
-    state, batch = _start(model, jax.random.key(0), images, np.zeros(batch_size, np.int32))
+    state, batch = _start(model, images, np.zeros(batch_size, np.int32))
     step = _make_steps(model, 1)
     compile_s = compile_seconds(step, state, batch)
     for _ in range(2):
@@ -147,7 +147,7 @@ def _row(
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, size, size, 3), np.float32)
     labels = rng.integers(0, NUM_CLASSES, batch_size, np.int32)
-    state, batch = _start(model, jax.random.key(0), images, labels)
+    state, batch = _start(model, images, labels)
     params, batch_stats = state.params, state.batch_stats
     eager, compiled = _torch_steps(model, size, params, batch_stats, images, labels)
 
@@ -187,13 +187,11 @@ def _row(
     return row
 
 
-def _start(
-    model: Model, key: jax.Array, images: np.ndarray, labels: np.ndarray
-) -> tuple[TrainState, Batch]:
+def _start(model: Model, images: np.ndarray, labels: np.ndarray) -> tuple[TrainState, Batch]:
     """A state before the first step, and the batch that all steps take."""
     arrays = jnp.asarray(images), jnp.asarray(labels)
     group, ones = jnp.zeros(len(labels), jnp.int32), jnp.ones(len(labels), jnp.float32)
-    return init_train(model, OPTIMIZER, key), Batch(*arrays, group, ones)
+    return init_train(model, OPTIMIZER, jax.random.key(0)), Batch(*arrays, group, ones)
 
 
 def _make_steps(model: Model, count: int) -> Any:
