@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _FEW_CLASSES = 8
 
@@ -51,6 +52,22 @@ def cross_entropy(
     if class_weights is not None:
         loss = loss * class_weights[labels]
     return loss
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> jax.Array:
+    """float32 `[K]`: inverse to the share of each class, 1 on average over examples.
+
+    Args:
+      labels: int `[N]` in `[0, K)`, on the host.
+      num_classes: K.
+
+    Raises:
+      ValueError: a class without examples.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"class_weights: class {int(counts.argmin())} has no training examples")
+    return jnp.asarray(len(labels) / (num_classes * counts), jnp.float32)
 
 
 def predictions(logits: jax.Array) -> jax.Array:

@@ -1,9 +1,8 @@
 """Optimisers by name, whose numbers are arrays that may differ between candidates."""
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+import math
+from typing import Literal, get_args
 
-import jax.numpy as jnp
 import optax
 
 Optimizer = Literal["adamw", "sgd", "sgd_nesterov"]
@@ -60,25 +59,24 @@ def make_optimizer(
 
     return optax.chain(
         optax.inject_hyperparams(build)(learning_rate=learning_rate, weight_decay=weight_decay),
-        optax.scale_by_schedule(_relative(schedule, total_steps, warmup_steps, drops)),  # pyright: ignore[reportArgumentType]
+        optax.scale_by_schedule(_relative(schedule, total_steps, warmup_steps, drops)),
     )
 
 
 def _relative(
     schedule: Schedule, total_steps: int, warmup_steps: int, drops: tuple[float, ...]
-) -> Callable[[Any], Any]:
+) -> optax.Schedule:
     """Factor in [0, 1] of the learning rate at a step."""
-
-    def factor(step):
-        step = jnp.asarray(step, jnp.float32)
-        done = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
-        decayed = {
-            "constant": lambda: jnp.ones_like(done),
-            "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * done)),
-            "step": lambda: 0.1 ** sum((done >= drop).astype(jnp.float32) for drop in drops),
-            "exponential": lambda: 0.01**done,
-        }[schedule]()
-        warm = 0.01 + 0.99 * step / max(warmup_steps, 1)
-        return jnp.where(step < warmup_steps, warm, decayed)
-
-    return factor
+    num_steps = total_steps - warmup_steps
+    decayed = {
+        "constant": lambda: optax.constant_schedule(1.0),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, num_steps),
+        "step": lambda: optax.piecewise_constant_schedule(
+            1.0, {math.ceil(drop * num_steps): 0.1 for drop in drops}
+        ),
+        "exponential": lambda: optax.exponential_decay(1.0, num_steps, 0.01, end_value=0.01),
+    }[schedule]()
+    if not warmup_steps:
+        return decayed
+    rise = optax.linear_schedule(0.01, 1.0, warmup_steps)
+    return optax.join_schedules([rise, decayed], [warmup_steps])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "candidates"
 
@@ -15,6 +15,26 @@ AXIS = "candidates"
 def candidate_mesh(devices: Any = None) -> Mesh:
     """A one-dimensional mesh over `devices` (default: all of them), axis `"candidates"`."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that all candidates need, one copy on every device of `mesh`."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Arrays `[P, ...]` put onto the devices that train them, where these divide P."""
+    if len(jax.tree.leaves(tree)[0]) % mesh.size:
+        return everywhere(tree, mesh)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def dealing_order(num_slots: int, num_devices: int) -> np.ndarray:
+    """Slots int `[P]` in the order in which candidates are dealt to devices, one to each in turn.
+
+    Device d holds slots d P / D to (d + 1) P / D; a multiple of D divides evenly.
+    """
+    return np.argsort(np.arange(num_slots) % -(-num_slots // num_devices), kind="stable")
 
 
 def shard_candidates(

@@ -1,0 +1,230 @@
+"""The loop: epochs of steps as one scan, for one run.
+
+Nothing here is jitted; wrap `fit` (or the function of yours that calls it) in `jax.jit` with the
+state donated and the data as an argument. All state is a pytree, so a run is also a scan carry, a
+vmap axis and a checkpoint.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fairjax.data import Examples
+from fairjax.models import Model
+from fairjax.sampling import BatchSampler, CellSums
+from fairjax.train.predict import predict
+from fairjax.train.step import Batch, Step, TrainState
+
+MeasureFn = Callable[[TrainState, Any, Any], CellSums]
+"""`measure_fn(train, sampler_state, measure_data) -> CellSums`."""
+Augment = Callable[[Any, jax.Array], jax.Array]
+"""`augment(key, inputs [B, ...]) -> inputs`."""
+
+
+class FitState(NamedTuple):
+    """A whole run: resume it by passing it to `fit` again."""
+
+    train: TrainState
+    sampler: Any
+    running: Any
+    """Cell sums of the batches since the last update; None unless the sampler adapts."""
+    key: jax.Array
+    """Never consumed: epoch e uses `fold_in(key, e)`, so a resumed run draws what it would have."""
+    epoch: jax.Array
+    """int32 scalar, epochs finished."""
+
+
+class Draws(NamedTuple):
+    """What T steps draw."""
+
+    rows: jax.Array
+    """int32 `[T, B]`, rows of the training data."""
+    weights: jax.Array
+    """float32 `[T, B]`, 0 = padding."""
+    keys: jax.Array
+    """PRNG keys `[T]`."""
+
+
+def init_fit(train: TrainState, sampler: BatchSampler, key: Any, **choices: Any) -> FitState:
+    """The `FitState` before the first epoch; `choices` go to `sampler.init`."""
+    state = sampler.init(**choices)
+    running = None
+    if sampler.adapts:
+        zeros = jnp.zeros(state.rows.counts.shape, jnp.float32)
+        running = CellSums(zeros, zeros)
+    return FitState(train, state, running, key, jnp.zeros((), jnp.int32))
+
+
+def fit(
+    step: Step,
+    state: FitState,
+    data: Examples,
+    sampler: BatchSampler,
+    *,
+    num_epochs: int,
+    mask: Any = None,
+    frozen: Any = None,
+    augment: Augment | None = None,
+    measure_fn: MeasureFn | None = None,
+    measure_data: Any = None,
+    update_every: int | None = None,
+    evaluate_fn: Callable[[TrainState, Any], Any] | None = None,
+    evaluate_data: Any = None,
+    unroll: int = 1,
+) -> tuple[FitState, dict[str, Any]]:
+    """Train for `num_epochs`: a scan over epochs of a scan over steps.
+
+    Args:
+      step: from `make_step`.
+      state: from `init_fit`, or what an earlier `fit` returned.
+      data: training examples `[N, ...]`, the rows that `sampler` numbers, inputs as stored.
+      sampler: such as `sampling.shuffled` (plain training) or `fairbatch`.
+      num_epochs: epochs of `sampler.batches_per_epoch` steps.
+      mask: what may change, a tree of bool arrays; see `Step`.
+      frozen: parameters that do not train; see `make_step`.
+      augment: applied to every batch as it is stored, before the model's `preprocess`.
+      measure_fn: cell sums of the current model, taken once before every epoch (published
+        cadence), such as `measure_cells` of a model and sampler.
+      measure_data: its last argument; `data` if None.
+      update_every: instead, update every that many steps from the losses of those steps' own
+        batches, for networks whose full pass is dear. Must divide the batches of an epoch;
+        dealing without replacement starts anew at every update.
+      evaluate_fn: recorded after every epoch, `evaluate_fn(train, evaluate_data)`.
+      evaluate_data: any pytree.
+      unroll: steps per iteration of the compiled loop; more compile time, fewer loop overheads.
+
+    Returns:
+      `(state, history)`; history has `loss [E]` (mean over the epoch's steps), `evaluation` (of
+      `evaluate_fn`, stacked; absent without it) and, where the sampler adapts, `shares [E, K, G]`
+      (the sampling shares used) and `cell_losses [E, K, G]` (what moved them).
+
+    Raises:
+      ValueError: a sampler that adapts without `measure_fn` or `update_every`, one that does not
+        with either, both given, or `update_every` does not divide the epoch.
+    """
+    num_steps = check_cadence(sampler, measure_fn is not None, update_every)
+    measure_data = data if measure_data is None else measure_data
+
+    def one_round(state: FitState, key: jax.Array):
+        """One update of the sampler and the steps that use it."""
+        sums = state.running
+        if measure_fn is not None:
+            sums = measure_fn(state.train, state.sampler, measure_data)
+        state, record = update_sampler(sampler, state, sums)
+        draws = draw_steps(sampler, state, key, num_steps)
+        state, losses = run_steps(
+            step, state, data, sampler, draws, mask=mask, frozen=frozen, augment=augment,
+            running=update_every is not None, unroll=unroll,
+        )  # fmt: skip
+        return state, record | {"loss": losses.mean(0)}
+
+    def one_epoch(state: FitState, _):
+        num_rounds = sampler.batches_per_epoch // num_steps
+        keys = jax.random.split(jax.random.fold_in(state.key, state.epoch), num_rounds)
+        state, records = jax.lax.scan(one_round, state, keys)
+        state = state._replace(epoch=state.epoch + 1)
+        record = {"loss": records.pop("loss").mean(0)}
+        record |= jax.tree.map(lambda values: values[-1], records)
+        if evaluate_fn is not None:
+            record["evaluation"] = evaluate_fn(state.train, evaluate_data)
+        return state, record
+
+    return jax.lax.scan(one_epoch, state, length=num_epochs)
+
+
+def check_cadence(sampler: BatchSampler, measured: bool, update_every: int | None) -> int:
+    """Steps between two updates of the sampler; see `fit` for what is refused."""
+    if measured and update_every is not None:
+        raise ValueError("give measure_fn or update_every, not both")
+    if sampler.adapts and not measured and update_every is None:
+        raise ValueError(
+            "the sampler adapts to the model's outputs: give measure_fn (a full pass before every "
+            "epoch, see measure_cells) or update_every, or take sampling.shuffled for plain batches"
+        )
+    if not sampler.adapts and (measured or update_every is not None):
+        raise ValueError("measure_fn and update_every are for samplers that adapt, as fairbatch")
+    num_steps = sampler.batches_per_epoch if update_every is None else update_every
+    if num_steps < 1 or sampler.batches_per_epoch % num_steps:
+        raise ValueError(
+            f"update_every must divide the {sampler.batches_per_epoch} batches of an epoch, "
+            f"got {update_every}"
+        )
+    return num_steps
+
+
+def update_sampler(
+    sampler: BatchSampler, state: FitState, sums: CellSums | None
+) -> tuple[FitState, dict[str, jax.Array]]:
+    """Let a sampler that adapts move its shares; others stay as they are."""
+    if not sampler.adapts:
+        return state, {}
+    cell_losses = sampler.cell_losses(sums, state.sampler)
+    shares = sampler.update(cell_losses, state.sampler)
+    record = {"shares": shares.shares, "cell_losses": cell_losses}
+    return state._replace(sampler=shares), record
+
+
+def draw_steps(sampler: BatchSampler, state: FitState, key: Any, num_steps: int) -> Draws:
+    """The rows, weights and keys of the next steps."""
+    key_draw, key_steps = jax.random.split(key)
+    rows, weights = sampler.sample_epoch(key_draw, state.sampler, num_batches=num_steps)
+    return Draws(rows, weights, jax.random.split(key_steps, num_steps))
+
+
+def run_steps(
+    step: Step,
+    state: FitState,
+    data: Examples,
+    sampler: BatchSampler,
+    draws: Draws,
+    *,
+    mask: Any = None,
+    frozen: Any = None,
+    augment: Augment | None = None,
+    running: bool = False,
+    unroll: int = 1,
+) -> tuple[FitState, jax.Array]:
+    """The steps of `draws` on `data`, which hold the rows that they name; losses `[T]`.
+
+    With `running` the state's cell sums are those of these steps' own batches.
+    """
+    sums = jax.tree.map(jnp.zeros_like, state.running)
+
+    def train_batch(carry, draw: Draws):
+        train, sums = carry
+        inputs, labels, group = jax.tree.map(lambda array: array[draw.rows], data)
+        key_augment, key_step = jax.random.split(draw.keys)
+        if augment is not None:
+            inputs = augment(key_augment, inputs)
+        batch = Batch(inputs, labels, group, draw.weights)
+        train, metrics = step(train, batch, key_step, mask=mask, frozen=frozen)
+        if running:
+            sums += sampler.measure(
+                metrics["logits"], state.sampler, labels=labels, group=group, weights=draw.weights
+            )
+        return (train, sums), metrics["loss"]
+
+    (train, sums), losses = jax.lax.scan(train_batch, (state.train, sums), draws, unroll=unroll)
+    return state._replace(train=train, running=sums), losses
+
+
+def measure_cells(
+    model: Model,
+    sampler: BatchSampler,
+    state: TrainState,
+    sampler_state: Any,
+    data: Examples,
+    *,
+    batch_size: int | None = None,
+) -> CellSums:
+    """A full pass over `data` with the current model: the published cadence of FairBatch.
+
+    `functools.partial(measure_cells, model, sampler)` is a `measure_fn` for `fit`. `data` may be
+    the training split (published) or the validation split (the two-level reading of the paper).
+    See `predict` for `batch_size`.
+    """
+    logits = predict(model, state.params, state.batch_stats, data.inputs, batch_size=batch_size)
+    return sampler.measure(logits, sampler_state, labels=data.labels, group=data.group)

@@ -1,0 +1,161 @@
+"""How a network is trained: settings that are checked once and shared by every method."""
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fairjax import sampling
+from fairjax.data import Dataset
+from fairjax.losses import balanced_class_weights
+from fairjax.models import Model, reconfigure
+from fairjax.optimizers import Optimizer, Schedule, make_optimizer
+from fairjax.sampling import BatchSampler
+from fairjax.train.loop import Augment
+from fairjax.train.step import Step, make_step
+
+Sampler = Literal["shuffled", "class_balanced"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings of a training, checked when it is made; `dataclasses.replace` checks again.
+
+    >>> recipe = Recipe(num_epochs=3, learning_rate=1e-3)
+    >>> dataclasses.replace(recipe, weight_decay=-1.0)
+    Traceback (most recent call last):
+    ValueError: weight_decay must be at least 0, got -1.0
+
+    Raises:
+      ValueError: a number out of range or an unknown name; says which.
+    """
+
+    num_epochs: int = 3
+    batch_size: int = 32
+    sampler: Sampler = "shuffled"
+    """see `fairjax.sampling`"""
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    """the largest; searches try their own"""
+    schedule: Schedule = "cosine"
+    warmup_epochs: float = 0.0
+    """of rising learning rate, at most half of the epochs"""
+    drops: tuple[float, ...] = (1 / 3, 2 / 3)
+    """of the schedule "step": where the rate falls to a tenth, as shares of the steps"""
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    """one per class; balanced: inverse to its share of the training split"""
+    augment: Augment | None = None
+    """`augment(key, inputs [B, ...])`, before the model's `preprocess`"""
+    ema_decay: float | None = None
+    """evaluate and keep the moving average of the parameters"""
+    dtype: Dtype = "float32"
+    """of activations and products, for networks that have the setting"""
+    checkpoint_blocks: bool = False
+    """recompute blocks in the backward pass: a third more work, much less memory"""
+
+    def __post_init__(self):
+        for name in ("num_epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+        for name in ("warmup_epochs", "weight_decay"):
+            _require(name, getattr(self, name), lambda x: x >= 0, "at least 0")
+        for name in ("momentum", "label_smoothing"):
+            _require(name, getattr(self, name), lambda x: 0 <= x < 1, "in [0, 1)")
+        _require("learning_rate", self.learning_rate, lambda x: x > 0, "positive")
+        for drop in self.drops:
+            _require("drops", drop, lambda x: 0 < x < 1, "in (0, 1)")
+        if self.ema_decay is not None:
+            _require("ema_decay", self.ema_decay, lambda x: 0 < x < 1, "in (0, 1)")
+        for name, known in (
+            ("sampler", Sampler),
+            ("optimizer", Optimizer),
+            ("schedule", Schedule),
+            ("dtype", Dtype),
+        ):
+            if getattr(self, name) not in get_args(known):
+                accepted = ", ".join(get_args(known))
+                raise ValueError(f"{name} must be one of {accepted}; got {getattr(self, name)!r}")
+        if isinstance(self.class_weights, str):
+            if self.class_weights != "balanced":
+                raise ValueError(
+                    f"class_weights must be numbers or 'balanced', got {self.class_weights!r}"
+                )
+        elif self.class_weights is not None:
+            for weight in self.class_weights:
+                _require("class_weights", weight, lambda x: x >= 0, "at least 0")
+
+    def make_model(self, model: Model) -> Model:
+        """The network in this dtype, with blocks checkpointed or not."""
+        return reconfigure(model, dtype=self.dtype, checkpoint_blocks=self.checkpoint_blocks)
+
+    def make_sampler(self, data: Dataset) -> BatchSampler:
+        """Of the training split; its rows count from 0 within the split."""
+        train = data.splits["train"]
+        return getattr(sampling, self.sampler)(
+            labels=data.labels[train],
+            group=data.group[train],
+            num_classes=data.num_classes,
+            num_groups=data.num_groups,
+            batch_size=self.batch_size,
+        )
+
+    def make_optimizer(self, batches_per_epoch: int) -> optax.GradientTransformation:
+        """For `num_epochs` epochs; its learning rate and weight decay may differ between runs."""
+        warmup = min(self.warmup_epochs, self.num_epochs / 2)
+        return make_optimizer(
+            self.optimizer,
+            total_steps=self.num_epochs * batches_per_epoch,
+            schedule=self.schedule,
+            warmup_steps=int(warmup * batches_per_epoch),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            drops=self.drops,
+        )
+
+    def make_step(
+        self,
+        model: Model,
+        optimizer: optax.GradientTransformation,
+        data: Dataset,
+        *,
+        bind: Any = None,
+        gate: Any = None,
+    ) -> Step:
+        """The gradient step; see `train.make_step` for `bind` and `gate`.
+
+        Raises:
+          ValueError: class weights that are not one per class, or a class without examples.
+        """
+        weights = self.class_weights
+        if weights == "balanced":
+            labels = data.labels[data.splits["train"]]
+            weights = balanced_class_weights(labels, data.num_classes)
+        elif weights is not None:
+            if len(weights) != data.num_classes:
+                raise ValueError(
+                    f"class_weights must be one per class, {data.num_classes}, got {len(weights)}"
+                )
+            weights = jnp.asarray(weights, jnp.float32)
+        return make_step(
+            model,
+            optimizer,
+            label_smoothing=self.label_smoothing,
+            class_weights=weights,
+            bind=bind,
+            gate=gate,
+            ema_decay=self.ema_decay,
+        )
+
+
+def _require(name: str, value: float, holds: Any, rule: str) -> None:
+    if not (math.isfinite(value) and holds(value)):
+        raise ValueError(f"{name} must be {rule}, got {value}")
