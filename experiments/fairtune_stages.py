@@ -92,7 +92,10 @@ class Task(NamedTuple):
         """The objectives `[M]` of one network on the validation split."""
         logits = self.logits(params, batch_stats, val.inputs)
         return jnp.stack(
-            [chosen.measure(logits, val.labels, group=val.group) for chosen in self.objectives]
+            [
+                chosen.measure(logits, labels=val.labels, group=val.group)
+                for chosen in self.objectives
+            ]
         )
 
     def spread(self, candidates: Any) -> Any:

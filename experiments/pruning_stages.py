@@ -116,7 +116,7 @@ def make_task(config: Any, model: Model, start: Start, dataset: Dataset) -> Task
         state = TrainState(params, batch_stats, None, jnp.zeros((), jnp.int32))
         logits = predict(model, state, data.inputs, batch_size=256, preprocess=preprocess)
         return logits, pruning.pruning_metrics(
-            logits, data.labels, group=data.group, num_groups=num_groups
+            logits, labels=data.labels, group=data.group, num_groups=num_groups
         )
 
     def measure_plans(params, batch_stats, plans, data):

@@ -53,7 +53,7 @@ def judge(
     @jax.jit
     def measure(logits, test):
         def one(logits):
-            return prepare(logits, test.labels, group=test.group, num_groups=num_groups)
+            return prepare(logits, labels=test.labels, group=test.group, num_groups=num_groups)
 
         prepared = jax.vmap(one)(logits.reshape(-1, num_test, num_classes))
         return prepared, jax.vmap(evaluate_fn)(prepared)

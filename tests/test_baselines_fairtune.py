@@ -79,7 +79,7 @@ def test_validation_logits_and_objective_are_those_of_fairjax(networks, files):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     metric = objective("worst_group_auc", num_groups=2)
     labels, group = jnp.asarray(files.labels), jnp.asarray(files.group)
-    expected = float(metric.measure(ours, labels, group=group))
+    expected = float(metric.measure(ours, labels=labels, group=group))
     assert twin.worst_group_auc(theirs, files.labels, group=files.group) == pytest.approx(expected)
 
 

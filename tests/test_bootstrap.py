@@ -21,7 +21,7 @@ def split(seed=0, n=N):
 
 @functools.partial(jax.jit, static_argnames=("method", "num_replicates", "batch_size"))
 def intervals(logits, labels, group, key, **kwargs):
-    prepared = m.prepare(logits, labels, group=group, num_groups=G)
+    prepared = m.prepare(logits, labels=labels, group=group, num_groups=G)
     names = ("accuracy", "worst_group_auc", "equal_opportunity_difference")
 
     def metric_fn(weights):
@@ -143,7 +143,7 @@ def test_replicates_without_a_defined_value_are_left_out_and_counted():
     # One positive among 20: it is never drawn with probability 0.95^20 = 0.36.
     labels = jnp.zeros(20, jnp.int32).at[3].set(1)
     scores = jnp.arange(20.0)
-    ranked = m.rank_scores(scores, labels)
+    ranked = m.rank_scores(scores, labels=labels)
     result = bootstrap(lambda w: m.ranked_auc(ranked, w)[0], 20, num_replicates=2000)
     assert 0.59 < result.num_defined / 2000 < 0.69
     assert 0 <= result.lower <= result.estimate <= result.upper <= 1
@@ -167,7 +167,7 @@ def test_bca_intervals_are_finite_and_ordered_though_a_group_is_empty():
 
     @jax.jit
     def everything(logits, labels, group, key):
-        prepared = m.prepare(logits, labels, group=group, num_groups=G + 1)
+        prepared = m.prepare(logits, labels=labels, group=group, num_groups=G + 1)
         names = ("group_auc", "worst_group_auc", "equalized_odds_difference", "ece")
 
         def metric_fn(weights):
@@ -188,7 +188,7 @@ def test_bca_intervals_are_finite_and_ordered_though_a_group_is_empty():
 
 def test_a_paired_difference_of_a_model_with_itself_is_exactly_zero():
     logits, labels, group = split()
-    prepared = m.prepare(logits, labels, group=group, num_groups=G)
+    prepared = m.prepare(logits, labels=labels, group=group, num_groups=G)
 
     def accuracy(weights):
         return m.evaluate(prepared, weights)["accuracy"]
@@ -205,7 +205,9 @@ def test_a_paired_difference_of_a_model_with_itself_is_exactly_zero():
 
 
 def selection_gap(preds, group):
-    return m.demographic_parity_difference(m.group_counts(preds, preds, group=group, num_groups=2))
+    return m.demographic_parity_difference(
+        m.group_counts(preds, labels=preds, group=group, num_groups=2)
+    )
 
 
 def test_permutation_p_value_agrees_with_fisher_s_exact_test():

@@ -266,14 +266,14 @@ def test_objectives_are_the_metrics_and_their_bounds_are_pessimistic(name):
     logits = logits.at[:, 1].add(jnp.asarray(LABELS, jnp.float32))
     labels, group = jnp.asarray(LABELS), jnp.asarray(GROUP)
     plain = objective(name, num_groups=2)
-    value = plain.measure(logits, labels, group=group)
+    value = plain.measure(logits, labels=labels, group=group)
     np.testing.assert_allclose(
-        value, fairness_metrics(logits, labels, group=group, num_groups=2)[name]
+        value, fairness_metrics(logits, labels=labels, group=group, num_groups=2)[name]
     )
     if name in ("worst_group_auc", "max_group_loss"):
         bound = objective(f"{name}@bound", num_groups=2, num_replicates=20)
         assert bound.maximize == plain.maximize
-        pessimistic = bound.measure(logits, labels, group=group)
+        pessimistic = bound.measure(logits, labels=labels, group=group)
         assert pessimistic < value if plain.maximize else pessimistic > value
 
 

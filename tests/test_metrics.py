@@ -15,7 +15,7 @@ MAX_N, MAX_G, MAX_K = 48, 5, 4
 # One compiled program per function: every random case is padded to MAX_N rows of weight 0.
 summarise = jax.jit(
     lambda logits, labels, group, weights, num_groups: m.fairness_metrics(
-        logits, labels, group=group, num_groups=num_groups, weights=weights
+        logits, labels=labels, group=group, num_groups=num_groups, weights=weights
     ),
     static_argnums=4,
 )
@@ -23,7 +23,7 @@ summarise = jax.jit(
 
 @jax.jit
 def named_disparities(preds, labels, group, weights):
-    counts = m.group_counts(preds, labels, group=group, num_groups=MAX_G, weights=weights)
+    counts = m.group_counts(preds, labels=labels, group=group, num_groups=MAX_G, weights=weights)
     values = {}
     for method in ("between_groups", "to_overall"):
         for name in ("demographic_parity", "equal_opportunity"):
@@ -42,13 +42,15 @@ def named_disparities(preds, labels, group, weights):
 def multiclass(logits, labels, group, weights):
     grouping = {"group": group, "num_groups": MAX_G}
     preds = logits.argmax(-1)
-    counts = m.group_counts(preds, labels, **grouping, num_classes=MAX_K, weights=weights)
+    counts = m.group_counts(preds, labels=labels, **grouping, num_classes=MAX_K, weights=weights)
     return {
         "balanced_accuracy": m.balanced_accuracy(counts),
         "macro_f1": m.macro_f1(counts),
-        "auc": m.group_auc(logits, labels, **grouping, weights=weights),
-        "brier": m.group_brier_score(logits, labels, **grouping, weights=weights),
-        "ece": m.group_calibration_error(logits, labels, **grouping, weights=weights, num_bins=10),
+        "auc": m.group_auc(logits, labels=labels, **grouping, weights=weights),
+        "brier": m.group_brier_score(logits, labels=labels, **grouping, weights=weights),
+        "ece": m.group_calibration_error(
+            logits, labels=labels, **grouping, weights=weights, num_bins=10
+        ),
         "equalized_odds": m.equalized_odds_difference(counts),
         "equal_opportunity": m.equal_opportunity_difference(counts),
     }
@@ -273,7 +275,7 @@ def test_a_gap_that_one_group_alone_defines_is_undefined_not_zero(gap):
 def test_a_single_class_group_never_makes_the_auc_gap_zero():
     labels = jnp.array([0, 1, 0, 1, 1, 1], jnp.int32)
     group = jnp.array([0, 0, 0, 0, 1, 1], jnp.int32)
-    auc = m.group_auc(jnp.arange(6.0), labels, group=group, num_groups=2)
+    auc = m.group_auc(jnp.arange(6.0), labels=labels, group=group, num_groups=2)
     assert jnp.isnan(auc[1]) and jnp.isnan(m.rate_difference(auc))
     close(m.group_min(auc), 0.75)
 
@@ -318,12 +320,12 @@ def test_auc_of_100k_examples_with_ties_matches_scikit_learn():
     weights = rng.poisson(1.0, n).astype(np.float32)
     group = (rng.random(n) < 0.02).astype(np.int32)
     x, y = jnp.asarray(scores), jnp.asarray(labels)
-    close(jax.jit(m.roc_auc)(x, y), sk.roc_auc_score(labels, scores))
+    close(jax.jit(m.roc_auc)(x, labels=y), sk.roc_auc_score(labels, scores))
     close(
-        jax.jit(m.roc_auc)(x, y, jnp.asarray(weights)),
+        jax.jit(m.roc_auc)(x, labels=y, weights=jnp.asarray(weights)),
         sk.roc_auc_score(labels, scores, sample_weight=weights),
     )
-    ranked = jax.jit(lambda x, y, group: m.rank_scores(x, y, group=group, num_groups=2))(
+    ranked = jax.jit(lambda x, y, group: m.rank_scores(x, labels=y, group=group, num_groups=2))(
         x, y, jnp.asarray(group)
     )
     by_group = [sk.roc_auc_score(labels[group == g], scores[group == g]) for g in (0, 1)]
@@ -333,7 +335,7 @@ def test_auc_of_100k_examples_with_ties_matches_scikit_learn():
 def test_counts_of_a_million_examples_are_exact():
     n = 1_000_003
     ones = jnp.ones(n, jnp.int32)
-    counts = m.group_counts(ones, ones, group=ones, num_groups=2)
+    counts = m.group_counts(ones, labels=ones, group=ones, num_groups=2)
     assert counts.confusion[1, 1, 1] == n and counts.confusion.sum() == n
 
 
@@ -373,7 +375,7 @@ def test_counts_of_batches_add_up_to_the_counts_of_the_split():
 
     def count(rows):
         return m.group_counts(
-            preds[rows], labels[rows], group=group[rows], num_groups=2, num_classes=3
+            preds[rows], labels=labels[rows], group=group[rows], num_groups=2, num_classes=3
         )
 
     merged = count(slice(0, 40)) + count(slice(40, 90))
@@ -394,7 +396,7 @@ def test_a_population_under_vmap_gets_each_candidate_s_own_metrics():
 def test_ids_out_of_range_count_nowhere_instead_of_in_another_cell():
     labels = jnp.array([0, 2, -1, 1], jnp.int32)
     group = jnp.array([0, 0, 1, 9], jnp.int32)
-    counts = m.group_counts(jnp.zeros(4, jnp.int32), labels, group=group, num_groups=2)
+    counts = m.group_counts(jnp.zeros(4, jnp.int32), labels=labels, group=group, num_groups=2)
     assert counts.confusion.sum() == 1 and counts.confusion[0, 0, 0] == 1
 
 
@@ -410,14 +412,14 @@ def test_overall_calibration_and_brier_are_those_of_one_group_and_match_scikit_l
     probs = oracle.softmax(np.asarray(logits))
     y = np.asarray(labels)
     close(
-        m.expected_calibration_error(logits, labels, num_bins=10),
+        m.expected_calibration_error(logits, labels=labels, num_bins=10),
         oracle.calibration_error(probs, y, np.ones(300), 10),
     )
     truth = np.eye(num_classes)[y]
     expected = ((probs - truth) ** 2).sum(1).mean()
     if num_classes == 2:
         expected = sk.brier_score_loss(y, probs[:, 1])
-    close(m.brier_score(logits, labels), expected)
+    close(m.brier_score(logits, labels=labels), expected)
 
 
 # Mistakes.
@@ -432,17 +434,17 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="missing must be one of"):
         m.eodd(counts_of([(1, 1, 1, 1)] * 2), missing="nan")  # pyright: ignore
     with pytest.raises(ValueError, match="preds must be integer ids, got float32"):
-        m.group_counts(jnp.zeros(3), ids, group=ids, num_groups=2)
+        m.group_counts(jnp.zeros(3), labels=ids, group=ids, num_groups=2)
     with pytest.raises(ValueError, match="one value per example"):
-        m.group_counts(ids, ids, group=ids[:2], num_groups=2)
+        m.group_counts(ids, labels=ids, group=ids[:2], num_groups=2)
     with pytest.raises(ValueError, match="at least one example"):
-        m.roc_auc(jnp.zeros(0), ids[:0])
+        m.roc_auc(jnp.zeros(0), labels=ids[:0])
     with pytest.raises(ValueError, match="num_groups must be at least 1"):
-        m.group_auc(jnp.zeros(3), ids, group=ids, num_groups=0)
+        m.group_auc(jnp.zeros(3), labels=ids, group=ids, num_groups=0)
     with pytest.raises(ValueError, match=r"logits must be \[N, K\]"):
-        m.fairness_metrics(jnp.zeros(3), ids, group=ids, num_groups=1)
+        m.fairness_metrics(jnp.zeros(3), labels=ids, group=ids, num_groups=1)
     with pytest.raises(ValueError, match="num_bins must be at least 1"):
-        m.expected_calibration_error(logits, ids, num_bins=0)
+        m.expected_calibration_error(logits, labels=ids, num_bins=0)
 
 
 # Intersections.

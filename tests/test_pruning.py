@@ -378,7 +378,7 @@ def test_metrics_of_many_plans_are_those_of_one_masked_network_after_another(net
 
     @jax.jit
     def measure(logits, data):
-        return pruning.pruning_metrics(logits, data.labels, group=data.group, num_groups=2)
+        return pruning.pruning_metrics(logits, labels=data.labels, group=data.group, num_groups=2)
 
     table = run(params, stats, pruning.stack_plans(plans), data)
     for i, plan in enumerate(plans):
@@ -434,10 +434,10 @@ def test_the_papers_disparities_stand_beside_the_usual_metrics():
     logits = jnp.eye(2)[jnp.array([0, 1, 1, 0, 1, 1])]
     labels, group = jnp.array([0, 1, 0, 1, 1, 0]), jnp.array([0, 0, 0, 1, 1, 1])
     measure = jax.jit(
-        lambda logits: pruning.pruning_metrics(logits, labels, group=group, num_groups=2)
+        lambda logits: pruning.pruning_metrics(logits, labels=labels, group=group, num_groups=2)
     )
     table = measure(logits)
-    counts = metrics.group_counts(jnp.argmax(logits, -1), labels, group=group, num_groups=2)
+    counts = metrics.group_counts(jnp.argmax(logits, -1), labels=labels, group=group, num_groups=2)
     np.testing.assert_allclose(table["eodd"], metrics.eodd(counts))
     np.testing.assert_allclose(table["accuracy"], 0.5)
     assert np.isnan(measure(logits.at[0].set(jnp.nan))["eodd_scp"])

@@ -157,7 +157,7 @@ def _quality(logits: np.ndarray, test: Examples) -> dict[str, float]:
     """Mean and standard deviation over seeds of test accuracy and disparity; logits `[P, N, 2]`."""
 
     def measure(preds):
-        counts = metrics.group_counts(preds, test.labels, group=test.group, num_groups=2)
+        counts = metrics.group_counts(preds, labels=test.labels, group=test.group, num_groups=2)
         overall = metrics.accuracy(counts.pooled())
         return overall, metrics.equal_opportunity_deviation(counts)
 

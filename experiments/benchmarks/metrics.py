@@ -29,11 +29,11 @@ def ours(scores, labels, group, key, *, num_replicates: int) -> metrics.Interval
     """Intervals of four metrics in each group and overall."""
     grouping = {"group": group, "num_groups": NUM_GROUPS}
     preds = (scores > 0).astype(jnp.int32)
-    overall_ranked = metrics.rank_scores(scores, labels)
-    ranked = metrics.rank_scores(scores, labels, **grouping)
+    overall_ranked = metrics.rank_scores(scores, labels=labels)
+    ranked = metrics.rank_scores(scores, labels=labels, **grouping)
 
     def metric_fn(weights):
-        counts = metrics.group_counts(preds, labels, **grouping, weights=weights)
+        counts = metrics.group_counts(preds, labels=labels, **grouping, weights=weights)
         by_group, overall = (
             {
                 "accuracy": metrics.accuracy(table),

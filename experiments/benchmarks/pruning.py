@@ -150,7 +150,7 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
         measure = jax.jit(
             jax.vmap(
                 lambda logits: pruning.pruning_metrics(
-                    logits, data.labels, group=data.group, num_groups=2
+                    logits, labels=data.labels, group=data.group, num_groups=2
                 )
             )
         )

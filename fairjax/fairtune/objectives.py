@@ -30,7 +30,7 @@ class Objective(NamedTuple):
     name: str
     maximize: bool
     measure: Callable[..., jax.Array]
-    """`measure(logits [N, K], labels [N], *, group [N]) -> scalar`, nan where undefined; works
+    """`measure(logits [N, K], *, labels [N], group [N]) -> scalar`, nan where undefined; works
     under jit and vmap."""
 
 
@@ -55,8 +55,8 @@ def objective(name: str, *, num_groups: int, num_replicates: int = 100, seed: in
         known = ", ".join(MAXIMIZED)
         raise ValueError(f"unknown objective {name!r}; known are {known}, each also with {BOUND!r}")
 
-    def measure(logits: jax.Array, labels: jax.Array, *, group: jax.Array) -> jax.Array:
-        prepared = prepare(logits, labels, group=group, num_groups=num_groups)
+    def measure(logits: jax.Array, *, labels: jax.Array, group: jax.Array) -> jax.Array:
+        prepared = prepare(logits, labels=labels, group=group, num_groups=num_groups)
         if metric == name:
             return evaluate(prepared)[metric]
         interval = bootstrap(
@@ -86,7 +86,10 @@ def check_objectives(
     """
     perfect = jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=jnp.float32)
     metrics = fairness_metrics(
-        perfect, jnp.asarray(labels), group=jnp.asarray(group), num_groups=len(group_names)
+        perfect,
+        labels=jnp.asarray(labels),
+        group=jnp.asarray(group),
+        num_groups=len(group_names),
     )
     reasons = undefined(metrics, group_names)
     for chosen in objectives:

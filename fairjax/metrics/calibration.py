@@ -13,7 +13,7 @@ from fairjax.metrics.counts import (
 
 
 def calibration_terms(
-    logits: jax.Array, labels: jax.Array, num_bins: int
+    logits: jax.Array, *, labels: jax.Array, num_bins: int
 ) -> tuple[jax.Array, jax.Array]:
     """Confidence minus correctness `[N]`, and the confidence bin int32 `[N]` of each example."""
     if num_bins < 1:
@@ -36,14 +36,14 @@ def binned_calibration_error(
     """ECE per group `[G]` from `calibration_terms`: sum over bins of |weighted excess|, over n."""
     values = jax.nn.one_hot(bins, num_bins) * weigh(excess, weights)[:, None]
     values = jnp.concatenate([values, weights[:, None]], axis=1)
-    sums = group_sums(values, group, num_groups)
+    sums = group_sums(values, group=group, num_groups=num_groups)
     return divide(jnp.abs(sums[:, :-1]).sum(-1), sums[:, -1])
 
 
 def group_calibration_error(
     logits: jax.Array,
-    labels: jax.Array,
     *,
+    labels: jax.Array,
     group: jax.Array,
     num_groups: int,
     num_bins: int = 15,
@@ -73,7 +73,7 @@ def group_calibration_error(
     """
     weights = example_weights(weights, labels)
     check_examples(num_groups, logits=logits, labels=labels, group=group, weights=weights)
-    excess, bins = calibration_terms(logits, labels, num_bins)
+    excess, bins = calibration_terms(logits, labels=labels, num_bins=num_bins)
     return binned_calibration_error(
         excess, bins, weights, group=group, num_groups=num_groups, num_bins=num_bins
     )
@@ -81,22 +81,22 @@ def group_calibration_error(
 
 def expected_calibration_error(
     logits: jax.Array,
-    labels: jax.Array,
     *,
+    labels: jax.Array,
     num_bins: int = 15,
     weights: jax.Array | None = None,
 ) -> jax.Array:
     """Expected calibration error of everyone, a scalar; see `group_calibration_error`."""
     group = jnp.zeros(labels.shape, jnp.int32)
     return group_calibration_error(
-        logits, labels, group=group, num_groups=1, num_bins=num_bins, weights=weights
+        logits, labels=labels, group=group, num_groups=1, num_bins=num_bins, weights=weights
     )[0]
 
 
 def group_brier_score(
     logits: jax.Array,
-    labels: jax.Array,
     *,
+    labels: jax.Array,
     group: jax.Array,
     num_groups: int,
     weights: jax.Array | None = None,
@@ -127,14 +127,14 @@ def group_brier_score(
     error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, num_classes)
     squared = jnp.square(error).sum(-1) * (0.5 if num_classes == 2 else 1.0)
     total, n = group_sums(
-        jnp.stack([weigh(squared, weights), weights], axis=1), group, num_groups
+        jnp.stack([weigh(squared, weights), weights], axis=1), group=group, num_groups=num_groups
     ).T
     return divide(total, n)
 
 
 def brier_score(
-    logits: jax.Array, labels: jax.Array, *, weights: jax.Array | None = None
+    logits: jax.Array, *, labels: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
     """Brier score of everyone, a scalar; see `group_brier_score`."""
     group = jnp.zeros(labels.shape, jnp.int32)
-    return group_brier_score(logits, labels, group=group, num_groups=1, weights=weights)[0]
+    return group_brier_score(logits, labels=labels, group=group, num_groups=1, weights=weights)[0]

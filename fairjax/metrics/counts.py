@@ -13,7 +13,7 @@ Agg = Literal["worst_case", "mean"]
 _BLOCK = 128
 
 
-def group_sums(values: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
+def group_sums(values: jax.Array, *, group: jax.Array, num_groups: int) -> jax.Array:
     """Sum of `values [N, V]` over the examples of each group, `[G, V]` float32.
 
     A one-hot matmul rather than a scatter: deterministic on every device. Whole numbers are exact
@@ -110,8 +110,8 @@ class GroupCounts:
 
 def group_counts(
     preds: jax.Array,
-    labels: jax.Array,
     *,
+    labels: jax.Array,
     group: jax.Array,
     num_groups: int,
     num_classes: int = 2,
@@ -144,7 +144,7 @@ def group_counts(
     cell = jnp.where(inside, group * num_classes + labels, -1)
     # The cell side of the product is the same for every candidate and every bootstrap replicate.
     values = jax.nn.one_hot(preds, num_classes) * weights[:, None]
-    confusion = group_sums(values, cell, num_groups * num_classes)
+    confusion = group_sums(values, group=cell, num_groups=num_groups * num_classes)
     return GroupCounts(confusion.reshape(num_groups, num_classes, num_classes))
 
 

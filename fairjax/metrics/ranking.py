@@ -50,8 +50,8 @@ def runs(values: jax.Array, *more: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def rank_scores(
     scores: jax.Array,
-    labels: jax.Array,
     *,
+    labels: jax.Array,
     group: jax.Array | None = None,
     num_groups: int = 1,
 ) -> RankedScores:
@@ -129,7 +129,9 @@ def ranked_auc(ranked: RankedScores, weights: jax.Array | None = None) -> jax.Ar
         beaten = (at_start - at_group) + 0.5 * (at_end - at_start)
         won = jnp.where(is_nan & (w > 0), jnp.nan, w_pos * beaten)
         values = jnp.stack([won, w_pos, w_neg], axis=1)
-        wins, num_pos, num_neg = group_sums(values, ranked.group, ranked.num_groups).T
+        wins, num_pos, num_neg = group_sums(
+            values, group=ranked.group, num_groups=ranked.num_groups
+        ).T
         return divide(divide(wins, num_pos), num_neg)
 
     auc = jax.vmap(one_class)(
@@ -140,7 +142,7 @@ def ranked_auc(ranked: RankedScores, weights: jax.Array | None = None) -> jax.Ar
     return jnp.where((ranked.is_nan & (weights[ranked.order] > 0)).any(), jnp.nan, mean)
 
 
-def roc_auc(scores: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+def roc_auc(scores: jax.Array, *, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Area under the ROC curve: how often a positive outscores a negative, ties counting half.
 
     In [0, 1], 0.5 is chance; nan if there are no positives or no negatives, or a score is nan.
@@ -159,13 +161,13 @@ def roc_auc(scores: jax.Array, labels: jax.Array, weights: jax.Array | None = No
 
     Source: Mann and Whitney 1947; same value as `sklearn.metrics.roc_auc_score` (macro "ovr").
     """
-    return ranked_auc(rank_scores(scores, labels), weights)[0]
+    return ranked_auc(rank_scores(scores, labels=labels), weights)[0]
 
 
 def group_auc(
     scores: jax.Array,
-    labels: jax.Array,
     *,
+    labels: jax.Array,
     group: jax.Array,
     num_groups: int,
     weights: jax.Array | None = None,
@@ -185,4 +187,6 @@ def group_auc(
     Raises:
       ValueError: lengths differ or are 0.
     """
-    return ranked_auc(rank_scores(scores, labels, group=group, num_groups=num_groups), weights)
+    return ranked_auc(
+        rank_scores(scores, labels=labels, group=group, num_groups=num_groups), weights
+    )

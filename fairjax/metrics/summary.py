@@ -51,7 +51,7 @@ class Prepared:
     num_classes: int = dataclasses.field(metadata={"static": True})
 
 
-def prepare(logits: jax.Array, labels: jax.Array, *, group: jax.Array, num_groups: int) -> Prepared:
+def prepare(logits: jax.Array, *, labels: jax.Array, group: jax.Array, num_groups: int) -> Prepared:
     """Do once what does not depend on example weights, for many calls of `evaluate`.
 
     Args:
@@ -75,7 +75,7 @@ def prepare(logits: jax.Array, labels: jax.Array, *, group: jax.Array, num_group
     # The difference of two logits orders examples as softmax does, without its ties near 0 and 1.
     scores = logits[:, 1] - logits[:, 0] if num_classes == 2 else jax.nn.softmax(logits)
     log_probs = jax.nn.log_softmax(logits)
-    excess, bins = calibration_terms(logits, labels, NUM_BINS)
+    excess, bins = calibration_terms(logits, labels=labels, num_bins=NUM_BINS)
     return Prepared(
         preds=logits.argmax(-1).astype(jnp.int32),
         labels=labels,
@@ -84,8 +84,8 @@ def prepare(logits: jax.Array, labels: jax.Array, *, group: jax.Array, num_group
         excess=excess,
         bins=bins,
         diverged=~jnp.isfinite(logits).all(-1),
-        ranked=rank_scores(scores, labels),
-        ranked_by_group=rank_scores(scores, labels, group=group, num_groups=num_groups),
+        ranked=rank_scores(scores, labels=labels),
+        ranked_by_group=rank_scores(scores, labels=labels, group=group, num_groups=num_groups),
         num_groups=num_groups,
         num_classes=num_classes,
     )
@@ -105,7 +105,7 @@ def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, 
     weights = example_weights(weights, p.labels)
     counts = rates.group_counts(
         p.preds,
-        p.labels,
+        labels=p.labels,
         group=p.group,
         num_groups=p.num_groups,
         num_classes=p.num_classes,
@@ -114,7 +114,9 @@ def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, 
     pooled = counts.pooled()
     group_accuracy = rates.accuracy(counts)
     group_auc = ranked_auc(p.ranked_by_group, weights)
-    loss_sums = group_sums(weigh(p.loss, weights)[:, None], p.group, p.num_groups)[:, 0]
+    loss_sums = group_sums(weigh(p.loss, weights)[:, None], group=p.group, num_groups=p.num_groups)[
+        :, 0
+    ]
     group_loss = divide(loss_sums, counts.n)
     everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
     metrics = {
@@ -148,8 +150,8 @@ def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, 
 
 def fairness_metrics(
     logits: jax.Array,
-    labels: jax.Array,
     *,
+    labels: jax.Array,
     group: jax.Array,
     num_groups: int,
     weights: jax.Array | None = None,
@@ -180,7 +182,7 @@ def fairness_metrics(
     Raises:
       ValueError: lengths differ or are 0, or logits are not `[N, K]` with K >= 2.
     """
-    return evaluate(prepare(logits, labels, group=group, num_groups=num_groups), weights)
+    return evaluate(prepare(logits, labels=labels, group=group, num_groups=num_groups), weights)
 
 
 def undefined(metrics: Mapping[str, jax.Array], group_names: Sequence[str]) -> list[str]:

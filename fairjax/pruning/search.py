@@ -232,13 +232,13 @@ def evaluate_plans(
     logits = logits.transpose(1, 0, 2, 3).reshape(logits.shape[1], -1, logits.shape[3])
 
     def measure(logits):
-        return pruning_metrics(logits, data.labels, group=data.group, num_groups=num_groups)
+        return pruning_metrics(logits, labels=data.labels, group=data.group, num_groups=num_groups)
 
     return jax.vmap(measure)(logits[:, :num_rows])
 
 
 def pruning_metrics(
-    logits: jax.Array, labels: jax.Array, *, group: jax.Array, num_groups: int
+    logits: jax.Array, *, labels: jax.Array, group: jax.Array, num_groups: int
 ) -> dict[str, jax.Array]:
     """`fairness_metrics` and the pruning paper's own disparities.
 
@@ -255,7 +255,9 @@ def pruning_metrics(
     Raises:
       ValueError: as `fairness_metrics`.
     """
-    return evaluate_pruned(metrics.prepare(logits, labels, group=group, num_groups=num_groups))
+    return evaluate_pruned(
+        metrics.prepare(logits, labels=labels, group=group, num_groups=num_groups)
+    )
 
 
 def evaluate_pruned(
@@ -265,7 +267,7 @@ def evaluate_pruned(
     table = metrics.evaluate(prepared, weights)
     counts = metrics.group_counts(
         prepared.preds,
-        prepared.labels,
+        labels=prepared.labels,
         group=prepared.group,
         num_groups=prepared.num_groups,
         num_classes=prepared.num_classes,
