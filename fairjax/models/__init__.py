@@ -13,6 +13,7 @@ from fairjax.models.export import load_inference, save_inference
 from fairjax.models.layers import gate_kernels
 from fairjax.models.mlp import logistic_regression, mlp
 from fairjax.models.model import Model
+from fairjax.models.preprocess import image_preprocess
 from fairjax.models.resnet import ResNetConfig
 from fairjax.models.vgg import VGGConfig
 from fairjax.models.vit import ViTConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Weights",
     "gate_kernels",
     "image_model",
+    "image_preprocess",
     "load_inference",
     "load_pretrained",
     "load_weights",

@@ -17,29 +17,26 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def save_inference(path: str | pathlib.Path, model: Model, params: Any, batch_stats: Any) -> None:
     """Write the function from uint8 images to class probabilities, weights included.
 
-    The file takes any batch size and holds the program for CPU, CUDA and TPU; normalisation by the
-    model's `mean` and `std` is part of it. Needs the extra `export` (flatbuffers).
+    The file takes any batch size and holds the program for CPU, CUDA and TPU; `model.preprocess` is
+    part of it. Needs the extra `export` (flatbuffers).
 
     Args:
       path: where to write.
-      model: an image network (`config` has `image_size`, `mean` and `std`).
+      model: an image network (it has `preprocess`, and its `config` `image_size`).
       params: its parameters, sliced or not.
       batch_stats: its batch statistics, `{}` without batch norm.
 
     Raises:
       ValueError: the model does not take images, or flatbuffers is not installed.
     """
-    config = model.config
-    if not hasattr(config, "image_size"):
+    config, preprocess = model.config, model.preprocess
+    if preprocess is None or not hasattr(config, "image_size"):
         raise ValueError(f"only image networks are exported, got {type(config).__name__}")
 
     # the one place where arrays are closed over: they are meant to be constants of the program
     @jax.jit
     def predict(images):
-        mean = jnp.array(config.mean, jnp.float32).reshape(1, 1, 1, 3)
-        std = jnp.array(config.std, jnp.float32).reshape(1, 1, 1, 3)
-        inputs = (images.astype(jnp.float32) / 255 - mean) / std
-        return jax.nn.softmax(model.apply(params, batch_stats, inputs)[0])
+        return jax.nn.softmax(model.apply(params, batch_stats, preprocess(images))[0])
 
     (batch,) = jax.export.symbolic_shape("batch")
     shape = (batch, config.image_size, config.image_size, 3)

@@ -1,12 +1,9 @@
-"""What every network looks like from outside: two pure functions and its configuration."""
+"""What every network looks like from outside: pure functions, its configuration and its head."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Model(NamedTuple):
@@ -17,7 +14,14 @@ class Model(NamedTuple):
     apply: Callable[..., tuple[jax.Array, dict[str, Any], Any]]
     """`apply(params, batch_stats, inputs, *, train=False, key=None)`
     `-> (logits [B, K] float32, out, batch_stats)`; `out` holds intermediates that XLA drops when
-    they are not used."""
+    they are not used. Integer inputs are refused."""
     config: Any = None
     """The frozen dataclass the network was made from. Image networks carry `image_size` and the
     `mean` and `std` their weights expect; `channel_graph` says which arrays share channels."""
+    preprocess: Callable[[jax.Array], jax.Array] | None = None
+    """From the inputs of a data set to those of `apply`, without randomness: of image networks
+    uint8, or float32 in [0, 1], `[B, H, W, 3]` of any size to normalised float32 `[B, S, S, 3]`.
+    None where they are the same. Training, prediction and scoring apply it themselves."""
+    head: str = "head"
+    """Where the classifier `{"kernel", "bias"}` is in `params`; names of nested dicts are joined by
+    "/"."""

@@ -10,7 +10,8 @@ from flax import nnx
 from fairjax.models.channels import Channels, Slot, norm_slots
 from fairjax.models.functional import Draws, as_model
 from fairjax.models.layers import BatchNorm, Conv, Linear, check_images, max_pool
-from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
+from fairjax.models.model import Model
+from fairjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, image_preprocess
 
 _NAMES: dict[str, dict[str, Any]] = {
     "resnet18": {"depths": (2, 2, 2, 2)},
@@ -125,7 +126,8 @@ def resnet(config: ResNetConfig) -> Model:
     Source: He et al., CVPR 2016; layout of torchvision's resnet18, resnet34 and resnet50 (stride
     in the 3x3 convolution).
     """
-    return as_model(lambda draws: _ResNet(config, draws), config)
+    preprocess = image_preprocess(config.image_size, config.mean, config.std)
+    return as_model(lambda draws: _ResNet(config, draws), config, preprocess)
 
 
 class _Block(nnx.Module):

@@ -18,7 +18,8 @@ from fairjax.models.layers import (
     dropout,
     max_pool,
 )
-from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
+from fairjax.models.model import Model
+from fairjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, image_preprocess
 
 _VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 _NAMES: dict[str, dict[str, Any]] = {
@@ -112,7 +113,8 @@ def vgg(config: VGGConfig) -> Model:
 
     Source: Simonyan and Zisserman, ICLR 2015; layout of torchvision's vgg11 and vgg11_bn.
     """
-    return as_model(lambda draws: _VGG(config, draws), config)
+    preprocess = image_preprocess(config.image_size, config.mean, config.std)
+    return as_model(lambda draws: _VGG(config, draws), config, preprocess)
 
 
 class _VGG(nnx.Module):

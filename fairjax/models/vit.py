@@ -12,7 +12,14 @@ from flax import nnx
 from fairjax.models.channels import Channels, Slot
 from fairjax.models.functional import Draws, init_arrays, structure_of
 from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout, gelu
-from fairjax.models.model import IMAGENET_MEAN, IMAGENET_STD, Model
+from fairjax.models.model import Model
+from fairjax.models.preprocess import (
+    IMAGE_REMEDY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_floats,
+    image_preprocess,
+)
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -184,6 +191,7 @@ def vit(config: ViTConfig) -> Model:
         return x, out
 
     def apply(params, batch_stats, inputs, *, train=False, key=None):
+        check_floats(inputs, IMAGE_REMEDY)
         key_trunk, keys = None, None
         if train and (config.dropout or config.drop_path):
             if key is None:
@@ -201,7 +209,8 @@ def vit(config: ViTConfig) -> Model:
         pooled = trunk.pool(x)
         return trunk.head(pooled), {**(out or {}), "tokens": x, "pooled": pooled}, batch_stats
 
-    return Model(init, apply, config)
+    preprocess = image_preprocess(config.image_size, config.mean, config.std)
+    return Model(init, apply, config, preprocess)
 
 
 _STD = 0.02  # of kernels and positions at the start, as timm draws them
