@@ -22,6 +22,11 @@ from fairjax.train.population import replicate as replicate
 from fairjax.train.predict import evaluation_batch_size as evaluation_batch_size
 from fairjax.train.predict import predict as predict
 from fairjax.train.recipe import Recipe as Recipe
+from fairjax.train.seeds import Tuned as Tuned
+from fairjax.train.seeds import linear_probe as linear_probe
+from fairjax.train.seeds import population_logits as population_logits
+from fairjax.train.seeds import seed_keys as seed_keys
+from fairjax.train.seeds import train_seeds as train_seeds
 from fairjax.train.step import Batch as Batch
 from fairjax.train.step import Step as Step
 from fairjax.train.step import TrainState as TrainState
