@@ -35,6 +35,7 @@ from fairjax.sampling import (
     deal,
     exact_slots,
     one_deck,
+    own_rows,
     select,
     weighted_rows,
 )
@@ -102,7 +103,7 @@ def fairbatch(
       signal: "loss" compares mean cross-entropies (published); "rate" compares the true- and
         false-positive or selection rates themselves: equal losses are not equal rates.
       step_size: share in (0, 1] moved by the first update, alpha of the paper.
-      decay: exponent at least 0 with which the step shrinks, see `BatchState`. A constant step
+      decay: exponent at least 0 with which the step shrinks, see `FairBatchState`. A constant step
         (0, published) never settles; 0.5 does.
       draw: "exact" gives every batch the same rounded cell counts and deals each shuffled cell
         without replacement, starting over at its end; "iid" draws cell and row independently.
@@ -163,7 +164,7 @@ def fairbatch(
     batches_per_epoch = num_rows // batch_size
 
     def init(*, rows=None, **choices) -> FairBatchState:
-        return _init(everything if rows is None else rows, **(defaults | choices))
+        return _init(own_rows(everything, rows, batch_size), **(defaults | choices))
 
     def measure(logits, state: FairBatchState, *, labels, group, weights=None) -> CellSums:
         return _measure(logits, state, labels, group, weights, positive_class)
@@ -180,6 +181,9 @@ def fairbatch(
         else:
             slots = _iid_slots(key_deck, probs, (num_batches, batch_size))
         if example_weights is not None:
+            # plain batches know one deck, whatever cell a place has drawn
+            plain = state.criterion == _NONE
+            slots = slots._replace(deck=jnp.where(plain, 0, slots.deck))
             indices = weighted_rows(key_row, decks, slots, example_weights)
         elif exact:
             indices = deal(key_row, decks, slots)
@@ -192,11 +196,10 @@ def fairbatch(
 
 def _init(rows: Rows, *, step_size, decay, criterion, signal) -> FairBatchState:
     """At natural frequencies."""
-    counts = jnp.asarray(rows.counts)
-    of_label = jnp.maximum(counts.sum(1, keepdims=True), 1)
+    of_label = jnp.maximum(rows.counts.sum(1, keepdims=True), 1)
     return FairBatchState(
-        rows=Rows(jnp.asarray(rows.numbers), counts),
-        shares=counts.astype(jnp.float32) / of_label.astype(jnp.float32),
+        rows=rows,
+        shares=rows.counts.astype(jnp.float32) / of_label.astype(jnp.float32),
         step_size=jnp.asarray(step_size, jnp.float32),
         decay=jnp.asarray(decay, jnp.float32),
         num_updates=jnp.zeros((), jnp.int32),
@@ -212,6 +215,7 @@ def _measure(logits, state: FairBatchState, labels, group, weights, positive_cla
     """
     num_classes, num_groups = state.shares.shape
     _check_outputs(logits, labels, group, weights, num_classes)
+    labels, group = labels.astype(jnp.int32), group.astype(jnp.int32)  # small ids would overflow
     parity = state.criterion == _PARITY
     wanted = select(parity, jnp.full_like(labels, positive_class), labels)
     wrong = (predictions(logits) != wanted).astype(jnp.float32)
@@ -323,7 +327,9 @@ class FairBatchIndices:
 
     def update(self, logits: Any, *, labels: Any, group: Any) -> None:
         """Adapt to the model's current logits `[N, K]` on the whole training or validation set."""
-        num_classes, num_groups = self.state.shares.shape
+        if not self.sampler.adapts:
+            raise ValueError("the sampler does not adapt: update is for samplers such as fairbatch")
+        num_classes, num_groups = self.state.rows.counts.shape
         ids = {"labels": np.asarray(labels), "group": np.asarray(group)}
         check_ids("labels", ids["labels"], num_classes)
         check_ids("group", ids["group"], num_groups)
@@ -345,8 +351,16 @@ def fairbatch_indices(sampler: BatchSampler, *, seed: int = 0) -> FairBatchIndic
     A loader with workers needs `multiprocessing_context="spawn"`: JAX does not survive a fork.
 
     Args:
-      sampler: from `fairbatch`.
+      sampler: from `fairbatch`, or any other.
       seed: the same seed gives the same batches, with no global random state touched.
+
+    Returns:
+      A `FairBatchIndices`.
+
+    >>> data = {"labels": np.array([0, 1, 0, 1]), "group": np.array([0, 0, 1, 1])}
+    >>> sampler = fairbatch(**data, num_classes=2, num_groups=2, batch_size=4)
+    >>> [sorted(batch) for batch in fairbatch_indices(sampler)]
+    [[0, 1, 2, 3]]
     """
     return FairBatchIndices(sampler, jax.random.key(seed))
 

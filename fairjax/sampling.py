@@ -9,7 +9,6 @@ All samplers are `BatchSampler`s and take the same arguments, so that one replac
 may have splits of their own.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,12 +42,14 @@ class BatchSampler(NamedTuple):
     """A sampler as pure functions; `measure`, `cell_losses` and `update` only where it adapts."""
 
     init: Callable[..., Any]
-    """`init(*, rows=None, **choices) -> state`; `rows` as from `arrange_rows`, all by default."""
+    """`init(*, rows=None, **choices) -> state`; rows as from `arrange_rows`, all by default.
+    Vmap it for runs with rows of their own."""
     sample_epoch: Callable[..., tuple[jax.Array, jax.Array]]
     """`sample_epoch(key, state, *, example_weights=None, num_batches=None)`
     `-> (indices int32 [T, B], weights float32 [T, B])`; T defaults to `batches_per_epoch`."""
     batches_per_epoch: int
-    """N // batch_size."""
+    """N // batch_size. Where runs have n < N rows of their own, an epoch of theirs is
+    `sampler._replace(batches_per_epoch=n // batch_size)`."""
     measure: Any = None
     """`measure(logits [N, K], state, *, labels [N], group [N], weights=None) -> CellSums`: what
     the state looks at; weights float32 `[N]`, 0 = padding."""
@@ -115,8 +116,11 @@ def shuffled(
             return deal(key, deck, slots), slots.weights
         return weighted_rows(key, deck, slots, example_weights), slots.weights
 
+    def init(*, rows: Rows | None = None) -> PlainState:
+        return PlainState(own_rows(everything, rows, batch_size))
+
     batches_per_epoch = len(everything.numbers) // batch_size
-    return BatchSampler(functools.partial(_init_plain, everything), sample_epoch, batches_per_epoch)
+    return BatchSampler(init, sample_epoch, batches_per_epoch)
 
 
 def class_balanced(
@@ -127,12 +131,20 @@ def class_balanced(
     num_groups: int,
     batch_size: int,
 ) -> BatchSampler:
-    """Rows drawn with replacement, every class equally likely; see `shuffled`.
+    """Rows drawn with replacement, every class equally likely; arguments as of `shuffled`.
+
+    Of a run with rows of its own, every class among these.
 
     Raises:
       ValueError: as `shuffled`, or a class without rows.
 
     Source: the sampler of the pruning paper's published code.
+
+    >>> data = {"labels": np.array([0] * 9 + [1]), "group": np.zeros(10, int)}
+    >>> sampler = class_balanced(**data, num_classes=2, num_groups=1, batch_size=10)
+    >>> rows, _ = sampler.sample_epoch(jax.random.key(0), sampler.init(), num_batches=1000)
+    >>> print(f"{(rows == 9).mean():.1f}")
+    0.5
     """
     plain = shuffled(
         labels=labels,
@@ -169,10 +181,17 @@ def arrange_rows(
       group: sensitive groups in `[0, num_groups)`.
       num_classes: K.
       num_groups: G.
-      rows: row numbers of the split; all by default.
+      rows: row numbers of the split, each once; all by default.
+
+    Returns:
+      NumPy arrays; stack those of several runs for `jax.vmap(sampler.init)(rows=...)`.
 
     Raises:
-      ValueError: ids outside their range, or lengths that differ.
+      ValueError: ids or row numbers outside their range, lengths that differ, or a row twice.
+
+    >>> ids = {"labels": np.array([1, 0, 1]), "group": np.zeros(3, int)}
+    >>> arrange_rows(**ids, num_classes=2, num_groups=1).numbers.tolist()
+    [1, 0, 2]
     """
     labels, group = np.asarray(labels), np.asarray(group)
     check_ids("labels", labels, num_classes)
@@ -180,7 +199,10 @@ def arrange_rows(
     if labels.shape != group.shape:
         raise ValueError(f"labels and group differ in length: {len(labels)} and {len(group)}")
     chosen = np.arange(len(labels)) if rows is None else np.asarray(rows)
-    cell = (labels * num_groups + group)[chosen]
+    check_ids("rows", chosen, len(labels))
+    if len(np.unique(chosen)) != len(chosen):
+        raise ValueError(f"rows: {len(chosen) - len(np.unique(chosen))} of them are repeated")
+    cell = (labels.astype(np.int64) * num_groups + group)[chosen]
     counts = np.bincount(cell, minlength=num_classes * num_groups).astype(np.int32)
     order = np.argsort(cell, kind="stable")
     return Rows(chosen[order].astype(np.int32), counts.reshape(num_classes, num_groups))
@@ -198,14 +220,23 @@ def check_ids(name: str, ids: np.ndarray, bound: int) -> None:
 
 def check_batch_size(batch_size: int, num_rows: int) -> None:
     """Refuse batches that are empty or larger than all the rows."""
-    if not 1 <= batch_size <= num_rows:
+    if not isinstance(batch_size, (int, np.integer)) or not 1 <= batch_size <= num_rows:
         raise ValueError(
             f"batch_size must be between 1 and the number of examples, {num_rows}; got {batch_size}"
         )
 
 
-def _init_plain(everything: Rows, *, rows: Rows | None = None) -> PlainState:
-    return PlainState(jax.tree.map(jnp.asarray, everything if rows is None else rows))
+def own_rows(everything: Rows, rows: Rows | None, batch_size: int) -> Rows:
+    """What a state carries: `rows` of one run, or `everything`; refuses shapes that do not fit."""
+    if rows is None:
+        return Rows(*map(jnp.asarray, everything))
+    if jnp.ndim(rows.numbers) != 1 or jnp.shape(rows.counts) != everything.counts.shape:
+        raise ValueError(
+            f"rows must be those of one run, numbers [n] and counts {everything.counts.shape}, got "
+            f"shapes {jnp.shape(rows.numbers)} and {jnp.shape(rows.counts)}; vmap init for several"
+        )
+    check_batch_size(batch_size, len(rows.numbers))
+    return Rows(*(jnp.asarray(values, jnp.int32) for values in rows))
 
 
 class Decks(NamedTuple):

@@ -106,6 +106,14 @@ def fit(
     """
     num_steps = check_cadence(sampler, measure_fn is not None, update_every)
     measure_data = data if measure_data is None else measure_data
+    run = functools.partial(
+        run_steps,
+        mask=mask,
+        frozen=frozen,
+        augment=augment,
+        running=update_every is not None,
+        unroll=unroll,
+    )
 
     def one_round(state: FitState, key: jax.Array):
         """One update of the sampler and the steps that use it."""
@@ -114,10 +122,7 @@ def fit(
             sums = measure_fn(state.train, state.sampler, measure_data)
         state, record = update_sampler(sampler, state, sums)
         draws = draw_steps(sampler, state, key, num_steps)
-        state, losses = run_steps(
-            step, state, data, sampler, draws, mask=mask, frozen=frozen, augment=augment,
-            running=update_every is not None, unroll=unroll,
-        )  # fmt: skip
+        state, losses = run(step, state, data, sampler, draws)
         return state, record | {"loss": losses.mean(0)}
 
     def one_epoch(state: FitState, _):
@@ -194,7 +199,7 @@ def run_steps(
 
     def train_batch(carry, draw: Draws):
         train, sums = carry
-        inputs, labels, group = jax.tree.map(lambda array: array[draw.rows], data)
+        inputs, labels, group = jax.tree.map(lambda array: jnp.asarray(array)[draw.rows], data)
         key_augment, key_step = jax.random.split(draw.keys)
         if augment is not None:
             inputs = augment(key_augment, inputs)

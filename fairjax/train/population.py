@@ -1,7 +1,6 @@
 """Many runs at once: seeds, criteria, hyper-parameters, masks and splits as an array axis."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +41,17 @@ def init_population(
       **hyperparams: arrays `[P]` that replace injected ones, such as `learning_rate`.
 
     Returns:
-      A `FitState` whose every leaf has a leading axis P, for `fit_population`.
+      A `FitState` whose every leaf has a leading axis P, for `fit_population`. Safe under jit.
+
+    Raises:
+      ValueError: leading axes that differ.
+      KeyError: a hyper-parameter that the optimiser has not.
+
+    >>> from fairjax.sampling import shuffled
+    >>> ids = dict(labels=jnp.arange(2), group=jnp.arange(2), num_classes=2, num_groups=2)
+    >>> sampler, keys = shuffled(**ids, batch_size=1), jax.random.split(jax.random.key(0), 3)
+    >>> init_population({"w": jnp.ones((3, 5))}, {}, optax.sgd(0.1), sampler, keys=keys).epoch.shape
+    (3,)
     """
 
     def one(params, batch_stats, key, choices, hyperparams):
@@ -54,7 +63,11 @@ def init_population(
 
 
 def replicate(tree: Any, count: int) -> Any:
-    """Every leaf `count` times along a new leading axis."""
+    """Every leaf `count` times along a new leading axis.
+
+    >>> replicate({"w": jnp.ones(5)}, 3)["w"].shape
+    (3, 5)
+    """
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), tree)
 
 
@@ -106,62 +119,64 @@ def fit_population(
 
     Raises:
       ValueError: `shared_batches` with a sampler that adapts, which chooses each run's own
-        batches; or as `fit`.
+        batches; `chunk_size` below 1; or as `fit`.
     """
     if shared_batches and sampler.adapts:
         raise ValueError("shared_batches does not go with a sampler that adapts")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     num_runs = len(states.epoch)
-    if mesh is None:
-        mesh = candidate_mesh(jax.devices()[:num_runs])
-    if num_runs % mesh.size and active is None and chunk_size is not None:
-        active = jnp.ones(num_runs, bool)  # so that what fills up the devices costs nothing
-    fit_one = functools.partial(
-        fit,
+    mesh = candidate_mesh(jax.devices()[:num_runs]) if mesh is None else mesh
+    if shared_batches:  # also where devices hold the others
+        states = replicate(_first_run(states), num_runs)._replace(train=states.train)
+    fit_all = functools.partial(
+        _fit_together if shared_batches else _fit_apart,
+        step,
+        chunk_size,
         sampler=sampler,
         num_epochs=num_epochs,
         measure_fn=measure_fn,
         evaluate_fn=evaluate_fn,
         **options,
     )
+    shared = {
+        "data": data,
+        "frozen": frozen,
+        "measure_data": data if measure_data is None else measure_data,
+        "evaluate_data": evaluate_data,
+    }
+    return spread_runs(fit_all, mesh)(states, mask, active, shared)
 
-    def train(states, mask, active, data, frozen, measure_data, evaluate_data):
-        shared = {
-            "data": data,
-            "frozen": frozen,
-            "measure_data": measure_data,
-            "evaluate_data": evaluate_data,
-        }
 
-        def one_run(run):
-            state, mask = run
-            return fit_one(step, state, mask=mask, **shared)
+def _fit_apart(step, chunk_size, states, mask, active, shared, **options):
+    """Every run as `fit` alone, `chunk_size` at a time."""
 
-        if not shared_batches:
-            return map_chunks(one_run, (states, mask), chunk_size, active)
+    def one_run(run):
+        state, mask = run
+        return fit(step, state, mask=mask, **shared, **options)
 
-        def map_runs(fn, trains):
-            return map_chunks(fn, (trains, mask), chunk_size, active)
+    return map_chunks(one_run, (states, mask), chunk_size, active)
 
-        def step_all(trains, batch, key, mask=None, frozen=None):
-            one = lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen)
-            return map_runs(one, trains)
 
-        def evaluate_all(trains, data):
-            return map_runs(lambda run: evaluate_fn(run[0], data), trains)  # pyright: ignore
+def _fit_together(step, chunk_size, states, mask, active, shared, *, evaluate_fn, **options):
+    """One `fit` whose every step is that of all runs on the same batch."""
 
-        whole = functools.partial(fit_one, evaluate_fn=evaluate_fn and evaluate_all)
-        first = _first_run(states)
-        state, history = whole(step_all, first._replace(train=states.train), **shared)
-        history = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), history)
-        runs = replicate(state._replace(train=None), len(states.epoch))
-        return runs._replace(train=state.train), history
+    def map_runs(fn, trains):
+        return map_chunks(fn, (trains, mask), chunk_size, active)
 
-    if shared_batches:  # also where devices hold the others
-        states = replicate(_first_run(states), num_runs)._replace(train=states.train)
-    if mesh.size > 1:
-        train = shard_candidates(train, mesh, num_mapped=3)
-    measure_data = data if measure_data is None else measure_data
-    return train(states, mask, active, data, frozen, measure_data, evaluate_data)
+    def step_all(trains, batch, key, mask=None, frozen=None):
+        return map_runs(lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen), trains)
+
+    def evaluate_all(trains, data):
+        return map_runs(lambda run: evaluate_fn(run[0], data), trains)
+
+    state = _first_run(states)._replace(train=states.train)
+    state, history = fit(
+        step_all, state, evaluate_fn=evaluate_fn and evaluate_all, **shared, **options
+    )
+    history = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), history)
+    runs = replicate(state._replace(train=None), len(states.epoch))
+    return runs._replace(train=state.train), history
 
 
 def _first_run(states: FitState) -> FitState:
@@ -169,15 +184,42 @@ def _first_run(states: FitState) -> FitState:
     return jax.tree.map(lambda leaf: leaf[0], states._replace(train=None))
 
 
+def spread_runs(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`fn(states, mask, active, shared)` on every device's share of the P runs.
+
+    Runs that fill up the devices are not active, so that they cost nothing where a chunk, or a
+    device, holds nothing else.
+    """
+    if mesh.size == 1:
+        return fn
+
+    def spread(states, mask, active, shared):
+        num_runs = len(states.epoch)
+        missing = -num_runs % mesh.size
+        if missing:
+            rows = jnp.minimum(jnp.arange(num_runs + missing), num_runs - 1)
+            states, mask = jax.tree.map(lambda leaf: leaf[rows], (states, mask))
+            active = jnp.ones(num_runs, bool) if active is None else active
+            active = jnp.concatenate([active, jnp.zeros(missing, bool)])
+        results = shard_candidates(fn, mesh, num_mapped=3)(states, mask, active, shared)
+        return jax.tree.map(lambda leaf: leaf[:num_runs], results) if missing else results
+
+    return spread
+
+
 def map_chunks(
     fn: Callable[[Any], Any], xs: Any, chunk_size: int | None, active: jax.Array | None = None
 ) -> Any:
-    """`jax.vmap(fn)(xs)`, `chunk_size` at a time; chunks without an `active` entry give zeros."""
+    """`jax.vmap(fn)(xs)`, `chunk_size` at a time; chunks without an `active` entry give zeros.
+
+    With `active` bool `[P]` chunks have the largest size up to `chunk_size` that divides P.
+    """
     if active is None and chunk_size is None:
         return jax.vmap(fn)(xs)
     if active is None:
         return jax.lax.map(fn, xs, batch_size=None if chunk_size == 1 else chunk_size)
-    size = math.gcd(len(active), chunk_size or len(active))
+    most = min(chunk_size or len(active), len(active))
+    size = max(size for size in range(1, most + 1) if len(active) % size == 0)
     chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (xs, active))
     shapes = jax.eval_shape(jax.vmap(fn), jax.tree.map(lambda x: x[0], chunks[0]))
 

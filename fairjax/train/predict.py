@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from fairjax.models import Model
 
@@ -15,10 +17,10 @@ def predict(
     model: Model,
     params: Any,
     batch_stats: Any,
-    inputs: Any,
+    inputs: Shaped[Array | np.ndarray, "N ..."],
     *,
     batch_size: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "N K"]:
     """Logits float32 `[N, K]` of a whole split in evaluation mode.
 
     Args:

@@ -1,17 +1,20 @@
 """How a network is trained: settings that are checked once and shared by every method."""
 
 import dataclasses
+import itertools
 import math
+import numbers
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax import sampling
+from fairjax import models, sampling
 from fairjax.data import Dataset
 from fairjax.losses import balanced_class_weights
-from fairjax.models import Model, reconfigure
+from fairjax.models import Model
 from fairjax.optimizers import Optimizer, Schedule, make_optimizer
 from fairjax.sampling import BatchSampler
 from fairjax.train.loop import Augment
@@ -45,7 +48,8 @@ class Recipe:
     warmup_epochs: float = 0.0
     """of rising learning rate, at most half of the epochs"""
     drops: tuple[float, ...] = (1 / 3, 2 / 3)
-    """of the schedule "step": where the rate falls to a tenth, as shares of the steps"""
+    """of the schedule "step": where the rate falls to a tenth, as shares of the steps,
+    rising"""
     momentum: float = 0.9
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -61,10 +65,19 @@ class Recipe:
     """recompute blocks in the backward pass: a third more work, much less memory"""
 
     def __post_init__(self):
+        for name in ("drops", "class_weights"):  # also from lists and arrays
+            value = getattr(self, name)
+            if name == "drops" or not (value is None or isinstance(value, str)):
+                object.__setattr__(self, name, _numbers(name, value))
+        self._check_numbers()
+        self._check_names()
+
+    def _check_numbers(self) -> None:
         for name in ("num_epochs", "batch_size"):
             value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not whole or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name in ("warmup_epochs", "weight_decay"):
             _require(name, getattr(self, name), lambda x: x >= 0, "at least 0")
         for name in ("momentum", "label_smoothing"):
@@ -72,8 +85,17 @@ class Recipe:
         _require("learning_rate", self.learning_rate, lambda x: x > 0, "positive")
         for drop in self.drops:
             _require("drops", drop, lambda x: 0 < x < 1, "in (0, 1)")
+        if any(a >= b for a, b in itertools.pairwise(self.drops)):
+            raise ValueError(f"drops must rise, got {self.drops}")
         if self.ema_decay is not None:
             _require("ema_decay", self.ema_decay, lambda x: 0 < x < 1, "in (0, 1)")
+        if isinstance(self.class_weights, tuple):
+            for weight in self.class_weights:
+                _require("class_weights", weight, lambda x: x >= 0, "at least 0")
+            if not any(self.class_weights):
+                raise ValueError(f"class_weights must not all be 0, got {self.class_weights}")
+
+    def _check_names(self) -> None:
         for name, known in (
             ("sampler", Sampler),
             ("optimizer", Optimizer),
@@ -83,18 +105,18 @@ class Recipe:
             if getattr(self, name) not in get_args(known):
                 accepted = ", ".join(get_args(known))
                 raise ValueError(f"{name} must be one of {accepted}; got {getattr(self, name)!r}")
-        if isinstance(self.class_weights, str):
-            if self.class_weights != "balanced":
-                raise ValueError(
-                    f"class_weights must be numbers or 'balanced', got {self.class_weights!r}"
-                )
-        elif self.class_weights is not None:
-            for weight in self.class_weights:
-                _require("class_weights", weight, lambda x: x >= 0, "at least 0")
+        if isinstance(self.class_weights, str) and self.class_weights != "balanced":
+            raise ValueError(
+                f"class_weights must be numbers or 'balanced', got {self.class_weights!r}"
+            )
+        if not isinstance(self.checkpoint_blocks, bool):
+            raise ValueError(f"checkpoint_blocks must be a bool, got {self.checkpoint_blocks!r}")
+        if self.augment is not None and not callable(self.augment):
+            raise ValueError(f"augment must be a function or None, got {self.augment!r}")
 
     def make_model(self, model: Model) -> Model:
         """The network in this dtype, with blocks checkpointed or not."""
-        return reconfigure(model, dtype=self.dtype, checkpoint_blocks=self.checkpoint_blocks)
+        return models.reconfigure(model, dtype=self.dtype, checkpoint_blocks=self.checkpoint_blocks)
 
     def make_sampler(self, data: Dataset) -> BatchSampler:
         """Of the training split; its rows count from 0 within the split."""
@@ -156,6 +178,15 @@ class Recipe:
         )
 
 
-def _require(name: str, value: float, holds: Any, rule: str) -> None:
-    if not (math.isfinite(value) and holds(value)):
-        raise ValueError(f"{name} must be {rule}, got {value}")
+def _require(name: str, value: Any, holds: Callable[[Any], bool], rule: str) -> None:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and holds(value)):
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """A tuple, so that recipes compare and hash."""
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be several numbers, got {values!r}") from None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from fairjax import models
 from fairjax.losses import cross_entropy
 from fairjax.models import Model
 
@@ -80,7 +81,14 @@ def make_step(
       A `Step`. XLA drops what the caller does not use of its results.
 
     Raises:
-      ValueError: `label_smoothing` outside [0, 1), or `ema_decay` outside (0, 1).
+      ValueError: `label_smoothing` outside [0, 1), `ema_decay` outside (0, 1); when traced, class
+        weights that are not one per class, or a state that has no average where one is kept.
+
+    >>> model, optimizer = models.logistic_regression(3), optax.sgd(0.1)
+    >>> state = init_train(model, optimizer, jax.random.key(0))
+    >>> batch = Batch(jnp.ones((1, 3)), jnp.ones(1, int), jnp.zeros(1, int), jnp.ones(1))
+    >>> int(make_step(model, optimizer)(state, batch, key=None)[0].step)
+    1
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
@@ -92,6 +100,11 @@ def make_step(
         params = params if gate is None or mask is None else gate(params, mask)
         inputs = batch.inputs if model.preprocess is None else model.preprocess(batch.inputs)
         logits, _, batch_stats = model.apply(params, batch_stats, inputs, train=True, key=key)
+        if class_weights is not None and class_weights.shape != logits.shape[-1:]:
+            raise ValueError(
+                f"class_weights must be one per class, {logits.shape[-1:]}, "
+                f"got shape {class_weights.shape}"
+            )
         losses = cross_entropy(
             logits, batch.labels, label_smoothing=label_smoothing, class_weights=class_weights
         )
@@ -99,6 +112,11 @@ def make_step(
         return loss, (logits, batch_stats)
 
     def step(state: TrainState, batch: Batch, key: Any, mask: Any = None, frozen: Any = None):
+        if (state.ema is None) != (ema_decay is None):
+            raise ValueError(
+                "the step and the state must agree on the average: make_step(ema_decay=...) goes "
+                "with start_train(ema=True)"
+            )
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, mask, frozen, state.batch_stats, batch, key
         )
