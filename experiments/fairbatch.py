@@ -13,16 +13,29 @@ with the measured rates (`equal_opportunity@rate`).
 
 import dataclasses
 import functools
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common, results
+from experiments import results
+from experiments.cli import (
+    Count,
+    Hidden,
+    Positive,
+    Range,
+    Replicates,
+    Seed,
+    check_numbers,
+    phase,
+    progress,
+    say,
+)
+from experiments.files import replacing
+from experiments.run import Run, data_summary, main, timed
 from fairjax import report
 from fairjax.data import Dataset, load_adult, load_compas, load_csv, synthetic_gaussians
 from fairjax.fairbatch import CRITERIA, SIGNALS, Criterion, Signal, fairbatch
@@ -38,6 +51,8 @@ from fairjax.train import (
     start_train,
 )
 from fairjax.trees import map_named
+
+Step = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Data:
     """rows with missing features (csv)"""
     allow_small_groups: bool = False
     """accept groups that lack rows or a class in a split (csv)"""
-    seed: int = 0
+    seed: Seed = 0
     """of the split, or of the synthetic draw"""
 
 
@@ -69,7 +84,7 @@ class Data:
 class Config:
     """FairBatch on a table."""
 
-    about: str = ""
+    about: Hidden = ""
     data: Data = Data()
     criteria: tuple[Criterion, ...] = (
         "equal_opportunity",
@@ -81,21 +96,21 @@ class Config:
     """what the criteria compare between groups: cell losses (published) or the rates themselves"""
     signal_split: Literal["train", "val"] = "train"
     """the split on which the signal is measured before every epoch"""
-    num_seeds: int = 10
-    num_epochs: int = 60
-    batch_size: int = 500
-    learning_rate: float = 0.005
-    step_size: float = 0.01
+    num_seeds: Count = 10
+    num_epochs: Count = 60
+    batch_size: Count = 500
+    learning_rate: Positive = 0.005
+    step_size: Step = 0.01
     """share of a label that one update moves between groups (the paper's alpha)"""
-    rate_step_size: float = 0.04
+    rate_step_size: Step = 0.04
     """the same for the rate signal, whose steps shrink as 1 / sqrt(updates)"""
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
     draw: Literal["exact", "iid"] = "exact"
     pretrained: Path | None = None
     """fine-tune the `plain` models of an earlier run's folder instead of starting at random"""
-    num_replicates: int = 200
-    """bootstrap replicates behind the 95 %% intervals"""
+    num_replicates: Replicates = 200
+    """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
     """result folder; default runs/fairbatch-<time>"""
     resume: bool = False
@@ -194,14 +209,9 @@ def row_choices(config: Config) -> dict[str, dict[str, float]]:
 
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
-    for name, least in (("num_seeds", 1), ("num_epochs", 1), ("num_replicates", 2)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {config.learning_rate}")
-    for name in ("step_size", "rate_step_size"):
-        if not 0 < getattr(config, name) <= 1:
-            raise ValueError(f"{name} must be in (0, 1], got {getattr(config, name)}")
+    check_numbers(config)
+    run = Run("fairbatch", config, out=config.out, resume=config.resume)
+    phase(f"reading {config.data.source}")
     dataset = load_data(config.data)
     train = dataset.examples("train")
     sampler = fairbatch(
@@ -218,8 +228,7 @@ def prepare_run(config: Config):
     else:
         model = logistic_regression(num_features, dataset.num_classes)
     params = initial_params(config, model, dataset)
-    run = common.Run("fairbatch", config, out=config.out, resume=config.resume)
-    return lambda: train_and_report(config, run, dataset, model, sampler, params)
+    return lambda: train_and_report(config, run.start(), dataset, model, sampler, params)
 
 
 def initial_params(config: Config, model: Model, dataset: Dataset) -> Any:
@@ -253,11 +262,12 @@ def initial_params(config: Config, model: Model, dataset: Dataset) -> Any:
     return map_named(pick, params)
 
 
-def train_and_report(config: Config, run: common.Run, dataset: Dataset, model, sampler, params):
+def train_and_report(config: Config, run: Run, dataset: Dataset, model, sampler, params):
     """Train all rows and seeds as one population, evaluate on test, write the result folder."""
     rows = list(row_choices(config))
     states, timing = train_population(config, run, dataset, model, sampler, params)
     test = dataset.examples("test")
+    phase("judging on the test split")
     logits = jax.jit(jax.vmap(lambda train, inputs: predict(model, train, inputs), (0, None)))(
         states.train, jnp.asarray(test.inputs)
     )
@@ -270,9 +280,7 @@ def train_and_report(config: Config, run: common.Run, dataset: Dataset, model, s
     )
     by_row, notes = results.summarise(rows, metrics, intervals, dataset.group_names)
     save_models(run.folder / "models.safetensors", rows, states)
-    summary = run.finish(
-        data=common.data_summary(dataset), results=by_row, timing=timing, notes=notes
-    )
+    summary = run.finish(data=data_summary(dataset), results=by_row, timing=timing, notes=notes)
     results.show(
         run,
         summary,
@@ -288,7 +296,7 @@ def train_and_report(config: Config, run: common.Run, dataset: Dataset, model, s
     )
 
 
-def train_population(config: Config, run: common.Run, dataset: Dataset, model, sampler, params):
+def train_population(config: Config, run: Run, dataset: Dataset, model, sampler, params):
     """Train; returns the final states, leaves `[R * S, ...]` row by row, and the timing."""
     rows = row_choices(config)
     num_rows, num_seeds = len(rows), config.num_seeds
@@ -331,27 +339,26 @@ def train_population(config: Config, run: common.Run, dataset: Dataset, model, s
         done, states = restored
     run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
     timing = {"compile_s": 0.0, "train_s": 0.0}
+    phase(f"compiling {num_rows} rows x {num_seeds} seeds as one program")
     compiled = {}
-    with common.progress(config.num_epochs, "epochs", done) as bar:
+    with progress(config.num_epochs, "epochs", done) as bar:
         while done < config.num_epochs:
             count = min(epochs_per_call, config.num_epochs - done)
             if count not in compiled:
-                began = time.perf_counter()
-                compiled[count] = jitted.lower(states, data, measured, count).compile()
-                timing["compile_s"] += time.perf_counter() - began
-            began = time.perf_counter()
-            states, history = jax.block_until_ready(compiled[count](states, data, measured))
-            timing["train_s"] += time.perf_counter() - began
+                with timed(timing, "compile_s"):
+                    compiled[count] = jitted.lower(states, data, measured, count).compile()
+            with timed(timing, "train_s"):
+                states, history = jax.block_until_ready(compiled[count](states, data, measured))
             log_epochs(run, rows, history, done, num_seeds)
             done += count
+            losses = np.asarray(history["loss"])[:, -1]
+            say(f"epoch {done} of {config.num_epochs}: mean loss {losses.mean():.4f}")
             run.save(done, states)
             bar.update(count)
-            losses = np.asarray(history["loss"])[:, -1]
-            common.say(f"epoch {done} of {config.num_epochs}: mean loss {losses.mean():.4f}")
     return states, timing
 
 
-def log_epochs(run: common.Run, rows, history, done: int, num_seeds: int) -> None:
+def log_epochs(run: Run, rows, history, done: int, num_seeds: int) -> None:
     """One history row per epoch: means over seeds of every row of the table."""
     by_row = jax.tree.map(
         lambda leaf: np.asarray(leaf).reshape(len(rows), num_seeds, *leaf.shape[1:]).mean(1),
@@ -404,7 +411,8 @@ def save_models(path: Path, rows, states: FitState) -> None:
             return leaf
 
         map_named(add, states.train.params)
-    save_file(tensors, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial)
 
 
 def figures(config: Config, history, by_row, dataset: Dataset) -> dict[str, str]:
@@ -438,4 +446,4 @@ def figures(config: Config, history, by_row, dataset: Dataset) -> dict[str, str]
 
 
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

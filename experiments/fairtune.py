@@ -13,7 +13,6 @@ the validation split by the same objective.
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +20,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, fairtune_report, results
+from experiments import fairtune_report, results
+from experiments.cli import (
+    Count,
+    Hidden,
+    NonNegative,
+    Positive,
+    Replicates,
+    Smoothing,
+    Whole,
+    check_numbers,
+    phase,
+)
 from experiments.fairtune_rows import train_rows
 from experiments.fairtune_stages import Task, search_masks
 from experiments.image_data import Augment, Data, load_data, make_augment
+from experiments.run import Run, data_summary, main, timed
 from fairjax.data import Dataset
 from fairjax.data.augment import eval_preprocess
 from fairjax.fairbatch import fairbatch
@@ -49,56 +60,56 @@ COMPARED = ("accuracy", "auc", "worst_group_auc", "auc_gap", "equalized_odds_dif
 class Config:
     """FairTune on images."""
 
-    about: str = ""
+    about: Hidden = ""
     data: Data = Data()
     model: str = "vit_micro"
-    image_size: int = 64
+    image_size: Count = 64
     augment: Augment = "flips"
     """flips of whole images, or random crops with a horizontal flip"""
     weights: Path | None = None
     """file of pre-trained weights; vit_micro's ship with fairjax"""
     space: str = "norm_attn_mlp"
     """mask space, by its readable or its published name"""
-    lora_rank: int = 8
+    lora_rank: Count = 8
     """of the space `lora`"""
     objective: tuple[str, ...] = ("worst_group_auc",)
-    """what the search optimises on validation; "@bound" takes the pessimistic 95 %% bound"""
+    """what the search optimises on validation; "@bound" takes the pessimistic 95 % bound"""
     search: Literal["tpe", "random", "evolution", "nsga2"] = "tpe"
     guided_start: bool = False
     """the first masks from gates trained by gradients (tpe, nsga2)"""
-    num_trials: int = 12
-    num_slots: int = 8
+    num_trials: Count = 12
+    num_slots: Count = 8
     """candidates trained as one population"""
-    num_epochs: int = 4
+    num_epochs: Count = 4
     early_stopping: bool = True
     """successive halving: only the best third goes on after first_rung, 3 first_rung, ... epochs"""
-    first_rung: int = 2
-    num_brackets: int = 1
+    first_rung: Count = 2
+    num_brackets: Count = 1
     """more than one is Hyperband"""
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"
-    warmup_epochs: float = 1
-    batch_size: int = 32
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.0
+    warmup_epochs: NonNegative = 1
+    batch_size: Count = 32
+    weight_decay: NonNegative = 0.01
+    label_smoothing: Smoothing = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: losses weigh as much in all classes, by their share of the training split"""
-    learning_rates: tuple[float, float] = (1e-4, 3e-3)
+    learning_rates: tuple[Positive, Positive] = (1e-4, 3e-3)
     """range of the search, log-uniform"""
-    num_rates: int = 2
+    num_rates: Count = 2
     """learning rates tried for the other rows, evenly inside that range"""
     select: Literal["best", "last"] = "last"
     """epoch whose parameters are kept in the final training, by validation"""
-    num_finalists: int = 3
+    num_finalists: Count = 3
     """best trials of the search that are trained with all seeds; the best on average is the row"""
-    num_seeds: int = 3
-    chunk_size: int | None = None
+    num_seeds: Count = 3
+    chunk_size: Count | None = None
     """candidates trained at the same time; none asks the compiler what fits into memory"""
-    num_replicates: int = 200
-    """bootstrap replicates behind the 95 %% intervals"""
+    num_replicates: Replicates = 200
+    """bootstrap replicates behind the 95 % intervals"""
     storage: str | None = None
     """Optuna storage; default a journal in the run folder"""
-    worker: int = 0
+    worker: Whole = 0
     """number of this process among those that share --storage, each with its own --out"""
     out: Path | None = None
     """result folder; default runs/fairtune-<time>"""
@@ -172,24 +183,17 @@ PRESETS = {
 
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
-    for name in (
-        "num_epochs",
-        "num_trials",
-        "num_slots",
-        "num_finalists",
-        "num_seeds",
-        "num_rates",
-        "first_rung",
-    ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.num_replicates < 2:
-        raise ValueError(f"num_replicates must be at least 2, got {config.num_replicates}")
+    check_numbers(config)
+    low, high = config.learning_rates
+    if low > high:
+        raise ValueError(f"--learning-rates must be a range, low before high, got {low} {high}")
+    run = Run("fairtune", config, out=config.out, resume=config.resume)
     if len(config.objective) > 1 and config.search == "evolution":
         raise ValueError("search evolution takes one objective; use nsga2 or tpe for several")
     if config.guided_start and config.search not in ("tpe", "nsga2"):
         raise ValueError(f"guided_start goes with tpe or nsga2, not with {config.search}")
     check_weights(config)
+    phase(f"reading {config.data.source}")
     dataset = load_data(config.data, config.image_size, config.augment)
     model, weights = load_network(config, dataset.num_classes)
     task = make_task(config, dataset, model)
@@ -206,8 +210,7 @@ def prepare_run(config: Config):
         params = add_lora(params, jax.random.key(config.data.seed), rank=config.lora_rank)
     space = mask_space(params, config.space)
     rungs = make_rungs(config)
-    run = common.Run("fairtune", config, out=config.out, resume=config.resume)
-    return lambda: run_all(task, space, rungs, params, weights, run)
+    return lambda: run_all(task, space, rungs, params, weights, run.start())
 
 
 def check_weights(config: Config) -> None:
@@ -283,16 +286,18 @@ def make_rungs(config: Config) -> Rungs:
 
 
 def run_all(
-    task: Task, space: MaskSpace, rungs: Rungs, params: dict, weights: Weights, run: common.Run
+    task: Task, space: MaskSpace, rungs: Rungs, params: dict, weights: Weights, run: Run
 ) -> None:
     """Search, train all rows, judge them on the test split, write the folder."""
     timing: dict[str, float] = {}
     config, batch_stats = task.config, weights.batch_stats
+    phase("searching: the first round compiles")
     with timed(timing, "search_s"):
         state = search_masks(task, space, rungs, params, batch_stats, run)
     trials = state.trials
     fairtune_report.write_trials(run, task, space, trials)
     finalists = best_trials(trials, task.maximize[0], config.num_finalists)
+    phase("training the rows of the table")
     with timed(timing, "train_s"):
         rows, place = train_rows(
             task,
@@ -309,6 +314,7 @@ def run_all(
     names = list(rows)
     logits = np.stack([rows[name].logits for name in names])
     test = task.dataset.examples("test")
+    phase("judging on the test split")
     with timed(timing, "judge_s"):
         metrics, intervals = results.judge(
             logits,
@@ -323,7 +329,7 @@ def run_all(
         by_row[name] |= {"percent_trained": float(row.percent)}
         by_row[name] |= {"val_objective": float(np.mean(row.values))}
     summary = run.finish(
-        data=common.data_summary(task.dataset),
+        data=data_summary(task.dataset),
         results=by_row,
         timing=timing,
         notes=[
@@ -347,18 +353,5 @@ def run_all(
     )  # fmt: skip
 
 
-class timed:
-    """Add the seconds of a block to `timing[name]`."""
-
-    def __init__(self, timing: dict[str, float], name: str):
-        self.timing, self.name = timing, name
-
-    def __enter__(self):
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.timing[self.name] = time.perf_counter() - self.began
-
-
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common
 from experiments.fairtune_stages import Task
+from experiments.files import write_atomically
+from experiments.run import Run
 from fairjax import report
 from fairjax.data import Dataset, Examples
 from fairjax.fairtune import (
@@ -186,7 +187,7 @@ def figures(
     return drawn
 
 
-def write_mask(run: common.Run, task: Task, space: MaskSpace, trials: Trials, winner: int) -> None:
+def write_mask(run: Run, task: Task, space: MaskSpace, trials: Trials, winner: int) -> None:
     """`mask.json`: everything that training with the found mask again needs."""
     mask, description = trials.masks[winner], space.describe(trials.masks[winner])
     found = {
@@ -212,10 +213,10 @@ def write_mask(run: common.Run, task: Task, space: MaskSpace, trials: Trials, wi
             }
             for row in best
         ]
-    common.write_atomically(run.folder / "mask.json", json.dumps(found, indent=2) + "\n")
+    write_atomically(run.folder / "mask.json", json.dumps(found, indent=2) + "\n")
 
 
-def write_trials(run: common.Run, task: Task, space: MaskSpace, trials: Trials) -> None:
+def write_trials(run: Run, task: Task, space: MaskSpace, trials: Trials) -> None:
     """`trials.csv`: one row per trial; values are of the validation split."""
     with (run.folder / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)

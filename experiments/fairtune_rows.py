@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
-from experiments.fairtune_stages import Task, save_arrays
+from experiments.cli import progress, say
+from experiments.fairtune_stages import Task
+from experiments.files import load_arrays, replacing, save_arrays
+from experiments.run import Run
 from fairjax.fairtune import MaskSpace, mask_space, mask_space_from_rules
 from fairjax.models import save_weights
 from fairjax.sharding import shard_candidates
@@ -54,7 +56,7 @@ def train_rows(
     rates: np.ndarray,
     params: Any,
     batch_stats: Any,
-    run: common.Run,
+    run: Run,
 ) -> tuple[dict[str, Row], int]:
     """All rows, and which of the finalists `masks [n, M]` with `rates [n]` is the row `fairtune`.
 
@@ -74,6 +76,7 @@ def train_rows(
         for name, mask, rate in zip(finalists, masks, rates, strict=True)
     }
     rows, nets = {}, compile_networks(task)
+    bar = progress(len(plan), "rows")
     for name, (row_space, row_mask, row_rates) in plan.items():
         path = run.folder / f"{name}.npz"
         if not path.exists():
@@ -87,16 +90,19 @@ def train_rows(
                 )  # fmt: skip
             row = trained._replace(percent=percent, network=None)
             if name in finalists:
-                save_weights(run.folder / f"{name}.safetensors", task.model, *trained.network)
+                with replacing(run.folder / f"{name}.safetensors") as partial:
+                    save_weights(partial, task.model, *trained.network)
             save_arrays(path, **{k: v for k, v in row._asdict().items() if v is not None})
             line = (
                 f"{name}: learning rate {row.learning_rate:.1e}, validation "
                 f"{row.values.mean():.4f}, {time.perf_counter() - began:.0f} s"
             )
-            common.say(line)
+            say(line)
             run.log({"row": name, "line": line})
-        with np.load(path) as stored:
-            rows[name] = Row(**stored)
+            run.may_stop()
+        bar.update()
+        rows[name] = Row(**load_arrays(path))
+    bar.close()
     candidates = [rows.pop(name) for name in finalists]
     means = [row.values.mean() * (1 if task.maximize[0] else -1) for row in candidates]
     best = int(np.where(np.isnan(means), -np.inf, means).argmax())

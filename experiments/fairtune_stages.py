@@ -2,7 +2,6 @@
 
 import functools
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import common
+from experiments.cli import progress, say
+from experiments.files import load_arrays, save_arrays
+from experiments.run import Run
 from fairjax.data import Dataset, Examples
 from fairjax.fairbatch import BatchSampler
 from fairjax.fairtune import (
@@ -108,7 +109,7 @@ class Task(NamedTuple):
 
 
 def make_search(
-    task: Task, space: MaskSpace, run: common.Run, first: tuple[np.ndarray, ...] = ()
+    task: Task, space: MaskSpace, run: Run, first: tuple[np.ndarray, ...] = ()
 ) -> Search:
     """The configured search; `first` masks are what it asks for first."""
     config = task.config
@@ -128,7 +129,7 @@ def make_search(
 
 
 def search_masks(
-    task: Task, space: MaskSpace, rungs: Rungs, params, batch_stats, run: common.Run
+    task: Task, space: MaskSpace, rungs: Rungs, params, batch_stats, run: Run
 ) -> TuneState:
     """Train the candidates of the search, or those that an interrupted run left."""
     config = task.config
@@ -151,7 +152,7 @@ def search_masks(
         rounds, state = restored
         run.rewrite_history(row for row in run.history() if row.get("round", np.inf) <= rounds)
     before = int(state.trials.epochs[state.trials.twins < 0].sum())
-    began, bar = time.perf_counter(), common.progress(config.num_trials, "trials")
+    began, bar = time.perf_counter(), progress(config.num_trials, "trials")
 
     def on_round(state: TuneState):
         nonlocal rounds
@@ -161,7 +162,7 @@ def search_masks(
         line = search_line(task, state, trained / (time.perf_counter() - began))
         bar.n = int((state.trials.status >= STATUS_NAMES.index("complete")).sum())
         bar.refresh()
-        common.say(line)
+        say(line)
         run.log({"round": rounds, "line": line})
 
     train_fn = make_train_fn(state.population)
@@ -246,19 +247,12 @@ def make_population(task: Task, space: MaskSpace, rungs: Rungs, params, batch_st
     return start_fn, make_train_fn
 
 
-def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write an `.npz` that a kill leaves whole or absent."""
-    partial = path.with_name("partial.npz")
-    np.savez(partial, **arrays)
-    partial.replace(path)
-
-
 @jax.jit
 def _take(tree: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
-def guided_start(task: Task, space: MaskSpace, params, batch_stats, run: common.Run):
+def guided_start(task: Task, space: MaskSpace, params, batch_stats, run: Run):
     """The first masks of the search, from gates trained by gradients; kept in the run folder."""
     path = run.folder / "guided.npz"
     if not path.exists():
@@ -275,7 +269,7 @@ def guided_start(task: Task, space: MaskSpace, params, batch_stats, run: common.
             preprocess=task.preprocess,
         )
         save_arrays(path, masks=masks, gates=gates)
-    return tuple(np.load(path)["masks"])
+    return tuple(load_arrays(path)["masks"])
 
 
 def search_line(task: Task, state: TuneState, epochs_per_second: float) -> str:

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
 
+from experiments.cli import Count, Range, Seed
 from fairjax.data import Dataset
 from fairjax.data.augment import (
     Transform,
@@ -34,17 +35,17 @@ class Data:
     """attributes that make the groups; the set's first by default"""
     cache_dir: Path | None = None
     """where decoded images are kept"""
-    num_train: int = 400
+    num_train: Annotated[int, Range(4)] = 400
     """images of the synthetic sets, multiples of 4: photographs of one lesion stay together"""
-    num_val: int = 1200
+    num_val: Annotated[int, Range(4)] = 1200
     """dark skin is rare, so that a smaller split would hold too few malignant lesions on it"""
-    num_test: int = 1200
-    height: int = 150
+    num_test: Annotated[int, Range(4)] = 1200
+    height: Count = 150
     """of the files of lesions_jpeg, which are 4 / 3 as wide"""
     balance: tuple[Literal["val", "test"], ...] = ()
     """splits that keep as many images of each group as the smallest has: what a metric within
     groups gains from more of the others is little"""
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -101,7 +102,7 @@ def check_sizes(data: Data) -> None:
     """Raises ValueError for splits that would cut through a lesion."""
     for name, size in data.sizes.items():
         if size < 4 or size % 4:
-            raise ValueError(f"num_{name} must be a positive multiple of 4, got {size}")
+            raise ValueError(f"--data.num-{name} must be a positive multiple of 4, got {size}")
 
 
 def drawn_lesions(data: Data, size: int) -> Dataset:

@@ -12,14 +12,15 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from experiments import common
+from experiments.cli import Count, Hidden, Range, check_numbers, say, table
+from experiments.run import main
 from fairjax.data import Examples
 from fairjax.data.augment import compose, normalize, random_flip
 from fairjax.fairbatch import fairbatch
@@ -34,23 +35,23 @@ from fairjax.train import fit_population, init_fit, make_step, start_train
 class Config:
     """Memory of a population of candidates."""
 
-    about: str = ""
+    about: Hidden = ""
     device: str = "here"
     """"here", or a TPU slice such as v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x2"""
     model: str = "vit_base_patch16_224"
-    image_size: int = 224
+    image_size: Count = 224
     space: str = "norm"
     """mask space of `experiments.fairtune`: fewer parameters to tune, more candidates"""
-    num_classes: int = 2
-    num_images: int = 10_000
+    num_classes: Annotated[int, Range(2)] = 2
+    num_images: Count = 10_000
     """that lie on the device, uint8"""
-    batch_size: int = 32
+    batch_size: Count = 32
     optimizer: Optimizer = "adamw"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """of activations and products"""
     checkpoint_blocks: bool = True
     """recompute blocks in the backward pass: a third more work, much less memory"""
-    max_candidates: int = 256
+    max_candidates: Count = 256
     """more than this are not asked for"""
 
 
@@ -70,9 +71,7 @@ PRESETS = {
 
 def prepare_run(config: Config):
     """Check everything; returns the function that compiles."""
-    for name in ("num_images", "batch_size", "max_candidates"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    check_numbers(config)
     device, num_devices = find_device(config.device)
     lower = population_program(config, device)
     available = hbm_bytes(device) if config.device != "here" else free_bytes()
@@ -212,7 +211,7 @@ def report(
     """Find the largest population and print what it needs."""
 
     def cost(num_candidates: int) -> float:
-        common.say(f"compiling for {num_candidates}")
+        say(f"compiling for {num_candidates}")
         try:
             return program_bytes(lower(num_candidates))
         except jax.errors.JaxRuntimeError as error:
@@ -223,7 +222,7 @@ def report(
     fits = largest_fit(cost, available, config.max_candidates)
     most = max(fits)
     rows = [[str(size), gib(fits[size])] for size in sorted(fits)]
-    print(common.table(["candidates at a time", "GiB of one device"], rows))
+    print(table(["candidates at a time", "GiB of one device"], rows))
     if most > 1:
         each = (fits[most] - fits[1]) / (most - 1)
         print(f"\n{each / 2**20:.1f} MiB for every further candidate")
@@ -241,4 +240,4 @@ def gib(num_bytes: float) -> str:
 
 
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

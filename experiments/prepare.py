@@ -11,7 +11,7 @@ Interrupt and repeat as often as needed.
 
 import csv
 import dataclasses
-import sys
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
+from experiments.cli import Count, Hidden, Seed, check_numbers, phase, table
+from experiments.files import write_atomically
+from experiments.run import data_summary, main
 from fairjax.data import SPLITS, Dataset
 from fairjax.data.augment import (
     color_jitter,
@@ -40,24 +42,24 @@ class Lesions:
 
     out: Path = Path("lesions")
     """folder to write"""
-    num_images: int = 1000
-    height: int = 450
-    width: int = 600
+    num_images: Count = 1000
+    height: Count = 450
+    width: Count = 600
     domain: Literal["target", "source"] = "target"
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
     """A named set from its raw files."""
 
-    about: str
-    name: str
+    about: Hidden
+    name: Hidden
     manual_dir: Path = Path(".")
     """folder with the downloaded files"""
     out: Path | None = None
     """folder of the results; prepared/NAME by default"""
-    size: int = 72
+    size: Count = 72
     """side of the decoded images, a little more than the training crop"""
     sensitive: tuple[str, ...] = ()
     """attributes that make the groups; the set's first by default"""
@@ -80,8 +82,10 @@ PRESETS: dict[str, Any] = {"lesions": Lesions()} | {
 
 def prepare(config: Lesions | Named) -> Callable[[], None]:
     """Everything that can fail for bad input; what is returned prints and draws."""
+    check_numbers(config)
     if isinstance(config, Lesions):
         return _prepare_lesions(config)
+    phase(f"reading {config.name}")
     recipe, table = read_named(config.name, config.manual_dir)
     data = image_dataset(
         table,
@@ -98,6 +102,7 @@ def prepare(config: Lesions | Named) -> Callable[[], None]:
 
 
 def _prepare_lesions(config: Lesions) -> Callable[[], None]:
+    phase(f"drawing {config.num_images} images")
     lesions = synthetic_lesions(
         jax.random.key(config.seed),
         config.num_images,
@@ -119,9 +124,9 @@ def _finish(config: Named, recipe: Recipe, table: ImageTable, data: Dataset) -> 
     for split in SPLITS:
         _write_split(out / "splits" / f"{split}.csv", config.manual_dir, table, data, split)
     save_gallery(out / "gallery.png", data)
-    summary = common.data_summary(data)
+    summary = data_summary(data)
     summary["cells"] = {split: data.cell_counts(split).tolist() for split in SPLITS}
-    common.write_atomically(out / "summary.json", common.json.dumps(summary, indent=2) + "\n")
+    write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if config.tfds_dir is not None:
         from fairjax.data.named.builder import write_tfds
 
@@ -138,7 +143,7 @@ def counts_table(data: Dataset) -> str:
         for g, group in enumerate(data.group_names)
     ]
     rows.append(["all", *(str(counts[split].sum()) for split in SPLITS)])
-    return common.table(["label, group", *SPLITS], rows)
+    return table(["label, group", *SPLITS], rows)
 
 
 def _write_split(path: Path, root: Path, table: ImageTable, data: Dataset, split: str) -> None:
@@ -200,14 +205,5 @@ def save_gallery(path: Path, data: Dataset) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
-def main() -> None:
-    """The command line."""
-    try:
-        common.main(prepare, PRESETS, description=(__doc__ or "").splitlines()[0])
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(common.INTERRUPTED)
-
-
 if __name__ == "__main__":
-    main()
+    main(prepare, PRESETS, description=__doc__ or "")

@@ -19,7 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common
+from experiments.cli import (
+    Count,
+    Hidden,
+    NonNegative,
+    Positive,
+    Replicates,
+    Seed,
+    check_numbers,
+    phase,
+    progress,
+    say,
+    table,
+)
+from experiments.files import replacing
+from experiments.run import Run, data_summary, main, timed
 from fairjax.data import Dataset, Examples
 from fairjax.data.augment import compose, eval_preprocess, normalize, random_flip
 from fairjax.data.lesions import (
@@ -40,18 +54,18 @@ from fairjax.train import TrainState, fit, init_fit, init_train, make_step, pred
 class Config:
     """Multi-task training on synthetic lesions."""
 
-    about: str = ""
+    about: Hidden = ""
     model: Literal["vit_micro", "vgg_micro"] = "vit_micro"
-    num_images: int = 40_000
-    """drawn, of which 70 %% train, 10 %% watch and 20 %% test"""
-    num_epochs: int = 15
-    batch_size: int = 32
-    learning_rate: float = 0.001
+    num_images: Count = 40_000
+    """drawn, of which 70 % train, 10 % watch and 20 % test"""
+    num_epochs: Count = 15
+    batch_size: Count = 32
+    learning_rate: Positive = 0.001
     """peak; rises over the first tenth of the steps and falls as a cosine"""
-    weight_decay: float = 0.05
-    num_replicates: int = 200
-    """bootstrap replicates behind the 95 %% intervals"""
-    seed: int = 0
+    weight_decay: NonNegative = 0.05
+    num_replicates: Replicates = 200
+    """bootstrap replicates behind the 95 % intervals"""
+    seed: Seed = 0
     """of images, initial parameters and batches"""
     out: Path | None = None
     """result folder; default runs/pretrain-<time>"""
@@ -142,35 +156,30 @@ def correct(model: Model, state: TrainState, examples: Examples) -> dict[str, ja
 
 def prepare_run(config: Config):
     """Check everything, draw the images; returns the function that trains."""
-    for name, least in (("num_epochs", 1), ("batch_size", 1), ("num_replicates", 2)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    check_numbers(config)
     least = max(20, 2 * config.batch_size)  # a batch of training images, a few in every split
     if config.num_images < least:
-        raise ValueError(f"num_images must be at least {least}, got {config.num_images}")
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {config.learning_rate}")
-    if not config.weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {config.weight_decay}")
-    run = common.Run("pretrain", config, out=config.out, resume=config.resume)
-    return lambda: train_and_report(config, run)
+        raise ValueError(f"--num-images must be at least {least}, got {config.num_images}")
+    run = Run("pretrain", config, out=config.out, resume=config.resume)
+    return lambda: train_and_report(config, run.start())
 
 
-def train_and_report(config: Config, run: common.Run) -> None:
+def train_and_report(config: Config, run: Run) -> None:
     """Draw, train, write the weights and what they reach on the test split."""
     data_key, model_key, fit_key = jax.random.split(jax.random.key(config.seed), 3)
-    common.say(f"drawing {config.num_images} images")
+    phase(f"drawing {config.num_images} images")
     dataset = source_dataset(data_key, config.num_images)
     network = image_model(config.model, sum(SIZES))
     state, timing = train_network(config, run, dataset, joint_model(network), (model_key, fit_key))
     path = run.folder / f"{config.model}.safetensors"
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), (state.params, state.batch_stats))
-    save_weights(path, network, *halves)
+    with replacing(path) as partial:
+        save_weights(partial, network, *halves)
     shipped = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
     state = state._replace(params=shipped[0], batch_stats=shipped[1])
     result = judge(config, joint_model(network), state, dataset)
     run.finish(
-        data=common.data_summary(dataset),
+        data=data_summary(dataset),
         results={config.model: result},
         timing=timing,
         notes=dataset.notes,
@@ -181,11 +190,11 @@ def train_and_report(config: Config, run: common.Run) -> None:
         low, high = result["ci95"][task]
         groups = (f"{accuracy:.4f}" for accuracy in result["group_accuracy"][task].values())
         rows.append([task, f"{result['tasks'][task]:.4f}", f"{low:.4f} to {high:.4f}", *groups])
-    print(common.table(columns, rows))
+    print(table(columns, rows))
     print(f"\n{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
-def train_network(config: Config, run: common.Run, dataset: Dataset, model: Model, keys):
+def train_network(config: Config, run: Run, dataset: Dataset, model: Model, keys):
     """Train epoch by epoch, resuming where asked; returns the final state and the timing."""
     train, val = (jax.tree.map(jnp.asarray, dataset.examples(split)) for split in ("train", "val"))
     sampler = fairbatch(
@@ -218,13 +227,14 @@ def train_network(config: Config, run: common.Run, dataset: Dataset, model: Mode
     model_key, fit_key = keys
     state = jax.jit(lambda key: init_train(model, optimizer, key))(model_key)
     state = init_fit(state, sampler, fit_key)
-    began = time.perf_counter()
-    compiled = epoch.lower(state, train, val).compile()
-    timing = {"compile_s": time.perf_counter() - began, "train_s": 0.0}
+    timing = {"train_s": 0.0}
+    phase("compiling")
+    with timed(timing, "compile_s"):
+        compiled = epoch.lower(state, train, val).compile()
     restored = run.restore(state) if config.resume else None
     done, state = (0, state) if restored is None else restored
     run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
-    with common.progress(config.num_epochs, "epochs", done) as bar:
+    with progress(config.num_epochs, "epochs", done) as bar:
         for number in range(done + 1, config.num_epochs + 1):
             began = time.perf_counter()
             state, history = jax.block_until_ready(compiled(state, train, val))
@@ -233,13 +243,13 @@ def train_network(config: Config, run: common.Run, dataset: Dataset, model: Mode
             reached = jax.tree.map(lambda leaf: float(leaf[0]), history["evaluation"])
             row = {"epoch": number, "loss": float(history["loss"][0]), "val": reached}
             run.log(row)
-            run.save(number, state)
-            bar.update(1)
             tasks = ", ".join(f"{task} {accuracy:.3f}" for task, accuracy in reached.items())
-            common.say(
+            say(
                 f"epoch {number} of {config.num_epochs}: loss {row['loss']:.4f}, "
                 f"accuracy {tasks} ({seconds:.0f} s)"
             )
+            run.save(number, state)
+            bar.update(1)
     return state.train, timing
 
 
@@ -276,4 +286,4 @@ def judge(config: Config, model: Model, state: TrainState, dataset: Dataset) -> 
 
 
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

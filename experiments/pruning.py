@@ -16,16 +16,30 @@ plans as `pruned` had finalists.
 """
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from experiments import common, pruning_report, results
+from experiments import pruning_report, results
+from experiments.cli import (
+    Count,
+    Hidden,
+    NonNegative,
+    Positive,
+    Replicates,
+    Share,
+    Whole,
+    check_numbers,
+    phase,
+    table,
+)
+from experiments.cli import progress as bar
+from experiments.files import replacing
 from experiments.image_data import Data, load_data
 from experiments.pruning_stages import (
+    ROWS,
     SHOWN,
     Progress,
     Start,
@@ -35,6 +49,7 @@ from experiments.pruning_stages import (
     judge,
     make_task,
 )
+from experiments.run import Run, data_summary, main, timed
 from fairjax import pruning
 from fairjax.data import Dataset
 from fairjax.models import Model, image_model, load_pretrained, load_weights, save_weights
@@ -48,45 +63,45 @@ LESIONS = Data(num_train=3200, num_val=4800, num_test=9600, balance=("val", "tes
 class Config:
     """Sensitive-channel pruning of an image network."""
 
-    about: str = ""
+    about: Hidden = ""
     data: Data = LESIONS
     model: str = "vgg_micro"
-    image_size: int = 64
+    image_size: Count = 64
     weights: Path | None = None
     """of the baseline, to begin with; none takes what ships with fairjax, else fresh ones"""
     layers: tuple[str, ...] = ("features/11", "features/13")
     """layers whose channels may go"""
-    counts: tuple[int, ...] = (8, 16, 32, 64)
+    counts: tuple[Count, ...] = (8, 16, 32, 64)
     """channels that a round may remove from one layer"""
     scores: tuple[Score, ...] = ("snnl",)
     """what ranks channels; see fairjax.pruning.score_channels"""
-    trade_offs: tuple[float, ...] = (0.0, 1.0)
+    trade_offs: tuple[NonNegative, ...] = (0.0, 1.0)
     """how much to protect channels that separate the labels"""
-    num_rounds: int = 2
-    num_finalists: int = 2
+    num_rounds: Count = 2
+    num_finalists: Count = 2
     """best candidates of a round that are fine-tuned"""
     disparity: str = "eodd"
     """what FATE wants low; the published code takes eodd_scp"""
     accuracy: str = "macro_f1"
     """what FATE wants high, as published; "accuracy" would reward calling everything benign"""
-    max_accuracy_drop: float = 0.02
+    max_accuracy_drop: Share = 0.02
     """a round that loses more of the baseline's validation accuracy or macro F1, relatively, is
     not taken"""
-    num_seeds: int = 1
-    num_epochs: int = 3
+    num_seeds: Count = 1
+    num_epochs: Whole = 3
     """of the baseline; 0 takes --weights as the baseline"""
-    finetune_epochs: int = 1
+    finetune_epochs: Count = 1
     """of every round"""
-    batch_size: int = 32
-    learning_rate: float = 0.002
+    batch_size: Count = 32
+    learning_rate: Positive = 0.002
     schedule: Literal["cosine", "step"] = "cosine"
     """rise over a tenth of the steps and fall to 0: from its full size at once it spoils what the
     weights have learned; or, as published, fall to a tenth after half of the steps"""
-    weight_decay: float = 1e-5
+    weight_decay: NonNegative = 1e-5
     augment: Literal["flip", "published"] = "flip"
     """"published" also turns, zooms, shears, changes colours and cuts a square out"""
-    num_replicates: int = 100
-    """bootstrap replicates behind the 95 %% intervals"""
+    num_replicates: Replicates = 100
+    """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
     """result folder; default runs/pruning-<time>"""
     resume: bool = False
@@ -138,13 +153,10 @@ PRESETS = {
 
 def prepare_run(config: Config):
     """Check and read everything; returns the function that trains."""
-    for name in ("num_rounds", "num_finalists", "num_seeds", "finetune_epochs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.num_epochs < 0 or (config.num_epochs == 0 and config.weights is None):
-        raise ValueError(
-            f"num_epochs must be at least 1, or 0 with --weights, got {config.num_epochs}"
-        )
+    check_numbers(config)
+    if config.num_epochs == 0 and config.weights is None:
+        raise ValueError("--num-epochs must be at least 1, or 0 with --weights, got 0")
+    run = Run("pruning", config, out=config.out, resume=config.resume)
     for name in ("accuracy", "disparity"):
         if getattr(config, name) not in SHOWN[:-1]:
             raise ValueError(
@@ -161,12 +173,12 @@ def prepare_run(config: Config):
             f"num_finalists is {config.num_finalists}, but there are {num_candidates} candidates"
         )
     _check_layers(config, image_model(config.model, 2, image_size=config.image_size))
+    phase(f"reading {config.data.source}")
     dataset = load_data(config.data, config.image_size)
     _check_cells(dataset)
     model, start = load_network(config, dataset.num_classes)
     task = make_task(config, model, start, dataset)
-    run = common.Run("pruning", config, out=config.out, resume=config.resume)
-    return lambda: train_and_report(task, run)
+    return lambda: train_and_report(task, run.start())
 
 
 def _check_layers(config: Config, model: Model) -> None:
@@ -213,28 +225,34 @@ def load_network(config: Config, num_classes: int) -> tuple[Model, Start]:
     return model, jax.jit(model.init)
 
 
-def train_and_report(task: Task, run: common.Run) -> None:
+def train_and_report(task: Task, run: Run) -> None:
     """Every seed and row, then test metrics, the smaller network and the page."""
     progress = blank_progress(task)
     restored = run.restore(progress)
     if restored is not None:
         progress = Progress(*map(_whole_number, restored[1]))
     run.rewrite_history(row for row in run.history() if row["step"] <= progress.step)
-    began = time.perf_counter()
-    while progress.seed < task.config.num_seeds:
-        progress = advance(task, run, progress)
-        run.save(progress.step, progress)
-    timing = {"train_s": time.perf_counter() - began}
+    timing: dict[str, float] = {}
+    total, done = task.config.num_seeds * len(ROWS), progress.seed * len(ROWS) + progress.row
+    phase("compiling and training the baseline")
+    with bar(total, "rows", done) as shown, timed(timing, "train_s"):
+        while progress.seed < task.config.num_seeds:
+            progress = advance(task, run, progress)
+            shown.update(progress.seed * len(ROWS) + progress.row - shown.n)
+            run.save(progress.step, progress)
+    phase("judging on the test split")
     by_row, notes = judge(task, progress.logits)
     base, final = progress.networks["baseline"], progress.networks["pruned"]
     small = pruning.slice_channels(
         final.params, final.batch_stats, PrunePlan(final.keep), task.model.config.channel_graph
     )
-    save_weights(run.folder / "pruned.safetensors", task.model, *small)
+    with replacing(run.folder / "pruned.safetensors") as path:
+        save_weights(path, task.model, *small)
     sizes = pruning_report.compare_sizes(task.model, (base.params, base.batch_stats), small)
-    by_row["pruned"] |= sizes
+    by_row["pruned"]["num_parameters"] = sizes["num_parameters"]
+    timing |= dict(zip(("forward_before_s", "forward_after_s"), sizes["forward_s"], strict=True))
     summary = run.finish(
-        data=common.data_summary(task.dataset), results=by_row, timing=timing, notes=notes
+        data=data_summary(task.dataset), results=by_row, timing=timing, notes=notes
     )
     size_rows = pruning_report.size_table(sizes)
     results.show(
@@ -249,7 +267,7 @@ def train_and_report(task: Task, run: common.Run) -> None:
             f"{name}: {before} before, {after} after" for name, before, after in size_rows
         ),
     )
-    print(common.table(["size, last seed", "before", "after"], size_rows))
+    print(table(["size, last seed", "before", "after"], size_rows))
 
 
 def _whole_number(value: Any) -> Any:
@@ -258,4 +276,4 @@ def _whole_number(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common, results
+from experiments import results
+from experiments.cli import say
+from experiments.run import Run
 from fairjax import optimizers, pruning
 from fairjax.data import Dataset, Examples
 from fairjax.data.augment import (
@@ -368,7 +370,7 @@ def blank_progress(task: Task) -> Progress:
     return Progress(0, 0, 0, networks, logits.astype(np.float32))
 
 
-def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
+def advance(task: Task, run: Run, progress: Progress) -> Progress:
     """The next step: train a baseline, prune one round, or finish a row.
 
     A row ends after `num_rounds`, or when validation FATE no longer improves, or accuracy falls by
@@ -398,7 +400,7 @@ def advance(task: Task, run: common.Run, progress: Progress) -> Progress:
     taken = row in CONTROLS or (decision["accurate"] and decision["val_fate"] > best)
     run.log(place | {"round": len(rounds) + 1, "taken": taken} | decision)
     what = f"{decision['count']} of {decision['layer']}" if decision["count"] else "nothing pruned"
-    common.say(
+    say(
         f"seed {seed} {row} round {len(rounds) + 1}: {what}, "
         f"validation FATE {decision['val_fate']:+.3f}{'' if taken else ', not taken'}"
     )

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
+from experiments.cli import table
+from experiments.files import replacing
+from experiments.run import Run
 from fairjax import report
 from fairjax.data import Examples
 from fairjax.metrics import Intervals, bootstrap, evaluate, prepare, undefined
@@ -116,7 +118,7 @@ def summarise(
     return results, notes
 
 
-def table(
+def table_cells(
     results: Mapping[str, Any], shown: Sequence[str]
 ) -> tuple[list[str], list[list[tuple[str, str]]]]:
     """Columns, and per row the cells: "mean ± std" with the interval as second line, if any."""
@@ -142,7 +144,7 @@ def _number(value: float | None) -> str:
 
 
 def show(
-    run: common.Run,
+    run: Run,
     summary: Mapping[str, Any],
     *,
     title: str,
@@ -164,32 +166,34 @@ def show(
       figures: heading -> SVG.
       legend: what to know about the columns.
     """
-    columns, cells = table(summary["results"], shown)
-    print(common.table(columns, [[value for value, _ in line] for line in cells]))
+    columns, cells = table_cells(summary["results"], shown)
+    print(table(columns, [[value for value, _ in line] for line in cells]))
     notes = [*summary["data"]["notes"], *summary["notes"]]
     for note in notes:
         print(f"note: {note}")
     config, page = summary["config"], run.folder / "report.html"
-    report.write_report(
-        page,
-        title=title,
-        question=question,
-        answer=answer,
-        columns=columns,
-        rows=cells,
-        caption=(
-            f"Test split, mean ± standard deviation over {config['num_seeds']} seeds; below, 95 % "
-            f"bootstrap interval of the mean ({config['num_replicates']} replicates resampling "
-            f"test examples and seeds). {legend}"
-        ),
-        figures=figures,
-        notes=notes,
-        command=summary["command"],
-        facts={
-            "device": summary["device"],
-            "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
-            "data": f"{summary['data']['name']}, fingerprint {summary['data']['fingerprint']}",
-            "time": ", ".join(f"{k} {v:.1f}" for k, v in summary["timing"].items()),
-        },
+    caption = (
+        f"Test split, mean ± standard deviation over {config['num_seeds']} seeds; below, 95 % "
+        f"bootstrap interval of the mean ({config['num_replicates']} replicates resampling test "
+        f"examples and seeds). {legend}"
     )
+    with replacing(page) as partial:
+        report.write_report(
+            partial,
+            title=title,
+            question=question,
+            answer=answer,
+            columns=columns,
+            rows=cells,
+            caption=caption,
+            figures=figures,
+            notes=notes,
+            command=summary["command"],
+            facts={
+                "device": summary["device"],
+                "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
+                "data": f"{summary['data']['name']}, fingerprint {summary['data']['fingerprint']}",
+                "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
+            },
+        )
     print(f"\n{answer}\nresults in {run.folder}, page {page}")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import common
 from experiments import fairbatch as experiment
+from experiments.run import Run, main
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {"experiment", "config", "versions", "device", "data", "results", "timing", "notes"}
@@ -67,7 +67,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, m
     folder, _ = finished
     out = tmp_path / "out"
     config = experiment.dataclasses.replace(experiment.PRESETS["smoke"], out=out)
-    save, calls = common.Run.save, []
+    save, calls = Run.save, []
 
     def killed(self, step, state):
         save(self, step, state)
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, m
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(common.Run, "save", killed)
+    monkeypatch.setattr(Run, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         experiment.prepare_run(config)()
     assert not (out / "summary.json").exists()
@@ -93,7 +93,7 @@ def test_resuming_with_other_settings_is_refused(finished):
     folder, _ = finished
     process = run("smoke", "--out", folder, "--resume", "--batch-size", "50")
     assert process.returncode == 2
-    assert "batch_size was 100" in process.stderr
+    assert "--batch-size was 100" in process.stderr
 
 
 def test_a_run_fine_tunes_the_models_of_another(finished, tmp_path):
@@ -106,10 +106,10 @@ def test_a_run_fine_tunes_the_models_of_another(finished, tmp_path):
 
 
 BAD = {
-    "step_size must be in (0, 1]": ["--step-size", "2"],
+    "--step-size must be above 0 and at most 1": ["--step-size", "2"],
     "number of non-empty": ["--batch-size", "2"],
     "does not exist": ["--pretrained", "nowhere"],
-    "num_seeds must be at least 1": ["--num-seeds", "0"],
+    "--num-seeds must be at least 1": ["--num-seeds", "0"],
     "--data.csv takes one file": ["--data.source", "csv"],
     "--resume needs --out": ["--resume"],
 }
@@ -120,7 +120,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fairbatch", "smoke", *BAD[message]])
     with pytest.raises(SystemExit) as leave:
-        common.main(experiment.prepare_run, experiment.PRESETS, description="")
+        main(experiment.prepare_run, experiment.PRESETS, description="")
     assert leave.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -130,7 +130,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, monkeyp
 def test_unknown_flags_are_errors(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fairbatch", "--sensitve", "sex"])
     with pytest.raises(SystemExit) as leave:
-        common.main(experiment.prepare_run, experiment.PRESETS, description="")
+        main(experiment.prepare_run, experiment.PRESETS, description="")
     assert leave.value.code == 2
 
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, fairtune, fairtune_rows, fairtune_stages
+from experiments import fairtune, fairtune_rows, fairtune_stages
 from experiments.fairtune import PRESETS, prepare_run
 from experiments.image_data import balance, load_data
+from experiments.run import Run, main
 from fairjax.data.lesions import lesions_dataset, synthetic_lesions, write_ham10000
 from fairjax.fairtune import best_trial, mask_space, mask_space_from_rules, successive_halving
 from fairjax.models import image_model, load_pretrained, load_weights
@@ -145,7 +146,7 @@ def toy_search(out, resume=False, **changes):
     settings = {"num_trials": 40, "num_slots": 4, "out": out, "resume": resume}
     config = dataclasses.replace(SMOKE, **(settings | changes))
     task = fairtune.make_task(config, LESIONS, image_model("vit_micro", 2, image_size=16))
-    run = common.Run("fairtune", config, out=config.out, resume=resume)
+    run = Run("fairtune", config, out=config.out, resume=resume).start()
     rungs = successive_halving(9)
     return fairtune_stages.search_masks(task, TOY_SPACE, rungs, TOY, {}, run).trials
 
@@ -156,7 +157,7 @@ def test_a_search_killed_at_five_random_times_ends_with_the_same_trials_and_winn
     monkeypatch.setattr(fairtune_stages, "make_population", toy_population)
     whole = toy_search(tmp_path / "whole")
     draw, out = np.random.default_rng(0), tmp_path / "killed"
-    places = [(common.Run, "save"), (sys.modules[__name__], "train_round"), (common.Run, "log")]
+    places = [(Run, "save"), (sys.modules[__name__], "train_round"), (Run, "log")]
     for kill in range(5):
         module, name = places[kill % 3]
         with monkeypatch.context() as patch:
@@ -206,7 +207,7 @@ def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fairtune_stages, "guided_masks", guided)
     with monkeypatch.context() as patch:
-        kill_after(patch, common.Run, "save", 2)
+        kill_after(patch, Run, "save", 2)
         with pytest.raises(Killed):
             toy_search(tmp_path / "run", guided_start=True, num_trials=8)
     trials = toy_search(tmp_path / "run", resume=True, guided_start=True, num_trials=8)
@@ -217,7 +218,7 @@ def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_slots": 0}, "num_slots must be at least 1"),
+        ({"num_slots": 0}, "--num-slots must be at least 1"),
         ({"objective": ("min_auc",)}, "unknown objective 'min_auc'"),
         ({"space": "norms"}, "unknown mask space 'norms'"),
         ({"objective": ("auc", "auc_gap"), "search": "evolution"}, "takes one objective"),
@@ -249,7 +250,7 @@ def test_paper_presets_say_in_one_line_which_files_they_miss(name, tmp_path, mon
             weights.touch()
         monkeypatch.setattr(sys, "argv", ["fairtune", name, *map(str, arguments)])
         with pytest.raises(SystemExit, match="2"):
-            common.main(prepare_run, PRESETS, description="")
+            main(prepare_run, PRESETS, description="")
         printed = capsys.readouterr().err.strip()
         assert message in printed and "\n" not in printed
 

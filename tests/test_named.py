@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import prepare
+from experiments.run import main
 from fairjax.data.lesions import synthetic_lesions, write_ham10000
 from fairjax.data.named import RECIPES, load_named, read_named
 
@@ -203,7 +204,7 @@ def run(monkeypatch, *args):
     """Exit status of `python -m experiments.prepare ...`."""
     monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
     try:
-        prepare.main()
+        main(prepare.prepare, prepare.PRESETS, description="")
     except SystemExit as leave:
         return leave.code
     return 0

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import fairjax.models
-from experiments import common
 from experiments import pretrain as experiment
+from experiments.run import Run
 from fairjax.losses import cross_entropy
 from fairjax.models import Model, image_model, load_pretrained, load_weights
 from fairjax.train import start_train
@@ -126,13 +126,13 @@ def test_a_run_leaves_weights_that_load_and_a_summary(finished):
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     config = dataclasses.replace(finished, out=tmp_path / "out")
-    save = common.Run.save
+    save = Run.save
 
     def killed(self, step, state):
         save(self, step, state)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common.Run, "save", killed)
+    monkeypatch.setattr(Run, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         experiment.prepare_run(config)()
     monkeypatch.undo()
@@ -145,9 +145,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, m
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_images": 10}, "num_images must be at least 64, got 10"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"num_epochs": 0}, "num_epochs must be at least 1"),
+        ({"num_images": 10}, "--num-images must be at least 64, got 10"),
+        ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
+        ({"num_epochs": 0}, "--num-epochs must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_drawn(change, message, tmp_path):
