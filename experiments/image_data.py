@@ -17,7 +17,8 @@ from fairjax.data.augment import (
     random_resized_crop,
 )
 from fairjax.data.image_tables import image_dataset
-from fairjax.data.lesions import lesions_dataset, synthetic_lesions, write_ham10000
+from fairjax.data.lesion_files import has_lesions, write_lesions
+from fairjax.data.lesions import lesions_dataset, synthetic_lesions
 from fairjax.data.named import load_named, read_named
 
 Augment = Literal["flips", "crop"]
@@ -117,13 +118,13 @@ def drawn_lesions(data: Data, size: int) -> Dataset:
 
 
 def lesion_files(data: Data, size: int) -> Dataset:
-    """Synthetic lesions in HAM10000's layout, read as HAM10000 is, groups by skin tone."""
+    """Synthetic lesions as files, groups by skin tone."""
     total = sum(data.sizes.values())
-    if not (data.manual_dir / "HAM10000_metadata.csv").exists():
+    if not has_lesions(data.manual_dir):
         shape = (data.height, data.height * 4 // 3)
         lesions = synthetic_lesions(jax.random.key(data.seed), total, shape)
-        write_ham10000(lesions, data.manual_dir)
-    table = read_named("ham10000", data.manual_dir)[1]
+        write_lesions(lesions, data.manual_dir)
+    table = read_named("synthetic_lesions", data.manual_dir)[1]
     train, val, test = (count / total for count in data.sizes.values())
     return image_dataset(
         dataclasses.replace(table, name="lesions-jpeg", splits=None),

@@ -1,7 +1,7 @@
 """Image sets from what was downloaded: decoded once, split, counted and shown.
 
-    python -m experiments.prepare lesions --out lesions          draw JPEGs in HAM10000's layout
-    python -m experiments.prepare ham10000 --manual-dir lesions  read them as HAM10000 is read
+    python -m experiments.prepare lesions --out lesions     draw synthetic lesions as JPEG files
+    python -m experiments.prepare synthetic_lesions --manual-dir lesions
     python -m experiments.prepare fitzpatrick17k --manual-dir DIR --size 144 --tfds-dir DIR2
 
 Names what is missing, or decodes into the cache that training reads, prints the counts of every
@@ -24,13 +24,10 @@ from experiments.cli import Count, Hidden, Seed, check_numbers, phase, table
 from experiments.files import write_atomically
 from experiments.run import data_summary, main
 from fairjax.data import SPLITS, Dataset
-from fairjax.data.augment import (
-    color_jitter,
-    compose,
-    random_resized_crop,
-)
+from fairjax.data.augment import color_jitter, compose, random_resized_crop
 from fairjax.data.image_tables import ImageTable, image_dataset
-from fairjax.data.lesions import synthetic_lesions, write_ham10000
+from fairjax.data.lesion_files import check_folder, write_lesions
+from fairjax.data.lesions import synthetic_lesions
 from fairjax.data.named import RECIPES, Recipe, read_named
 
 _GALLERY_ROWS, _GALLERY_COLUMNS = 12, 6
@@ -38,10 +35,10 @@ _GALLERY_ROWS, _GALLERY_COLUMNS = 12, 6
 
 @dataclasses.dataclass(frozen=True)
 class Lesions:
-    """Synthetic lesions as JPEG files and a CSV in the raw layout of HAM10000."""
+    """Synthetic lesions as JPEG files with a CSV and a mark that they are synthetic."""
 
     out: Path = Path("lesions")
-    """folder to write"""
+    """folder to write, new or empty"""
     num_images: Count = 1000
     height: Count = 450
     width: Count = 600
@@ -67,6 +64,8 @@ class Named:
     """rows whose attribute is unknown"""
     on_error: Literal["error", "skip"] = "error"
     """images that cannot be read"""
+    seed: Seed = 0
+    """of the split; 0 is the published one"""
     cache_dir: Path | None = None
     """where decoded images are kept"""
     allow_small_groups: bool = False
@@ -85,12 +84,15 @@ def prepare(config: Lesions | Named) -> Callable[[], None]:
     check_numbers(config)
     if isinstance(config, Lesions):
         return _prepare_lesions(config)
+    if results_folder(config).resolve() == config.manual_dir.resolve():
+        raise ValueError(f"--out must not be the folder of the raw files, {config.manual_dir}")
     phase(f"reading {config.name}")
-    recipe, table = read_named(config.name, config.manual_dir)
+    recipe, table = read_named(config.name, config.manual_dir, seed=config.seed)
     data = image_dataset(
         table,
         config.sensitive or recipe.sensitive,
         size=config.size,
+        seed=config.seed,
         unknown=config.unknown,
         window=recipe.window,
         array_key=recipe.array_key,
@@ -101,7 +103,13 @@ def prepare(config: Lesions | Named) -> Callable[[], None]:
     return lambda: _finish(config, recipe, table, data)
 
 
+def results_folder(config: Named) -> Path:
+    """Where the splits, the gallery and the summary go."""
+    return config.out if config.out is not None else Path("prepared") / config.name
+
+
 def _prepare_lesions(config: Lesions) -> Callable[[], None]:
+    check_folder(config.out)  # before drawing, which takes a while
     phase(f"drawing {config.num_images} images")
     lesions = synthetic_lesions(
         jax.random.key(config.seed),
@@ -109,13 +117,13 @@ def _prepare_lesions(config: Lesions) -> Callable[[], None]:
         (config.height, config.width),
         config.domain,
     )
-    path = write_ham10000(lesions, config.out)
+    path = write_lesions(lesions, config.out)
     return lambda: print(f"{len(lesions.labels)} synthetic images and {path}")
 
 
 def _finish(config: Named, recipe: Recipe, table: ImageTable, data: Dataset) -> None:
     """Counts on stdout, files in the folder of results."""
-    out = config.out if config.out is not None else Path("prepared") / config.name
+    out = results_folder(config)
     (out / "splits").mkdir(parents=True, exist_ok=True)
     print(f"{recipe.title}\nlicence to check: {recipe.licence}; home: {recipe.home}")
     print(counts_table(data))

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import fairtune, fairtune_rows, fairtune_stages
 from experiments.fairtune import PRESETS, prepare_run
 from experiments.image_data import balance, load_data
 from experiments.run import Run, main
-from fairjax.data.lesions import lesions_dataset, synthetic_lesions, write_ham10000
+from fairjax.data.lesions import lesions_dataset
 from fairjax.fairtune import best_trial, mask_space, mask_space_from_rules, successive_halving
 from fairjax.models import image_model, load_pretrained, load_weights
 from fairjax.sharding import candidate_mesh
@@ -255,8 +256,21 @@ def test_paper_presets_say_in_one_line_which_files_they_miss(name, tmp_path, mon
         assert message in printed and "\n" not in printed
 
 
+def write_ham10000(folder, count):
+    """Photographs of noise in the layout of HAM10000, two of each lesion."""
+    (folder / "HAM10000_images_part_1").mkdir(parents=True)
+    lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"]
+    noise = np.random.default_rng(0)
+    for i in range(count):
+        dx, sex = ("nv", "mel")[i // 2 % 3 == 0], ("male", "female")[i // 2 % 2]
+        lines.append(f"HAM_{i // 2},ISIC_{i},{dx},histo,{20 + i % 60},{sex},back,vidir")
+        pixels = noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "HAM10000_images_part_1" / f"ISIC_{i}.jpg")
+    (folder / "HAM10000_metadata.csv").write_text("\n".join(lines) + "\n")
+
+
 def test_a_paper_preset_reads_its_raw_files_and_lesions_as_jpeg_are_drawn_once(tmp_path):
-    write_ham10000(synthetic_lesions(jax.random.key(0), 400, 24), tmp_path / "ham")
+    write_ham10000(tmp_path / "ham", 400)
     model, shipped = load_pretrained("vit_micro", 2, jax.random.key(0))
     fairtune_rows.save_weights(tmp_path / "vit.safetensors", model, shipped.params, {})
     preset = PRESETS["ham10000_sex"]

@@ -24,12 +24,12 @@ from experiments.timing import Paired, claim, compile_seconds, paired, seconds, 
 from fairjax.data import Dataset, Examples
 from fairjax.data.augment import compose, eval_preprocess, normalize, random_resized_crop
 from fairjax.data.cache import cached_images
+from fairjax.data.lesion_files import write_lesions
 from fairjax.data.lesions import (
     GROUP_NAMES,
     LABEL_NAMES,
     lesions_dataset,
     synthetic_lesions,
-    write_ham10000,
 )
 from fairjax.fairbatch import fairbatch
 from fairjax.fairtune import (
@@ -152,10 +152,10 @@ def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> Itera
 
 
 def make_start(sizes: Sizes, folder: Path) -> Start:
-    """Files in HAM10000's layout, and a network pre-trained for a few epochs on the source."""
+    """Files of lesions, and a network pre-trained for a few epochs on the source."""
     num_images = sizes.num_train + sizes.num_val
     lesions = synthetic_lesions(jax.random.key(0), num_images, sizes.photo, sizes.domain)
-    write_ham10000(lesions, folder / "raw")
+    write_lesions(lesions, folder / "raw")
     paths = sorted((folder / "raw").glob("*/*.jpg"))
     model = image_model("vit_tiny_patch16_224", 2, image_size=sizes.image_size,
                         **dict(sizes.network))  # fmt: skip

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -74,6 +75,10 @@ def cached_images(
         raise ValueError(f'on_error must be "error" or "skip", got {on_error!r}')
     if not len(paths) or size < 1:
         raise ValueError(f"needs images and a size of at least 1, got {len(paths)} and {size}")
+    if window is not None and not (
+        all(map(math.isfinite, window)) and len(window) == 2 and window[0] < window[1]
+    ):
+        raise ValueError(f"window must be two increasing finite numbers, got {window}")
     paths = [Path(path) for path in paths]
     where = where if where is not None else [""] * len(paths)
     settings = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fairjax.data.csvfile import Column, Table, number, show
+from fairjax.data.dataset import SPLITS
 
 MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
@@ -130,6 +131,27 @@ def read_groups(table: Table, sensitive: Sequence[str]) -> tuple[np.ndarray, tup
             f"accepted are 2 to {MAX_CATEGORIES}"
         )
     return combined.reshape(-1).astype(np.int32), names
+
+
+def read_splits(table: Table, name: str) -> dict[str, np.ndarray]:
+    """The rows of each split, as a column names it."""
+    values, codes = table.columns[name]
+    known = np.array([*(value in SPLITS for value in values), False])
+    if not known[codes].all():
+        row = int(np.flatnonzero(~known[codes])[0])
+        found = show(values[codes[row]]) if codes[row] >= 0 else "nothing"
+        raise ValueError(
+            f"{table.where(row)}: split column {show(name)} holds {found}, accepted are "
+            f"{', '.join(map(show, SPLITS))}"
+        )
+    return rows_of_splits(np.array([SPLITS.index(value) for value in values])[codes])
+
+
+def rows_of_splits(split_of_row: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of each split from every row's number of a split."""
+    return {
+        split: np.flatnonzero(split_of_row == s).astype(np.int32) for s, split in enumerate(SPLITS)
+    }
 
 
 def read_feature(
