@@ -15,6 +15,7 @@ from fairjax.fairtune.search import LEARNING_RATES, Search, evolution, random_se
 from fairjax.fairtune.spaces import Description, MaskSpace, mask_space
 from fairjax.fairtune.studies import nsga2, tpe
 from fairjax.fairtune.tune import (
+    STATUS_NAMES,
     Rungs,
     Trials,
     TuneState,
@@ -70,9 +71,59 @@ class Found(NamedTuple):
         """The completed trial of best validation value."""
         return self.best(1)[0]
 
+    def best_rows(self, count: int) -> np.ndarray:
+        """Rows of the best completed trials in the first objective, best first."""
+        return best_trials(self.trials, count)
+
     def best(self, count: int) -> list[Choice]:
-        """The best completed trials in the first objective, best first."""
-        return [self.choice(row) for row in best_trials(self.trials, count)]
+        """The choices of `best_rows`."""
+        return [self.choice(row) for row in self.best_rows(count)]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per trial as plain values; values of objectives are of the validation split."""
+        trials, rows = self.trials, []
+        for i, status in enumerate(trials.status):
+            row: dict[str, Any] = {"trial": i, "status": STATUS_NAMES[status]}
+            row["epochs"] = int(trials.epochs[i])
+            row["same_as"] = int(trials.same_as[i]) if trials.same_as[i] >= 0 else ""
+            row["learning_rate"] = trials.learning_rates[i]
+            for chosen, value in zip(self.objectives, trials.values[i], strict=True):
+                row[f"val_{chosen.name}"] = value
+            rows.append(row | dict(zip(self.space.units, trials.masks[i].astype(int), strict=True)))
+        return rows
+
+    def describe(self, row: int) -> dict[str, Any]:
+        """One trial as plain values: all that training with its mask again needs."""
+        choice, trials = self.choice(row), self.trials
+        description = choice.description
+        content: dict[str, Any] = {
+            "space": self.space.name,
+            "trial": int(row),
+            "mask": choice.mask.astype(int).tolist(),
+            "units": list(description.units),
+            "learning_rate": choice.learning_rates[0],
+            "trained_parameters": description.num_trained,
+            "percent_trained": description.percent,
+            "objective": self.objectives[0].name,
+            "val_objective": float(trials.values[row, 0]),
+        }
+        if len(self.objectives) > 1:
+            content["pareto_front"] = [
+                {
+                    "mask": trials.masks[i].astype(int).tolist(),
+                    "learning_rate": float(trials.learning_rates[i]),
+                    "val_objectives": trials.values[i].tolist(),
+                }
+                for i in best_masks(trials)
+            ]
+        return content
+
+    def notes(self) -> list[str]:
+        """How many trials failed, and why that can be."""
+        failed = int((self.trials.status == STATUS_NAMES.index("failed")).sum())
+        if not failed:
+            return []
+        return [f"{failed} trials failed: the objective was undefined or the training diverged"]
 
     def front(self) -> list[Choice]:
         """The completed trials that no other beats in all objectives."""

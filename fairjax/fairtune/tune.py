@@ -54,6 +54,27 @@ class Trials(NamedTuple):
         """The values turned so that larger is better, float32 `[T, M]`."""
         return self.values * np.where(self.maximize, 1, -1).astype(np.float32)
 
+    @property
+    def epochs_trained(self) -> int:
+        """Of all candidates together."""
+        return int(self.epochs[self.same_as < 0].sum())
+
+    @property
+    def num_ended(self) -> int:
+        """Trials that are complete, stopped or failed."""
+        return int((self.status >= COMPLETE).sum())
+
+    def summary(self, name: str) -> str:
+        """How many trials are where, and the best value so far of the objective `name`."""
+        count = {status: int((self.status == i).sum()) for i, status in enumerate(STATUS_NAMES)}
+        best, complete = "none yet", self.status == COMPLETE
+        if complete.any():
+            best = f"{self.values[complete, 0][self.scores[complete, 0].argmax()]:.4f}"
+        return (
+            f"{count['complete']} complete, {count['stopped']} stopped, {count['failed']} failed, "
+            f"{count['running']} running of {len(self.status)}; best {name} {best}"
+        )
+
 
 class TuneState(NamedTuple):
     """A search between two rounds: save it, and give it to `tune` to go on."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from fairjax import trees
 from fairjax.data import Dataset, Examples
-from fairjax.models import Model
+from fairjax.models import Model, Weights
 from fairjax.sharding import candidate_mesh, dealing_order, everywhere, shard_candidates, spread
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
 from fairjax.train.predict import predict
@@ -116,8 +116,7 @@ def train_seeds(
 
 def linear_probe(
     model: Model,
-    params: Any,
-    batch_stats: Any,
+    weights: Weights,
     data: Dataset,
     recipe: Recipe,
     *,
@@ -131,8 +130,7 @@ def linear_probe(
     Args:
       model: gives its features as `out["pooled"]` `[B, D]`, and classifies them by
         `params[model.head]`, `{"kernel" [D, K], "bias" [K]}`.
-      params: of the network.
-      batch_stats: of the network, used unchanged.
+      weights: of the network; its batch statistics are used unchanged.
       data: as `train_seeds`; every split's features are computed once.
       recipe: of the classifier; no augmentation.
       score_fn: as `train_seeds`.
@@ -146,6 +144,7 @@ def linear_probe(
     Raises:
       ValueError: the network does not give its features, or has another kind of classifier.
     """
+    params, batch_stats, _ = weights
     head = trees.flatten_named(_of_head(model, params, inside=True))
     kernel, bias = (f"{model.head}/{leaf}" for leaf in ("kernel", "bias"))
     if set(head) != {kernel, bias}:

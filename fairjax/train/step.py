@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from fairjax import models
 from fairjax.losses import cross_entropy
 from fairjax.models import Model
 
