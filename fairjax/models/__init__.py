@@ -11,6 +11,7 @@ from fairjax.models.layers import gate_kernels as gate_kernels
 from fairjax.models.mlp import logistic_regression as logistic_regression
 from fairjax.models.mlp import mlp as mlp
 from fairjax.models.model import Model as Model
+from fairjax.models.own import OwnConfig as OwnConfig
 from fairjax.models.preprocess import image_preprocess as image_preprocess
 from fairjax.models.resnet import ResNetConfig as ResNetConfig
 from fairjax.models.vgg import VGGConfig as VGGConfig
@@ -18,3 +19,5 @@ from fairjax.models.vit import ViTConfig as ViTConfig
 from fairjax.models.weights import Weights as Weights
 from fairjax.models.weights import load_weights as load_weights
 from fairjax.models.weights import save_weights as save_weights
+from fairjax.models.wrap import wrap_linen as wrap_linen
+from fairjax.models.wrap import wrap_nnx as wrap_nnx
