@@ -14,6 +14,7 @@ from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
 from fairjax.models.vgg import VGGConfig, vgg, vgg_config
 from fairjax.models.vit import ViTConfig, vit, vit_config
 from fairjax.models.weights import Weights, load_weights
+from fairjax.trees import get_path, set_path
 
 _FACTORIES = {ViTConfig: vit, ResNetConfig: resnet, VGGConfig: vgg}
 _DEFAULTS = {"dtype": "float32", "checkpoint_blocks": False}
@@ -91,8 +92,22 @@ def load_pretrained(
     model = image_model(name, num_classes, **overrides)
     weights = load_weights(path, model, key)
     # also where K happens to be the number of logits in the file
-    fresh = jax.jit(lambda key: model.init(key)[0][model.head])(key)
-    return model, weights._replace(params={**weights.params, model.head: fresh})
+    return model, weights._replace(params=fresh_head(model, weights.params, key))
+
+
+def fresh_head(model: Model, params: dict[str, Any], key: Any) -> dict[str, Any]:
+    """The parameters with the classifier as `model.init(key)` draws it.
+
+    Args:
+      model: says where its classifier is (`model.head`).
+      params: of the network.
+      key: typed PRNG key.
+
+    Returns:
+      A new dict; everything but the classifier is shared with `params`.
+    """
+    head = jax.jit(lambda key: get_path(model.init(key)[0], model.head))(key)
+    return set_path(params, model.head, head)
 
 
 def reconfigure(
