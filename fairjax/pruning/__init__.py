@@ -1,51 +1,27 @@
 """Sensitive-channel pruning: score channels, select a plan, mask or slice, evaluate many plans.
 
-Source: Kong et al., MICCAI 2024.
+Kong et al.: "Achieving Fairness Through Channel Pruning for Dermatological Disease Diagnosis",
+MICCAI 2024. Scores, plans and their evaluation are the parts.
 """
 
-from fairjax.pruning.plans import (
-    PrunePlan,
-    channel_masks,
-    hold_pruned,
-    mask_channels,
-    num_channels,
-    select_channels,
-    slice_channels,
-)
-from fairjax.pruning.scores import SCORES, ChannelScores, Score, score_channels
-from fairjax.pruning.search import (
-    Candidate,
-    candidate_plans,
-    evaluate_plans,
-    evaluate_pruned,
-    fate_objective,
-    pareto_front,
-    plan_logits,
-    pruning_metrics,
-    rank_plans,
-    stack_plans,
-)
-
-__all__ = [
-    "SCORES",
-    "Candidate",
-    "ChannelScores",
-    "PrunePlan",
-    "Score",
-    "candidate_plans",
-    "channel_masks",
-    "evaluate_plans",
-    "evaluate_pruned",
-    "fate_objective",
-    "hold_pruned",
-    "mask_channels",
-    "num_channels",
-    "pareto_front",
-    "plan_logits",
-    "pruning_metrics",
-    "rank_plans",
-    "score_channels",
-    "select_channels",
-    "slice_channels",
-    "stack_plans",
-]
+from fairjax.pruning.evaluate import ACCURACIES as ACCURACIES
+from fairjax.pruning.evaluate import DISPARITIES as DISPARITIES
+from fairjax.pruning.evaluate import Proposal as Proposal
+from fairjax.pruning.evaluate import evaluate_plans as evaluate_plans
+from fairjax.pruning.evaluate import evaluate_pruned as evaluate_pruned
+from fairjax.pruning.evaluate import fate_objective as fate_objective
+from fairjax.pruning.evaluate import plan_logits as plan_logits
+from fairjax.pruning.evaluate import propose_plans as propose_plans
+from fairjax.pruning.evaluate import pruning_metrics as pruning_metrics
+from fairjax.pruning.evaluate import rank_plans as rank_plans
+from fairjax.pruning.evaluate import stack_plans as stack_plans
+from fairjax.pruning.plans import PrunePlan as PrunePlan
+from fairjax.pruning.plans import channel_masks as channel_masks
+from fairjax.pruning.plans import mask_channels as mask_channels
+from fairjax.pruning.plans import num_channels as num_channels
+from fairjax.pruning.plans import select_channels as select_channels
+from fairjax.pruning.plans import slice_channels as slice_channels
+from fairjax.pruning.scores import SCORES as SCORES
+from fairjax.pruning.scores import ChannelScores as ChannelScores
+from fairjax.pruning.scores import Score as Score
+from fairjax.pruning.scores import score_channels as score_channels
