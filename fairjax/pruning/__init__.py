@@ -1,7 +1,8 @@
 """Sensitive-channel pruning: score channels, select a plan, mask or slice, evaluate many plans.
 
 Kong et al.: "Achieving Fairness Through Channel Pruning for Dermatological Disease Diagnosis",
-MICCAI 2024. Scores, plans and their evaluation are the parts.
+MICCAI 2024. The whole job is `prune`, or `prune_rounds` with controls of one's own; scores, plans
+and their evaluation are its parts.
 """
 
 from fairjax.pruning.evaluate import ACCURACIES as ACCURACIES
@@ -21,6 +22,17 @@ from fairjax.pruning.plans import mask_channels as mask_channels
 from fairjax.pruning.plans import num_channels as num_channels
 from fairjax.pruning.plans import select_channels as select_channels
 from fairjax.pruning.plans import slice_channels as slice_channels
+from fairjax.pruning.rounds import Decision as Decision
+from fairjax.pruning.rounds import Propose as Propose
+from fairjax.pruning.rounds import Pruned as Pruned
+from fairjax.pruning.rounds import PruneRounds as PruneRounds
+from fairjax.pruning.rounds import PruneState as PruneState
+from fairjax.pruning.rules import repeat_random as repeat_random
+from fairjax.pruning.rules import repeat_unpruned as repeat_unpruned
+from fairjax.pruning.rules import sensitive_plans as sensitive_plans
+from fairjax.pruning.run import check_cells as check_cells
+from fairjax.pruning.run import prune as prune
+from fairjax.pruning.run import prune_rounds as prune_rounds
 from fairjax.pruning.scores import SCORES as SCORES
 from fairjax.pruning.scores import ChannelScores as ChannelScores
 from fairjax.pruning.scores import Score as Score
