@@ -124,6 +124,8 @@ def load_image_table(
     if isinstance(split, str):
         splits = read_splits(table, find_column(table, split))
     root = Path(image_root) if image_root is not None else Path(table.files[0]).parent
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder of images")
     where = tuple(map(table.where, range(len(table))))
     files = [] if pickles else cells(table, find_column(table, image))
     result = ImageTable(
