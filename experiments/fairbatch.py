@@ -359,7 +359,7 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
 def log_epochs(run: Run, rows: list[str], history: dict[str, Any], done: int) -> None:
     """One history row per epoch: means over seeds of every row of the table."""
     by_row = jax.tree.map(
-        lambda leaf: np.reshape(leaf, (len(rows), -1, *leaf.shape[1:])).mean(1), history
+        lambda leaf: np.asarray(leaf).reshape(len(rows), -1, *leaf.shape[1:]).mean(1), history
     )
     for epoch in range(by_row["loss"].shape[1]):
         values = {
@@ -395,7 +395,7 @@ def save_models(path: Path, rows: list[str], params: Any) -> None:
     """All final parameters as `row/leaf`, leading axis seeds."""
     tensors = {}
     for name, leaf in flatten_named(params).items():
-        by_row = np.reshape(leaf, (len(rows), -1, *leaf.shape[1:]))
+        by_row = np.asarray(leaf).reshape(len(rows), -1, *leaf.shape[1:])
         tensors |= {f"{row}/{name}": by_row[i] for i, row in enumerate(rows)}
     with replacing(path) as partial:
         save_file(tensors, partial)
