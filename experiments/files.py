@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -76,9 +77,10 @@ def named_errors(what: str, path: Path) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, without what orbax and others wrap around it."""
+    """What went wrong, without what orbax and tensorstore wrap around it."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0].rsplit(": ", 1)[-1]
+    text = re.sub(r" \[(tensorstore_spec|os_error_code).*", "", text.splitlines()[0])
+    return text.rsplit(": ", 1)[-1]
 
 
 def check_writable(folder: Path) -> None:

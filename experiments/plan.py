@@ -4,15 +4,16 @@
     python -m experiments.plan tpu                               one TPU v5e chip; needs libtpu
     python -m experiments.plan tpu --device v6e:2x2 --space full --batch-size 16
 
-For a TPU no TPU is needed, only `pip install libtpu`: the program that trains a population for an
-epoch is compiled for the chip and its memory read off. The answer was compiled, not extrapolated.
+For a TPU no TPU is needed, only `pip install libtpu`: the very program that `experiments.fairtune`
+runs, a population that trains and validates, is compiled for the chip and its memory read off. The
+answer was compiled, not extrapolated.
 """
 
 import dataclasses
 import os
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +21,15 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from experiments.cli import Count, Hidden, Range, check_numbers, say, table
+from experiments.data import Augment, make_augment
 from experiments.run import main
-from fairjax.data import Examples
-from fairjax.data.augment import compose, normalize, random_flip
-from fairjax.fairbatch import fairbatch
-from fairjax.fairtune import mask_space
-from fairjax.models import image_model
-from fairjax.optimizers import Optimizer, make_optimizer
+from fairjax.data import Dataset
+from fairjax.fairtune import MaskSearch, mask_search
+from fairjax.models import Weights, image_model
+from fairjax.optimizers import Optimizer
 from fairjax.sharding import free_bytes, program_bytes
-from fairjax.train import fit_population, init_fit, make_step, start_train
+from fairjax.train import Recipe
+from fairjax.train.recipe import Dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,19 @@ class Config:
     space: str = "norm"
     """mask space of `experiments.fairtune`: fewer parameters to tune, more candidates"""
     num_classes: Annotated[int, Range(2)] = 2
-    num_images: Count = 10_000
-    """that lie on the device, uint8"""
+    num_groups: Annotated[int, Range(2)] = 2
+    num_images: Annotated[int, Range(8)] = 10_000
+    """training images that lie on the device, uint8"""
+    num_val: Annotated[int, Range(8)] = 1000
+    """validation images that lie beside them"""
+    augment: Augment = "crop"
+    """see `experiments.fairtune`; crops are cut from images that are 8 / 7 as large"""
+    objective: str = "worst_group_auc"
     batch_size: Count = 32
+    num_epochs: Count = 1
+    """before candidates are first compared"""
     optimizer: Optimizer = "adamw"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """of activations and products"""
     checkpoint_blocks: bool = True
     """recompute blocks in the backward pass: a third more work, much less memory"""
@@ -63,6 +72,7 @@ PRESETS = {
         model="vit_micro",
         image_size=16,
         num_images=64,
+        num_val=16,
         batch_size=8,
         max_candidates=4,
     ),
@@ -73,7 +83,8 @@ def prepare_run(config: Config):
     """Check everything; returns the function that compiles."""
     check_numbers(config)
     device, num_devices = find_device(config.device)
-    lower = population_program(config, device)
+    search = make_search(config)
+    lower = lambda count: search.lower(count, device)
     available = hbm_bytes(device) if config.device != "here" else free_bytes()
     return lambda: report(config, lower, available, device.device_kind, num_devices)
 
@@ -118,62 +129,45 @@ def hbm_bytes(device: Any) -> int:
     raise ValueError(f"{device.device_kind} sets no limit of memory")
 
 
-def population_program(config: Config, device: Any) -> Callable[[int], Any]:
-    """`lower(P)`: an epoch of P candidates, all at the same time, lowered for `device`."""
-    overrides = {"image_size": config.image_size}
-    if config.model.startswith("vit"):
-        overrides |= {"dtype": config.dtype, "checkpoint_blocks": config.checkpoint_blocks}
-    model = image_model(config.model, config.num_classes, **overrides)
-    zeros = np.zeros(config.num_images, np.int32)
-    sampler = fairbatch(
-        zeros,
-        zeros,
-        num_classes=config.num_classes,
-        num_groups=1,
-        batch_size=config.batch_size,
-        criterion="none",
-    )
-    total_steps = max(2, sampler.batches_per_epoch)
-    optimizer = make_optimizer(config.optimizer, total_steps=total_steps)
+def make_search(config: Config) -> MaskSearch:
+    """The search that `experiments.fairtune` runs, on shapes alone: no weights, no images."""
+    model = image_model(config.model, config.num_classes, image_size=config.image_size)
     params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
-    space = mask_space(params, config.space)
-    step = make_step(model, optimizer, bind=space.bind)
-    augment = compose(random_flip(horizontal=0.5), normalize(model.config.mean, model.config.std))
-    tunable, frozen = space.partition(params)
-
-    def start(tunable, batch_stats, rates):
-        def one(rate):
-            train = start_train(tunable, batch_stats, optimizer, learning_rate=rate)
-            return init_fit(train, sampler, jax.random.key(0))
-
-        return jax.vmap(one)(rates)
-
-    def epoch(states, masks, data, frozen):
-        return fit_population(
-            step,
-            states,
-            data,
-            sampler,
-            masks=jax.vmap(space.expand)(masks),
-            frozen=frozen,
-            shared_batches=True,
-            num_epochs=1,
-            augment=augment,
-        )[0]
-
-    on = SingleDeviceSharding(device)
-    jitted = jax.jit(epoch, in_shardings=on, out_shardings=on, donate_argnums=0)
-    pixels = (config.num_images, config.image_size, config.image_size, 3)
-    ids = jax.ShapeDtypeStruct((config.num_images,), jnp.int32)
-    data = Examples(jax.ShapeDtypeStruct(pixels, jnp.uint8), ids, ids)
-
-    def lower(num_candidates: int):
-        rates = jax.ShapeDtypeStruct((num_candidates,), jnp.float32)
-        states = jax.eval_shape(start, tunable, batch_stats, rates)
-        masks = jax.ShapeDtypeStruct((num_candidates, space.num_units), bool)
-        return jitted.lower(states, masks, data, frozen)
-
-    return lower
+    size = config.image_size * 8 // 7 if config.augment == "crop" else config.image_size
+    counts = {"train": config.num_images, "val": config.num_val, "test": 0}
+    ends = np.cumsum(list(counts.values()))
+    rows = np.arange(ends[-1], dtype=np.int32)
+    data = Dataset(
+        name="shapes",
+        inputs=np.broadcast_to(np.uint8(0), (len(rows), size, size, 3)),
+        labels=rows % config.num_classes,
+        group=rows // config.num_classes % config.num_groups,
+        label_names=tuple(map(str, range(config.num_classes))),
+        group_names=tuple(map(str, range(config.num_groups))),
+        splits={
+            split: rows[end - count : end]
+            for (split, count), end in zip(counts.items(), ends, strict=True)
+        },
+    )
+    recipe = Recipe(
+        num_epochs=config.num_epochs,
+        batch_size=config.batch_size,
+        optimizer=config.optimizer,
+        dtype=config.dtype,
+        checkpoint_blocks=config.checkpoint_blocks,
+        augment=make_augment(config.augment, config.image_size),
+    )
+    return mask_search(
+        model,
+        Weights(params, batch_stats, ()),
+        data,
+        recipe,
+        key=jax.random.key(0),
+        space=config.space,
+        objective=config.objective,
+        search="random",
+        num_slots=1,
+    )
 
 
 def largest_fit(cost: Callable[[int], float], available: float, most: int) -> dict[int, float]:

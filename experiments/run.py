@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import logging
 import math
 import os
 import platform
@@ -17,17 +16,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 from safetensors import SafetensorError
 
+from experiments import checkpoint
 from experiments.cli import command, fail, parse
 from experiments.files import (
     FolderError,
     check_writable,
     named_errors,
-    reason,
     write_atomically,
 )
 
@@ -237,12 +234,11 @@ class Run:
         write_atomically(self.folder / "history.jsonl", text)
 
     def save(self, step: int, state: Any) -> None:
-        """Checkpoint a pytree (typed keys included), wait until it is on disk, keep only it."""
-        with self._checkpoints("write") as manager:
-            import orbax.checkpoint as ocp
+        """Checkpoint a pytree (typed keys included), wait until it is on disk, keep only it.
 
-            manager.save(step, args=ocp.args.StandardSave(state))
-            manager.wait_until_finished()
+        A run that was asked to stop does so afterwards; see `may_stop`.
+        """
+        checkpoint.save(self.folder / "checkpoint", step, state)
         self.may_stop()
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
@@ -251,40 +247,7 @@ class Run:
         Leaves are NumPy arrays and typed keys bound to no device, so that a run can go on with
         another number of devices.
         """
-        here = SingleDeviceSharding(jax.devices()[0])
-
-        def target(leaf: Any) -> Any:
-            if isinstance(leaf, jax.Array):
-                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-            return np.asarray(leaf)
-
-        with self._checkpoints("read") as manager:
-            import orbax.checkpoint as ocp
-
-            step = manager.latest_step()
-            if step is None:
-                return None
-            args = ocp.args.StandardRestore(jax.tree.map(target, like))
-            return step, jax.tree.map(_unbound, manager.restore(step, args=args))
-
-    @contextlib.contextmanager
-    def _checkpoints(self, what: str) -> Iterator[Any]:
-        import orbax.checkpoint as ocp
-
-        path = (self.folder / "checkpoint").resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        log = logging.getLogger("absl")  # where orbax prints tracebacks of what it raises anyway
-        before, log.disabled = log.disabled, True
-        try:
-            manager = ocp.CheckpointManager(path, options=options)
-            try:
-                yield manager
-            finally:
-                manager.close()
-        except (ValueError, KeyError, OSError) as error:  # all that orbax and tensorstore raise
-            raise FolderError(f"cannot {what} the checkpoint in {path}: {reason(error)}") from error
-        finally:
-            log.disabled = before
+        return checkpoint.restore(self.folder / "checkpoint", like)
 
     def finish(
         self,
@@ -381,11 +344,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _unbound(leaf: Any) -> Any:
-    """A restored array bound to no device: programs for any number of devices take it."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = jnp.asarray(np.asarray(jax.random.key_data(leaf)))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    return np.asarray(leaf)

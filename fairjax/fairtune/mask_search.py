@@ -295,6 +295,9 @@ def _make_program(model, weights, data, recipe, space, objectives, rungs, key) -
             active=active,
             chunk_size=chunk_size,
             mesh=mesh,
+            # all draw the same batches; drawn once they need less memory, but one candidate after
+            # another is faster where its whole epoch stays in the cache
+            shared_batches=chunk_size > 1,
             augment=recipe.augment,
         )
         measured = shard_candidates(measure_all, mesh, num_mapped=2)
