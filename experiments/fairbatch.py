@@ -42,7 +42,7 @@ from experiments.files import named_errors, replacing
 from experiments.run import Run, data_summary, main, timed
 from fairjax import metrics
 from fairjax.data import Dataset
-from fairjax.fairbatch import CRITERIA, SIGNALS, Criterion, Draw, Signal, fairbatch
+from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, fairbatch
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
 from fairjax.report.fairbatch import fairbatch_figures
@@ -59,7 +59,8 @@ from fairjax.train import (
 from fairjax.train.loop import check_cadence
 from fairjax.trees import flatten_named, map_named
 
-Step = Annotated[float, Range(0, 1, above=True)]
+Watched = Literal["equal_opportunity", "equalized_odds", "demographic_parity"]
+Moved = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +80,7 @@ class Config:
     about: Hidden = ""
     data: Data = Data("adult")
     seeds: Seeds = Seeds()
-    criteria: tuple[Criterion, ...] = (
-        "equal_opportunity",
-        "equalized_odds",
-        "demographic_parity",
-    )
+    criteria: tuple[Watched, ...] = ("equal_opportunity", "equalized_odds", "demographic_parity")
     """plain training always runs beside them"""
     signals: tuple[Signal, ...] = ("loss", "rate")
     """what the criteria compare between groups: cell losses (published) or the rates themselves"""
@@ -100,9 +97,9 @@ class Config:
     """without weight decay adamw is the published Adam"""
     schedule: Schedule = "constant"
     weight_decay: NonNegative = 0.0
-    step_size: Step = 0.01
+    step_size: Moved = 0.01
     """share of a label that one update moves between groups (the paper's alpha)"""
-    rate_step_size: Step = 0.04
+    rate_step_size: Moved = 0.04
     """the same for the rate signal, whose steps shrink as 1 / sqrt(updates)"""
     hidden: tuple[Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
@@ -170,10 +167,10 @@ class Task(NamedTuple):
     run: Run
     data: Dataset
     model: Model
-    recipe: Recipe
-    sampler: BatchSampler
     params: Any
     """Initial parameters of every seed, leaves `[S, ...]`."""
+    recipe: Recipe
+    sampler: BatchSampler
 
 
 def prepare_run(config: Config):
@@ -194,22 +191,19 @@ def prepare_run(config: Config):
     run = Run("fairbatch", config, out=config.out, resume=config.resume)
     phase(f"reading {config.data.source}")
     data = load_data(config.data)
-    train = data.examples("train")
+    examples = data.examples("train")
     sampler = fairbatch(
-        labels=train.labels,
-        group=train.group,
+        labels=examples.labels,
+        group=examples.group,
         num_classes=data.num_classes,
         num_groups=data.num_groups,
         batch_size=config.batch_size,
         draw=config.draw,
     )
     check_cadence(sampler, config.update_every is None, config.update_every)
-    num_features = data.inputs.shape[1]
-    if config.hidden:
-        model = mlp(num_features, data.num_classes, config.hidden)
-    else:
-        model = logistic_regression(num_features, data.num_classes)
-    task = Task(config, run, data, model, recipe, sampler, initial_params(config, model))
+    sizes = data.inputs.shape[1], data.num_classes
+    model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
+    task = Task(config, run, data, model, initial_params(config, model), recipe, sampler)
     return lambda: run_all(task)
 
 
@@ -221,9 +215,7 @@ def initial_params(config: Config, model: Model) -> Any:
         return params
     path = config.pretrained / "models.safetensors"
     if not path.exists():
-        raise FileNotFoundError(
-            f"--pretrained: {path} does not exist; give a finished run's folder"
-        )
+        raise FileNotFoundError(f"--pretrained needs a finished run's folder: no {path}")
     with named_errors("read", path):
         saved = load_file(path)
 
@@ -291,21 +283,22 @@ def run_all(task: Task) -> None:
     )
 
 
-def start(task: Task) -> FitState:
+def start_runs(task: Task, optimizer: Any) -> FitState:
     """All runs before their first epoch, leaves `[R * S, ...]` row by row."""
     config, rows = task.config, list(row_choices(task.config).values())
-    seed = np.tile(np.arange(config.num_seeds), len(rows))
     choices = {name: np.repeat([row[name] for row in rows], config.num_seeds) for name in rows[0]}
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(
-        seed_keys(config.num_seeds, config.seeds.batches)
+    seed = np.tile(np.arange(config.num_seeds), len(rows))
+    params = jax.tree.map(lambda leaf: leaf[seed], task.params)
+    # not the key that drew the parameters
+    keys = jax.vmap(jax.random.fold_in, (0, None))(
+        seed_keys(config.num_seeds, config.seeds.batches), 1
     )
-    optimizer = task.recipe.make_optimizer(task.sampler.batches_per_epoch)
 
     @jax.jit
     def init(params, keys, choices):
         return init_population(params, {}, optimizer, task.sampler, keys=keys, choices=choices)
 
-    return init(jax.tree.map(lambda leaf: leaf[seed], task.params), keys[seed], choices)
+    return init(params, keys[seed], choices)
 
 
 def train(task: Task, timing: dict[str, float]) -> FitState:
@@ -317,11 +310,11 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
     full_pass = functools.partial(measure_cells, task.model, sampler)
 
     @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-    def train_epochs(states, train, measured, num_epochs):
+    def train_epochs(states, examples, measured, num_epochs):
         return fit_population(
             step,
             states,
-            train,
+            examples,
             sampler,
             num_epochs=num_epochs,
             measure_fn=full_pass if config.update_every is None else None,
@@ -329,11 +322,11 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
             update_every=config.update_every,
         )
 
-    states = start(task)
+    states = start_runs(task, optimizer)
     restored = run.restore(states) if config.resume else None
     done, states = (0, states) if restored is None else restored
     run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
-    train, measured = (
+    examples, measured = (
         jax.tree.map(jnp.asarray, data.examples(split)) for split in ("train", config.signal_split)
     )
     phase(f"compiling {len(rows)} rows x {config.num_seeds} seeds as one program")
@@ -343,10 +336,10 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
             count = min(-(-config.num_epochs // NUM_CALLS), config.num_epochs - done)
             if count not in programs:
                 with timed(timing, "compile_s"):
-                    lowered = train_epochs.lower(states, train, measured, count)
+                    lowered = train_epochs.lower(states, examples, measured, count)
                     programs[count] = lowered.compile()
             with timed(timing, "train_s"):
-                states, history = jax.block_until_ready(programs[count](states, train, measured))
+                states, history = jax.block_until_ready(programs[count](states, examples, measured))
             log_epochs(run, rows, history, done)
             done += count
             losses = np.asarray(history["loss"])[:, -1]

@@ -26,9 +26,8 @@ def fairbatch_figures(
       criteria: whose disparities are drawn.
       data: names the cells; shares and signals of more than `MAX_CELLS` are not drawn.
     """
-    drawn = {}
-    if data.num_classes * data.num_groups <= MAX_CELLS:
-        rows = list(results)[1:]
+    drawn, rows = {}, list(results)[1:]
+    if rows and data.num_classes * data.num_groups <= MAX_CELLS:
         drawn["Share of each label's draw, by group"] = _cells(history, rows, "shares", data)
         drawn["Signal per (label, group) cell before each epoch"] = _cells(
             history, rows, "cell_losses", data
