@@ -18,6 +18,7 @@ from fairjax.pruning.evaluate import rank_plans as rank_plans
 from fairjax.pruning.evaluate import stack_plans as stack_plans
 from fairjax.pruning.plans import PrunePlan as PrunePlan
 from fairjax.pruning.plans import channel_masks as channel_masks
+from fairjax.pruning.plans import check_layers as check_layers
 from fairjax.pruning.plans import mask_channels as mask_channels
 from fairjax.pruning.plans import num_channels as num_channels
 from fairjax.pruning.plans import select_channels as select_channels

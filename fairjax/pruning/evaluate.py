@@ -317,9 +317,8 @@ def pruning_metrics(
     Raises:
       ValueError: as `fairness_metrics`.
     """
-    return evaluate_pruned(
-        metrics.prepare(logits, labels=labels, group=group, num_groups=num_groups)
-    )
+    ids = {"labels": jnp.asarray(labels), "group": jnp.asarray(group)}
+    return evaluate_pruned(metrics.prepare(logits, **ids, num_groups=num_groups))
 
 
 def evaluate_pruned(

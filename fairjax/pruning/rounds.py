@@ -192,8 +192,9 @@ class PruneRounds:
     def finish(self, state: PruneState, weights: Weights, *, key: Key[Array, ""]) -> Pruned:
         """The smaller network; `weights` and `key` are those that the rounds began with."""
         masked = (state.params, state.batch_stats)
-        small = slice_channels(*masked, state.plan, graph_of(self.model))
-        small = jax.device_get(small)
+        params, batch_stats = jax.device_get(
+            slice_channels(*masked, state.plan, graph_of(self.model))
+        )
         notes = [
             f"Pruned {(~keep).sum()} of {len(keep)} channels of {layer}."
             for layer, keep in state.keep.items()
@@ -203,12 +204,12 @@ class PruneRounds:
         network = (weights.params, weights.batch_stats)
         scores = {name: jax.device_get(self.score(*network, name, first)) for name in self.scores}
         return Pruned(
-            Weights(*small, (*weights.notes, *notes)),
-            PrunePlan(dict(state.keep)),
+            Weights(params, batch_stats, (*weights.notes, *notes)),
+            state.plan,
             self.decisions(state),
             scores,
             masked,
-            lambda split: self.logits(*small, split),
+            lambda split: self.logits(params, batch_stats, split),
         )
 
     def logits(self, params: Any, batch_stats: Any, split: str) -> np.ndarray:
@@ -237,8 +238,9 @@ class PruneRounds:
 
     def fate(self, table: Mapping[str, Any], base: Mapping[str, Any]) -> np.ndarray:
         """The FATE of one network or of P against the baseline."""
-        names = {"accuracy": self.accuracy, "disparity": self.disparity}
-        return np.asarray(fate_objective(table, base, **names))
+        return np.asarray(
+            fate_objective(table, base, accuracy=self.accuracy, disparity=self.disparity)
+        )
 
     def accurate(self, table: Mapping[str, Any], base: Mapping[str, Any]) -> np.ndarray:
         """Which networks keep the baseline's accuracy and macro F1, to `max_accuracy_drop`.

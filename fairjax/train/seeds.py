@@ -361,5 +361,5 @@ def train_network(
         state, history = epoch(state, train)
         if on_epoch is not None:
             on_epoch(float(history["loss"][0]))
-    network = jax.device_get((state.train.final_params, state.train.batch_stats))
-    return Weights(*network, weights.notes)
+    params, batch_stats = jax.device_get((state.train.final_params, state.train.batch_stats))
+    return Weights(params, batch_stats, weights.notes)
