@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 
 from fairjax import models
 from fairjax.losses import cross_entropy
-from fairjax.models import Model
 
 
 class TrainState(NamedTuple):
@@ -54,7 +53,7 @@ class Step(Protocol):
 
 
 def make_step(
-    model: Model,
+    model: models.Model,
     optimizer: optax.GradientTransformation,
     *,
     label_smoothing: float = 0.0,
@@ -136,7 +135,7 @@ def make_step(
 
 
 def init_train(
-    model: Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
+    model: models.Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
 ) -> TrainState:
     """A fresh `TrainState`; `hyperparams` replace injected ones, such as `learning_rate`.
 
