@@ -8,7 +8,6 @@ import optax
 from jaxtyping import Array, Float
 
 from fairjax.losses import cross_entropy
-from fairjax.models import Model
 
 
 class TrainState(NamedTuple):
@@ -53,7 +52,7 @@ class Step(Protocol):
 
 
 def make_step(
-    model: Model,
+    model: models.Model,
     optimizer: optax.GradientTransformation,
     *,
     label_smoothing: float = 0.0,
@@ -135,7 +134,7 @@ def make_step(
 
 
 def init_train(
-    model: Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
+    model: models.Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
 ) -> TrainState:
     """A fresh `TrainState`; `hyperparams` replace injected ones, such as `learning_rate`.
 
