@@ -282,7 +282,7 @@ def _pigment_mix(
     return jnp.moveaxis(jnp.tensordot(absorbance, share, axes=[[0], [0]]), 0, -1)
 
 
-def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: float) -> jax.Array:
+def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: jax.Array | float) -> jax.Array:
     """How much hair covers each pixel, `[H, W]` in [0, 1]: arcs of large circles."""
     shape = (NUM_HAIRS, 1, 1)
     on = draws.uniform(*shape) < probability

@@ -13,7 +13,9 @@ Images = UInt8[Array | np.ndarray, "B H W C"] | Float[Array | np.ndarray, "B H W
 PerImage = Float[Array | np.ndarray, "B"]
 
 
-def to_float(images: Images) -> Float[Array, "B H W C"]:
+def to_float(
+    images: UInt8[Array | np.ndarray, "..."] | Float[Array | np.ndarray, "..."],
+) -> Float[Array, "..."]:
     """Pixels as float32 in [0, 1]: uint8 is divided by 255, float32 is returned as it is."""
     images = jnp.asarray(images)
     return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
@@ -30,7 +32,9 @@ def resize_shorter(images: Images, size: int) -> Float[Array, "B h w C"]:
     return jax.image.resize(images, (batch, *new, channels), "linear", antialias=True)
 
 
-def center_crop(images: Images, size: int) -> Images:
+def center_crop(
+    images: Images, size: int
+) -> UInt8[Array | np.ndarray, "B size size C"] | Float[Array | np.ndarray, "B size size C"]:
     """The middle `size` x `size` pixels; a larger `size` than the image is an error."""
     height, width = images.shape[1:3]
     if size > min(height, width):
