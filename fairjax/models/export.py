@@ -8,9 +8,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, UInt8
 
 from fairjax.models.model import Model
 
+Images = UInt8[Array | np.ndarray, "B S S 3"]
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -49,7 +51,7 @@ def save_inference(path: str | pathlib.Path, model: Model, params: Any, batch_st
     pathlib.Path(path).write_bytes(blob)
 
 
-def load_inference(path: str | pathlib.Path) -> Callable[[np.ndarray], jax.Array]:
+def load_inference(path: str | pathlib.Path) -> Callable[[Images], Float32[Array, "B K"]]:
     """The function that `save_inference` wrote: uint8 `[B, S, S, 3]` to float32 `[B, K]`.
 
     Raises:
