@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fairjax.losses import cross_entropy
+from fairjax.models import Model
 
 
 class TrainState(NamedTuple):
@@ -53,7 +54,7 @@ class Step(Protocol):
 
 
 def make_step(
-    model: models.Model,
+    model: Model,
     optimizer: optax.GradientTransformation,
     *,
     label_smoothing: float = 0.0,
@@ -135,7 +136,7 @@ def make_step(
 
 
 def init_train(
-    model: models.Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
+    model: Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
 ) -> TrainState:
     """A fresh `TrainState`; `hyperparams` replace injected ones, such as `learning_rate`.
 
