@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
     def best(self, count: int) -> list[Choice]:
         """The choices of `best_rows`."""
-        return [self.choice(row) for row in self.best_rows(count)]
+        return [self.choice(int(row)) for row in self.best_rows(count)]
 
     def table(self) -> list[dict[str, Any]]:
         """One row per trial as plain values; values of objectives are of the validation split."""
@@ -127,7 +127,7 @@ class Found(NamedTuple):
 
     def front(self) -> list[Choice]:
         """The completed trials that no other beats in all objectives."""
-        return [self.choice(row) for row in best_masks(self.trials)]
+        return [self.choice(int(row)) for row in best_masks(self.trials)]
 
     def choice(self, row: int) -> Choice:
         """The mask and rate of one trial."""
