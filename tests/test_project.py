@@ -242,12 +242,12 @@ def described():
     shell = "\n".join(text for language, text in BLOCKS if language == "bash")
     found = {("README.md", line) for line in [*commands(outside), *commands(shell)]}
     for path, text in sources("experiments").items():
-        docstring = ast.get_docstring(ast.parse(text), clean=False) or ""
-        found |= {(path, line) for line in commands(docstring)}
-        if "\nPRESETS" in text:
-            presets = importlib.import_module(path[:-3].replace("/", ".")).PRESETS
-            abouts = (getattr(preset, "about", "") for preset in presets.values())
-            found |= {(path, line) for about in abouts for line in commands(about)}
+        tree = ast.parse(text)
+        promises = [ast.get_docstring(tree, clean=False) or ""]
+        for node in ast.walk(tree):  # what presets say about themselves
+            if isinstance(node, ast.keyword) and node.arg == "about":
+                promises.append(ast.unparse(node.value))
+        found |= {(path, line) for promise in promises for line in commands(promise)}
     return sorted(found)
 
 
