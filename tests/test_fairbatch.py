@@ -106,7 +106,7 @@ def test_every_criterion_watches_its_labels_and_steps_its_way(criterion):
     before = sampler.init()
     for label, step in enumerate(STEPS[criterion]):
         losses = jnp.full((3, 2), 0.5).at[label, 1].set(0.9)  # group 1 is the worse
-        moved = sampler.update(losses, before).weights - before.weights
+        moved = sampler.update(losses, before).shares - before.shares
         expected = np.zeros((3, 2))
         expected[label] = [-0.1 * step, 0.1 * step]
         np.testing.assert_allclose(moved, expected, atol=1e-6)
