@@ -52,7 +52,7 @@ def own_model(
       fixed_shapes: `call` takes arrays of the shapes that `init` makes only: removed channels are
         put back as zeros.
     """
-    shape = () if example is None else example.shape
+    shape: Any = () if example is None else example.shape
     is_image = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
     image_size = shape[1] if is_image else None
     graph = dict(channel_graph or {})
