@@ -32,8 +32,11 @@ def save_inference(path: str | pathlib.Path, model: Model, params: Any, batch_st
       ValueError: the model does not take images, or flatbuffers is not installed.
     """
     config, preprocess = model.config, model.preprocess
-    if preprocess is None or not hasattr(config, "image_size"):
-        raise ValueError(f"only image networks are exported, got {type(config).__name__}")
+    if preprocess is None or not getattr(config, "image_size", None):
+        raise ValueError(
+            "only image networks are exported: with preprocess, and image_size in their "
+            f"configuration (wrap_nnx takes it from example), got {type(config).__name__}"
+        )
 
     # the one place where arrays are closed over: they are meant to be constants of the program
     @jax.jit

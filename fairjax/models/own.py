@@ -52,9 +52,9 @@ def own_model(
       fixed_shapes: `call` takes arrays of the shapes that `init` makes only: removed channels are
         put back as zeros.
     """
-    image_size = None
-    if example is not None and len(example.shape) == 4 and example.shape[1] == example.shape[2]:
-        image_size = example.shape[1]
+    shape: Any = () if example is None else example.shape
+    is_image = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
+    image_size = shape[1] if is_image else None
     graph = dict(channel_graph or {})
     config = OwnConfig(num_classes, image_size, graph)
     key = jax.random.key(0)
