@@ -35,7 +35,7 @@ from experiments.cli import (
 from experiments.files import replacing
 from experiments.run import Run, data_summary, main, timed
 from fairjax.data import Dataset, Examples
-from fairjax.data.augment import compose, eval_preprocess, normalize, random_flip
+from fairjax.data.augment import compose, random_flip
 from fairjax.data.lesions import (
     BORDER_NAMES,
     GROUP_NAMES,
@@ -43,11 +43,23 @@ from fairjax.data.lesions import (
     SHAPE_NAMES,
     synthetic_lesions,
 )
-from fairjax.fairbatch import fairbatch
 from fairjax.losses import predictions
 from fairjax.metrics import bootstrap
 from fairjax.models import Model, image_model, save_weights
+from fairjax.sampling import shuffled
 from fairjax.train import TrainState, fit, init_fit, init_train, make_step, predict
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """What is drawn at random."""
+
+    data: Seed = 0
+    """of the images"""
+    start: Seed = 0
+    """of the initial parameters"""
+    batches: Seed = 0
+    """of the batches and of their flips"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Config:
     """Multi-task training on synthetic lesions."""
 
     about: Hidden = ""
+    seeds: Seeds = Seeds()
     model: Literal["vit_micro", "vgg_micro"] = "vit_micro"
     num_images: Count = 40_000
     """drawn, of which 70 % train, 10 % watch and 20 % test"""
@@ -65,8 +78,6 @@ class Config:
     weight_decay: NonNegative = 0.05
     num_replicates: Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
-    seed: Seed = 0
-    """of images, initial parameters and batches"""
     out: Path | None = None
     """result folder; default runs/pretrain-<time>"""
     resume: bool = False
@@ -93,7 +104,6 @@ TASKS = {
     "border": BORDER_NAMES,
 }
 SIZES = tuple(len(names) for names in TASKS.values())
-EVALUATION_BATCH = 256
 
 
 def source_dataset(key: jax.Array, n: int) -> Dataset:
@@ -134,19 +144,14 @@ def joint_model(model: Model) -> Model:
         joint = shape[:, :, None, None] + colours[:, None, :, None] + border[:, None, None, :]
         return joint.reshape(len(logits), -1), out, batch_stats
 
-    return Model(model.init, apply, model.config)
+    return model._replace(apply=apply)
 
 
-def correct(model: Model, state: TrainState, examples: Examples) -> dict[str, jax.Array]:
+def correct(
+    model: Model, params: Any, batch_stats: Any, examples: Examples
+) -> dict[str, jax.Array]:
     """Which answers of a joint model are right, float32 `[N]` per task."""
-    config = model.config
-    logits = predict(
-        model,
-        state,
-        examples.inputs,
-        batch_size=EVALUATION_BATCH,
-        preprocess=eval_preprocess(config.image_size, config.mean, config.std),
-    )
+    logits = predict(model, params, batch_stats, examples.inputs)
     found = jnp.unravel_index(predictions(logits), SIZES)
     wanted = jnp.unravel_index(examples.labels, SIZES)
     return {
@@ -166,18 +171,21 @@ def prepare_run(config: Config):
 
 def train_and_report(config: Config, run: Run) -> None:
     """Draw, train, write the weights and what they reach on the test split."""
-    data_key, model_key, fit_key = jax.random.split(jax.random.key(config.seed), 3)
+    # each its own part of its seed, so that equal seeds do not draw the same numbers
+    seeds = config.seeds.data, config.seeds.start, config.seeds.batches
+    data_key, *keys = (jax.random.split(jax.random.key(x), 3)[i] for i, x in enumerate(seeds))
     phase(f"drawing {config.num_images} images")
     dataset = source_dataset(data_key, config.num_images)
     network = image_model(config.model, sum(SIZES))
-    state, timing = train_network(config, run, dataset, joint_model(network), (model_key, fit_key))
+    model = joint_model(network)
+    state, timing = train_network(config, run, dataset, model, *keys)
     path = run.folder / f"{config.model}.safetensors"
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), (state.params, state.batch_stats))
     with replacing(path) as partial:
         save_weights(partial, network, *halves)
     shipped = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
-    state = state._replace(params=shipped[0], batch_stats=shipped[1])
-    result = judge(config, joint_model(network), state, dataset)
+    phase("judging on the test split")
+    result = judge(config, model, *shipped, dataset)
     run.finish(
         data=data_summary(dataset),
         results={config.model: result},
@@ -194,16 +202,17 @@ def train_and_report(config: Config, run: Run) -> None:
     print(f"\n{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
-def train_network(config: Config, run: Run, dataset: Dataset, model: Model, keys):
+def train_network(
+    config: Config, run: Run, dataset: Dataset, model: Model, start_key: Any, batch_key: Any
+) -> tuple[TrainState, dict[str, float]]:
     """Train epoch by epoch, resuming where asked; returns the final state and the timing."""
     train, val = (jax.tree.map(jnp.asarray, dataset.examples(split)) for split in ("train", "val"))
-    sampler = fairbatch(
-        dataset.examples("train").labels,
-        dataset.examples("train").group,
+    sampler = shuffled(
+        labels=dataset.examples("train").labels,
+        group=dataset.examples("train").group,
         num_classes=dataset.num_classes,
         num_groups=dataset.num_groups,
         batch_size=config.batch_size,
-        criterion="none",
     )
     num_steps = sampler.batches_per_epoch * config.num_epochs
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, num_steps // 10, num_steps)
@@ -211,22 +220,27 @@ def train_network(config: Config, run: Run, dataset: Dataset, model: Model, keys
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
     )
     step = make_step(model, optimizer)
-    augment = compose(
-        random_flip(horizontal=0.5, vertical=0.5), normalize(model.config.mean, model.config.std)
-    )
+    augment = compose(random_flip(horizontal=0.5, vertical=0.5))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state, train, val):
-        def accuracies(train_state):
-            return jax.tree.map(jnp.mean, correct(model, train_state, val))
+        def accuracies(state, val):
+            right = correct(model, state.params, state.batch_stats, val)
+            return jax.tree.map(jnp.mean, right)
 
         return fit(
-            step, state, train, sampler, num_epochs=1, augment=augment, evaluate_fn=accuracies
+            step,
+            state,
+            train,
+            sampler,
+            num_epochs=1,
+            augment=augment,
+            evaluate_fn=accuracies,
+            evaluate_data=val,
         )
 
-    model_key, fit_key = keys
-    state = jax.jit(lambda key: init_train(model, optimizer, key))(model_key)
-    state = init_fit(state, sampler, fit_key)
+    state = jax.jit(lambda key: init_train(model, optimizer, key))(start_key)
+    state = init_fit(state, sampler, batch_key)
     timing = {"train_s": 0.0}
     phase("compiling")
     with timed(timing, "compile_s"):
@@ -253,13 +267,15 @@ def train_network(config: Config, run: Run, dataset: Dataset, model: Model, keys
     return state.train, timing
 
 
-def judge(config: Config, model: Model, state: TrainState, dataset: Dataset) -> dict[str, Any]:
+def judge(
+    config: Config, model: Model, params: Any, batch_stats: Any, dataset: Dataset
+) -> dict[str, Any]:
     """Test accuracy per task, per task and skin, and their intervals."""
     test = jax.tree.map(jnp.asarray, dataset.examples("test"))
 
     @jax.jit
-    def measure(state, test, key):
-        right = correct(model, state, test)
+    def measure(params, batch_stats, test, key):
+        right = correct(model, params, batch_stats, test)
 
         def accuracies(weights):
             total = weights.sum()
@@ -271,7 +287,7 @@ def judge(config: Config, model: Model, state: TrainState, dataset: Dataset) -> 
         )
         return right, intervals
 
-    right, intervals = jax.device_get(measure(state, test, jax.random.key(config.seed)))
+    right, intervals = jax.device_get(measure(params, batch_stats, test, jax.random.key(0)))
     tasks = {task: values.mean() for task, values in right.items()}
     group = np.asarray(test.group)
     return {

@@ -1,5 +1,6 @@
 """The FairBatch experiment as a user meets it: its folder, its resumption, its error lines."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -46,12 +47,10 @@ def test_a_run_prints_a_table_and_leaves_a_complete_folder(finished):
                 low, high = result["ci95"][name]
                 assert low <= result[name] + 1e-6 and result[name] - 1e-6 <= high
         assert set(result["group_auc"]) == {"z=0", "z=1"}
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in logged(folder)] == [1, 2, 3, 4]
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 5 and "<script" not in page and "http://" not in page.split(
-        "</style>"
-    )[0]  # fmt: skip
+    head = page.split("</style>")[0]
+    assert page.count("<svg") == 5 and "<script" not in page and "http://" not in head
 
 
 def test_an_existing_run_is_not_overwritten(finished):
@@ -66,7 +65,7 @@ def test_an_existing_run_is_not_overwritten(finished):
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     folder, _ = finished
     out = tmp_path / "out"
-    config = experiment.dataclasses.replace(experiment.PRESETS["smoke"], out=out)
+    config = dataclasses.replace(experiment.PRESETS["smoke"], out=out)
     save, calls = Run.save, []
 
     def killed(self, step, state):
@@ -86,7 +85,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, m
     resumed, whole = (json.loads((f / "summary.json").read_text()) for f in (out, folder))
     for row, result in whole["results"].items():
         assert np.isclose(resumed["results"][row]["auc"], result["auc"], atol=1e-5)
-    assert len((out / "history.jsonl").read_text().splitlines()) == 4
+    assert len(logged(out)) == 4
 
 
 def test_resuming_with_other_settings_is_refused(finished):
@@ -100,15 +99,65 @@ def test_a_run_fine_tunes_the_models_of_another(finished, tmp_path):
     folder, _ = finished
     process = run("smoke", "--pretrained", folder, "--out", tmp_path / "out")
     assert process.returncode == 0, process.stderr
-    rows = [json.loads(x) for x in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
-    before = [json.loads(x) for x in (folder / "history.jsonl").read_text().splitlines()]
+    rows, before = logged(tmp_path / "out"), logged(folder)
     assert rows[0]["rows"]["plain"]["loss"] < before[0]["rows"]["plain"]["loss"]
+
+
+def logged(folder):
+    """The rows of `history.jsonl`."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def train_only(out, **changes):
+    """The history of a run with two criteria rows fewer; nothing else is looked at."""
+    config = dataclasses.replace(
+        experiment.PRESETS["smoke"],
+        out=out,
+        criteria=("equal_opportunity",),
+        signals=("rate",),
+        **changes,
+    )
+    experiment.prepare_run(config)()
+    return logged(out)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    return train_only(tmp_path_factory.mktemp("usual") / "out")
+
+
+def test_shares_move_within_an_epoch_where_batches_update_them(usual, tmp_path):
+    history = train_only(tmp_path / "out", update_every=5)
+    row = "equal_opportunity@rate"
+    first, often = (np.asarray(h[0]["rows"][row]["shares"]) for h in (usual, history))
+    np.testing.assert_allclose(often.sum(1), 1, atol=1e-6)
+    natural = np.asarray(usual[0]["rows"]["plain"]["shares"])
+    # one full pass moves .04; of four looks at batches the first sees none, then
+    # .04 (1 + 2 ** -.5 + 3 ** -.5) shrunk by one update, as far as all three agree
+    assert np.isclose(np.abs(first - natural).max(), 0.04, atol=1e-6)
+    assert not np.allclose(often, first, atol=1e-3)
+    np.testing.assert_allclose(history[0]["rows"]["plain"]["shares"], natural, atol=1e-6)
+
+
+def test_parameters_and_batches_have_seeds_of_their_own(usual, tmp_path):
+    losses = {"usual": usual[-1]["rows"]["plain"]["loss"]}
+    for name in ("start", "batches"):
+        seeds = experiment.Seeds(**{name: 7})
+        losses[name] = train_only(tmp_path / name, seeds=seeds)[-1]["rows"]["plain"]["loss"]
+    assert len(set(losses.values())) == 3
+
+
+def test_rows_of_one_seed_train_on_more_devices_than_there_are_runs(usual, tmp_path):
+    history = train_only(tmp_path / "out", num_seeds=1)
+    assert len(history) == len(usual) == 4
 
 
 BAD = {
     "--step-size must be above 0 and at most 1": ["--step-size", "2"],
     "number of non-empty": ["--batch-size", "2"],
-    "does not exist": ["--pretrained", "nowhere"],
+    "--pretrained needs a finished run's folder": ["--pretrained", "nowhere"],
+    "update_every must divide the 20 batches": ["--update-every", "3"],
+    "--update-every takes the signal": ["--update-every", "5", "--signal-split", "val"],
     "--num-seeds must be at least 1": ["--num-seeds", "0"],
     "--data.csv takes one file": ["--data.source", "csv"],
     "--resume needs --out": ["--resume"],
