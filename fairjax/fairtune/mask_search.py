@@ -25,7 +25,7 @@ from fairjax.fairtune.tune import (
     successive_halving,
     tune,
 )
-from fairjax.models import Model, Weights, gate_kernels
+from fairjax.models import Model, Weights, kernel_gate
 from fairjax.sharding import (
     candidate_mesh,
     everywhere,
@@ -261,7 +261,7 @@ def _make_program(model, weights, data, recipe, space, objectives, rungs, key) -
     sampler = recipe.make_sampler(data)
     optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
     network = recipe.make_model(model)
-    step = recipe.make_step(network, optimizer, data, bind=space.bind, gate=gate_kernels)
+    step = recipe.make_step(network, optimizer, data, bind=space.bind, gate=kernel_gate(network))
     tunable, frozen = space.partition(weights.params)
     num_epochs = int(rungs.epochs[0])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import safetensors
 from jaxtyping import Array, Key
 
+from fairjax.models.layers import gate_kernels
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
 from fairjax.models.vgg import VGGConfig, vgg, vgg_config
@@ -155,3 +157,8 @@ def reconfigure(
             "reconfigure the network first, then change its apply"
         )
     return rebuilt._replace(preprocess=model.preprocess, head=model.head)
+
+
+def kernel_gate(model: Model) -> Callable[..., Any] | None:
+    """`gate_kernels` for networks that are made of our own `Linear`, None for others."""
+    return gate_kernels if type(model.config) in _FACTORIES else None
