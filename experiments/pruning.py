@@ -249,8 +249,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     by_row, notes = results.summarise(ROWS, compared, data.group_names)
     notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
     phase("the smaller network, its scores and its speed")
-    first = done.states["baseline"]
-    base = Weights(first.params, first.batch_stats, ())
+    base = Weights(done.states["baseline"].params, done.states["baseline"].batch_stats, ())
     pruned = rounds.finish(done.states["pruned"], base, key=batch_key(config, config.num_seeds - 1))
     with replacing(run.folder / "pruned.safetensors") as path:
         save_weights(path, rounds.model, pruned.weights.params, pruned.weights.batch_stats)
