@@ -26,6 +26,7 @@ from experiments import common, results
 from fairjax import report
 from fairjax.data import Dataset, load_adult, load_compas, load_csv, synthetic_gaussians
 from fairjax.fairbatch import CRITERIA, SIGNALS, Criterion, Signal, fairbatch
+from fairjax.metrics import compare_rows
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.sharding import candidate_mesh
 from fairjax.train import (
@@ -261,14 +262,16 @@ def train_and_report(config: Config, run: common.Run, dataset: Dataset, model, s
     logits = jax.jit(jax.vmap(lambda train, inputs: predict(model, train, inputs), (0, None)))(
         states.train, jnp.asarray(test.inputs)
     )
-    metrics, intervals = results.judge(
+    comparison = compare_rows(
         logits.reshape(len(rows), config.num_seeds, *logits.shape[1:]),
-        test,
+        labels=test.labels,
+        group=test.group,
         num_groups=dataset.num_groups,
         shown=(*SHOWN, "worst_group_auc", "auc_gap"),
         num_replicates=config.num_replicates,
+        key=jax.random.key(0),
     )
-    by_row, notes = results.summarise(rows, metrics, intervals, dataset.group_names)
+    by_row, notes = results.summarise(rows, comparison, dataset.group_names)
     save_models(run.folder / "models.safetensors", rows, states)
     summary = run.finish(
         data=common.data_summary(dataset), results=by_row, timing=timing, notes=notes

@@ -38,6 +38,7 @@ from fairjax.fairtune import (
     objective,
     successive_halving,
 )
+from fairjax.metrics import compare_rows
 from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights
 from fairjax.optimizers import Optimizer, Schedule
 from fairjax.sharding import candidate_mesh
@@ -310,14 +311,16 @@ def run_all(
     logits = np.stack([rows[name].logits for name in names])
     test = task.dataset.examples("test")
     with timed(timing, "judge_s"):
-        metrics, intervals = results.judge(
+        comparison = compare_rows(
             logits,
-            test,
+            labels=test.labels,
+            group=test.group,
             num_groups=task.dataset.num_groups,
             shown=COMPARED,
             num_replicates=config.num_replicates,
+            key=jax.random.key(0),
         )
-    by_row, notes = results.summarise(names, metrics, intervals, task.dataset.group_names)
+    by_row, notes = results.summarise(names, comparison, task.dataset.group_names)
     for name, row in rows.items():
         by_row[name] |= {"learning_rate": float(row.learning_rate)}
         by_row[name] |= {"percent_trained": float(row.percent)}

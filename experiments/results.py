@@ -1,16 +1,13 @@
 """From test logits to the table, the intervals and the page that every experiment shows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
 from fairjax import report
-from fairjax.data import Examples
-from fairjax.metrics import Intervals, bootstrap, evaluate, prepare, undefined
+from fairjax.metrics import Comparison, undefined
 
 _SHORT = {
     "equal_opportunity": "EqOpp",
@@ -23,90 +20,23 @@ _SHORT = {
 }
 
 
-def judge(
-    logits: Any,
-    test: Examples,
-    *,
-    num_groups: int,
-    shown: Sequence[str],
-    num_replicates: int,
-    evaluate_fn: Callable[..., dict[str, jax.Array]] = evaluate,
-) -> tuple[dict[str, np.ndarray], Intervals]:
-    """Test metrics of R rows with S seeds each, and 95 % intervals of their means over seeds.
-
-    A replicate resamples test examples, the same ones for all networks, and seeds.
-
-    Args:
-      logits: `[R, S, N, K]`.
-      test: the N examples.
-      num_groups: G.
-      shown: the metrics that get intervals.
-      num_replicates: of the bootstrap.
-      evaluate_fn: `evaluate_fn(prepared, weights)`, like `fairjax.metrics.evaluate`.
-
-    Returns:
-      `(metrics, intervals)`: name -> `[R, S, ...]`, and bounds `{"mean": {name: [R]},
-      "vs_first": {name: [R]}}`, the latter of the change from the first row.
-    """
-    num_rows, num_seeds, num_test, num_classes = logits.shape
-
-    @jax.jit
-    def measure(logits, test):
-        def one(logits):
-            return prepare(logits, labels=test.labels, group=test.group, num_groups=num_groups)
-
-        prepared = jax.vmap(one)(logits.reshape(-1, num_test, num_classes))
-        return prepared, jax.vmap(evaluate_fn)(prepared)
-
-    @jax.jit
-    def intervals(prepared, key):
-        def metric_fn(weights):
-            examples, seeds = weights[:num_test], weights[num_test:]
-            metrics = jax.vmap(lambda one: evaluate_fn(one, examples))(prepared)
-            share = (seeds / seeds.sum())[None]
-            means = {
-                name: jnp.sum(metrics[name].reshape(num_rows, num_seeds) * share, axis=1)
-                for name in shown
-            }
-            return {"mean": means, "vs_first": {k: v - v[:1] for k, v in means.items()}}
-
-        strata = jnp.concatenate([jnp.zeros(num_test, jnp.int32), jnp.ones(num_seeds, jnp.int32)])
-        return bootstrap(
-            metric_fn,
-            num_test + num_seeds,
-            key=key,
-            strata=strata,
-            batch_size=1,
-            num_replicates=num_replicates,
-        )
-
-    prepared, metrics = measure(jnp.asarray(logits), jax.tree.map(jnp.asarray, test))
-    metrics = {
-        name: np.asarray(value).reshape(num_rows, num_seeds, *value.shape[1:])
-        for name, value in metrics.items()
-    }
-    return metrics, jax.device_get(intervals(prepared, jax.random.key(0)))
-
-
 def summarise(
     rows: Sequence[str],
-    metrics: Mapping[str, np.ndarray],
-    intervals: Intervals,
+    comparison: Comparison,
     group_names: Sequence[str],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The `results` of `summary.json` by row, and notes on what is undefined; see `judge`."""
+    """The `results` of `summary.json` by row, and notes on what is undefined."""
     results, notes = {}, []
     for i, row in enumerate(rows):
-        own = {name: values[i] for name, values in metrics.items()}
+        own = {name: values[i] for name, values in comparison.metrics.items()}
         scalars = [name for name, values in own.items() if values.ndim == 1]
         result: dict[str, Any] = {name: own[name].mean() for name in scalars}
         for name in ("group_auc", "group_accuracy"):
             result[name] = dict(zip(group_names, own[name].mean(0), strict=True))
         result["std"] = {name: own[name].std(ddof=min(1, len(own[name]) - 1)) for name in scalars}
         result["per_seed"] = {name: own[name] for name in scalars}
-        for key, part in (("ci95", "mean"), (f"ci95_vs_{rows[0]}", "vs_first")):
-            lower, upper = intervals.lower[part], intervals.upper[part]
-            result[key] = {name: [lower[name][i], upper[name][i]] for name in lower}
+        for key, part in (("ci95", comparison.mean), (f"ci95_vs_{rows[0]}", comparison.change)):
+            result[key] = {name: [low[i], part.upper[name][i]] for name, low in part.lower.items()}
         results[row] = result
         per_seed = [
             undefined({name: values[seed] for name, values in own.items()}, group_names)
