@@ -106,3 +106,29 @@ def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
 def is_unstacked(blocks: dict[str, Any]) -> bool:
     """Whether block names are numbers."""
     return bool(blocks) and all(name.isdecimal() for name in blocks)
+
+
+def get_path(tree: dict[str, Any], path: str) -> Any:
+    """What nested dicts hold under names joined by "/": `get_path(params, "net/fc")`.
+
+    Raises:
+      ValueError: no such entry; the error names what is there.
+    """
+    branch: Any = tree
+    for name in path.split("/"):
+        if not isinstance(branch, dict) or name not in branch:
+            there = ", ".join(map(str, branch)) if isinstance(branch, dict) else "an array"
+            raise ValueError(f"no {name!r} on the way to {path!r}, there is {there or 'nothing'}")
+        branch = branch[name]
+    return branch
+
+
+def set_path(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """New nested dicts in which `value` replaces what `get_path` finds; the rest is shared.
+
+    Raises:
+      ValueError: no such entry.
+    """
+    get_path(tree, path)
+    first, _, rest = path.partition("/")
+    return {**tree, first: set_path(tree[first], rest, value) if rest else value}

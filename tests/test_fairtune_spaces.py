@@ -60,9 +60,16 @@ def test_every_bit_of_the_published_methods_trains_what_the_authors_table_says(n
 
 def test_bits_follow_the_published_order_within_a_block():
     assert mask_space(VIT_B, "auto_peft1").units[33:] == (
-        "blocks/11/norm", "blocks/11/attn", "blocks/11/mlp")  # fmt: skip
+        "blocks/11/norm",
+        "blocks/11/attn",
+        "blocks/11/mlp",
+    )
     assert mask_space(VIT_B, "auto_peft2").units[4:8] == (
-        "blocks/1/norm1", "blocks/1/attn", "blocks/1/norm2", "blocks/1/mlp")  # fmt: skip
+        "blocks/1/norm1",
+        "blocks/1/attn",
+        "blocks/1/norm2",
+        "blocks/1/mlp",
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,11 @@ def test_a_static_split_holds_exactly_what_the_mask_trains():
     mask = one_bit(space, 10)  # block 2, norm2
     trained, rest = space.split(PARAMS, mask)
     assert set(trees.flatten_named(trained)) == {
-        "head/kernel", "head/bias", "blocks/2/norm2/scale", "blocks/2/norm2/bias"}  # fmt: skip
+        "head/kernel",
+        "head/bias",
+        "blocks/2/norm2/scale",
+        "blocks/2/norm2/bias",
+    }
     everywhere = space.split(PARAMS, np.ones(12, bool))[0]
     assert everywhere["blocks"]["norm2"]["scale"].shape == (3, 12)  # no reason to take blocks apart
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
@@ -170,7 +181,9 @@ def test_lora_starts_at_the_pretrained_network_and_folds_its_product_into_q_and_
     one_by_one = fold_lora(trees.unstack_blocks(trees.merge(tunable, frozen)))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-        trees.stack_blocks(one_by_one), bound)  # fmt: skip
+        trees.stack_blocks(one_by_one),
+        bound,
+    )
 
 
 def test_rules_of_ones_own_make_units_in_block_order():
@@ -185,8 +198,14 @@ def test_rules_of_ones_own_make_units_in_block_order():
         },
     )
     assert space.units == (
-        "tokens", "blocks/0/mlp", "blocks/0/attn", "blocks/1/mlp", "blocks/1/attn",
-        "blocks/2/mlp", "blocks/2/attn")  # fmt: skip
+        "tokens",
+        "blocks/0/mlp",
+        "blocks/0/attn",
+        "blocks/1/mlp",
+        "blocks/1/attn",
+        "blocks/2/mlp",
+        "blocks/2/attn",
+    )
     text = space.describe(np.array([True, True, False, True, False, False, True])).text
     assert text.startswith("mlp of blocks 0-1; attn of blocks 2; tokens; head; ")
 
@@ -208,3 +227,45 @@ def test_mistakes_in_rules_and_masks_are_named():
             use(np.ones(2, bool))
     with pytest.raises(ValueError, match="both trees hold head/bias"):
         trees.merge(PARAMS, {"head": {"bias": jnp.zeros(2)}})
+
+
+def own_params(depth=1):
+    """A network whose classifier is `fc`, or lies deeper."""
+    layer = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    params = {"body": {"0": dict(layer), "BatchNorm_0": {"scale": jnp.ones(2)}}, "fc": dict(layer)}
+    return params if depth == 1 else {"net": params, "head": jnp.ones(3)}
+
+
+@pytest.mark.parametrize("head", ["fc", "net/fc"])
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("full", {"0/kernel", "0/bias", "BatchNorm_0/scale"}),
+        ("linear", set()),
+        ("bitfit", {"0/bias"}),
+        ("norm_all", {"BatchNorm_0/scale"}),
+    ],
+)
+def test_spaces_without_bits_suit_any_network_whatever_its_classifier_is_called(head, name, body):
+    params = own_params(depth=head.count("/") + 1)
+    trained = set(trees.flatten_named(mask_space(params, name, head=head).partition(params)[0]))
+    prefix = head.removesuffix("fc")
+    expected = {f"{head}/kernel", f"{head}/bias"} | {f"{prefix}body/{leaf}" for leaf in body}
+    if name == "full" and prefix:
+        expected.add("head")  # here it is not the classifier
+    assert trained == expected
+
+
+def test_a_network_that_is_all_classifier_has_these_spaces_too():
+    params = {"head": {"kernel": jnp.ones((3, 1)), "bias": jnp.ones(1)}}
+    for name in ("full", "linear"):
+        assert mask_space(params, name).describe(np.zeros(0, bool)).num_trained == 4
+
+
+def test_a_missing_classifier_is_named_with_what_is_there():
+    with pytest.raises(ValueError, match="no head 'head': no 'head' on .*, there is body, fc"):
+        mask_space(own_params(), "full")
+    with pytest.raises(ValueError, match="no head 'net/head': .*, there is body, fc"):
+        mask_space(own_params(2), "linear", head="net/head")
+    with pytest.raises(ValueError, match="for others see mask_space_from_rules"):
+        mask_space(own_params(), "mine", head="fc")

@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from fairjax import trees
 from fairjax.fairtune.lora import fold_lora
+
+Mask = Bool[Array | np.ndarray, " U"]
+"""One bit per unit, True = trained."""
 
 TRAINED, FROZEN = "trained", "frozen"
 
@@ -41,12 +45,12 @@ _RESNET_UNITS: dict[str, dict[str, str]] = {
     "conv_bn": {"conv": _CONV, "bn": _BN},
 }
 
-# Spaces without a choice, for any network.
+# Spaces without a choice; the first three suit any network.
 _FIXED: dict[str, dict[str, str]] = {
     "full": {r".*": TRAINED},
     "linear": {r".*": FROZEN},
     "bitfit": {r".*bias": TRAINED, r".*": FROZEN},
-    "norm_all": {r".*(norm|bn\d|downsample/1).*": TRAINED, r".*": FROZEN},
+    "norm_all": {r".*((?i:norm)|bn\d|downsample/1).*": TRAINED, r".*": FROZEN},
     "attention_all": {r"blocks/\d+/attn/.*|pos_embed": TRAINED, r".*": FROZEN},
 }
 
@@ -119,7 +123,7 @@ class MaskSpace:
         """The parameters that `model.apply` takes: both parts together, LoRA folded in."""
         return fold_lora(trees.merge(tunable, frozen))
 
-    def expand(self, mask: jax.typing.ArrayLike) -> dict[str, Any]:
+    def expand(self, mask: Mask) -> dict[str, Any]:
         """The mask of every tunable leaf, broadcastable to it: what `make_step`'s step takes.
 
         Args:
@@ -136,7 +140,7 @@ class MaskSpace:
         self._check_length(mask.shape)
         return self._spread(jnp.concatenate([mask.astype(bool), jnp.array([True, False])]))
 
-    def gates(self, values: jax.Array) -> dict[str, Any]:
+    def gates(self, values: Float[Array, " U"]) -> dict[str, Any]:
         """A relaxed mask for every tunable leaf: like `expand`, but float32 values `[U]`.
 
         What is always trained has gate 1. Differentiable.
@@ -156,9 +160,7 @@ class MaskSpace:
 
         return trees.map_named(of_leaf, self.partition(self.places)[0])
 
-    def split(
-        self, params: dict[str, Any], mask: np.ndarray
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def split(self, params: dict[str, Any], mask: Mask) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split parameters for good by one mask: what it trains, and everything else.
 
         Where the mask treats blocks differently they come back one by one
@@ -177,7 +179,7 @@ class MaskSpace:
         trained = trees.flatten_named(chosen)
         return trees.partition(params, lambda name: bool(trained[name].all()))
 
-    def describe(self, mask: np.ndarray) -> Description:
+    def describe(self, mask: Mask) -> Description:
         """Units, number and percentage of the parameters that a mask trains.
 
         Raises:
@@ -208,8 +210,13 @@ class MaskSpace:
             )
 
 
-def mask_space(params: dict[str, Any], name: str) -> MaskSpace:
+def mask_space(params: dict[str, Any], name: str, *, head: str = "head") -> MaskSpace:
     """The space of one tuning method.
+
+        >>> from fairjax.models import image_model
+        >>> params, _ = jax.eval_shape(image_model("vit_micro", 2).init, jax.random.key(0))
+        >>> mask_space(params, "norm_attn_mlp").units[:3]
+        ('blocks/0/norm', 'blocks/0/attn', 'blocks/0/mlp')
 
     Only what a method names is ever trained, besides the head, which always is. With L blocks:
 
@@ -217,32 +224,41 @@ def mask_space(params: dict[str, Any], name: str) -> MaskSpace:
       `attention+mlp`, `norm+mlp`, `attention+norm+mlp`, and `lora` (after `add_lora`);
     - 3 L bits: `norm_attn_mlp`; 4 L bits: `norm1_attn_norm2_mlp`, and `attention_params`, the
       kernels and biases of qkv and projection (with `pos_embed` always trained);
-    - no bits: `full`, `linear`, `bitfit` (all biases), `norm_all`, `attention_all`;
-    - residual networks: `blocks`, `conv`, `bn` (L bits) and `conv_bn` (2 L bits).
+    - residual networks: `blocks`, `conv`, `bn` (L bits) and `conv_bn` (2 L bits);
+    - no bits: `norm_all`, `attention_all`, and for networks of any kind `full`, `linear` and
+      `bitfit` (all biases). Other spaces of one's own networks: `mask_space_from_rules`.
 
     Args:
       params: of the network, or their shapes from `jax.eval_shape`.
       name: one of the above, or the authors' name for it (`PUBLISHED_NAMES`).
+      head: where the classifier is in `params`, as `Model.head` has it.
 
     Returns:
       `MaskSpace`; bits count blocks first, then parts within a block in the order named.
 
     Raises:
-      ValueError: unknown name, or a space that the network has no parts for.
+      ValueError: unknown name, a space that the network has no parts for, or no such head.
 
     Source: Dutt et al., ICLR 2024, and the authors' code for the order of the bits.
     """
     name = PUBLISHED_NAMES.get(name, name)
+    try:
+        trees.get_path(params, head)
+    except ValueError as error:
+        raise ValueError(f"the parameters have no head {head!r}: {error}") from None
     if "blocks" in params:
         tables, block, path = _VIT_UNITS, r"blocks/(\d+)", r"blocks/\1"
     else:
         tables, block, path = _RESNET_UNITS, r"layer(\d+)/(\d+)", r"layer\1/\2"
     if name not in tables and name not in _FIXED:
         known = ", ".join([*tables, *_FIXED])
-        raise ValueError(f"unknown mask space {name!r} for this network; known are {known}")
-    rules = {r"head/.*": TRAINED}
+        raise ValueError(
+            f"unknown mask space {name!r} for this network; known are {known}; "
+            "for others see mask_space_from_rules"
+        )
+    rules = {rf"{re.escape(head)}(/.*)?": TRAINED}
     if name in _FIXED:
-        return mask_space_from_rules(params, rules | _FIXED[name], name=name)
+        return _space(params, rules | _FIXED[name], name, optional=".*")
     if name == "attention_params":
         rules["pos_embed"] = TRAINED
     if name == "lora":
@@ -251,7 +267,7 @@ def mask_space(params: dict[str, Any], name: str) -> MaskSpace:
         rules[r"blocks/\d+/lora/scale"] = FROZEN
     for unit, parts in tables[name].items():
         rules[f"{block}/({parts})(/.*)?"] = f"{path}/{unit}".rstrip("/")
-    return mask_space_from_rules(params, rules | {".*": FROZEN}, name=name)
+    return _space(params, rules | {".*": FROZEN}, name, optional=".*")
 
 
 def mask_space_from_rules(
@@ -259,11 +275,10 @@ def mask_space_from_rules(
 ) -> MaskSpace:
     r"""A space of your own: the first rule that matches a leaf's whole name decides its unit.
 
-        mask_space_from_rules(params, {
-            r"head/.*": "trained",
-            r"blocks/(\d+)/(attn|norm1)/.*": r"blocks/\1/attn",
-            r".*": "frozen",
-        })
+        >>> params = {name: {"kernel": jnp.ones((2, 2))} for name in ("conv1", "conv2", "fc")}
+        >>> rules = {"fc/.*": "trained", r"(conv\d)/.*": r"\1"}
+        >>> mask_space_from_rules(params, rules).units
+        ('conv1', 'conv2')
 
     Args:
       params: nested dict of arrays or shapes. Leaves of stacked blocks are named block by block,
@@ -278,6 +293,13 @@ def mask_space_from_rules(
     Raises:
       ValueError: a leaf without a rule, or a rule that decides nothing.
     """
+    return _space(params, rules, name)
+
+
+def _space(
+    params: dict[str, Any], rules: Mapping[str, str], name: str, *, optional: str | None = None
+) -> MaskSpace:
+    """`mask_space_from_rules`, where the `optional` rule may decide nothing."""
     compiled = [(re.compile(pattern), unit) for pattern, unit in rules.items()]
     used, order, leaf_units = set(), {}, {}
     stacked = "blocks" in params and not trees.is_unstacked(params["blocks"])
@@ -298,7 +320,8 @@ def mask_space_from_rules(
             leaf_units[leaf] = [unit_of(f"blocks/{i}/{rest}") for i in range(shape[0])]
         else:
             leaf_units[leaf] = unit_of(leaf)
-    if unused := [pattern for i, pattern in enumerate(rules) if i not in used]:
+    unused = [rule for i, rule in enumerate(rules) if i not in used and rule != optional]
+    if unused:
         raise ValueError(
             f"rule {unused[0]!r} decides no parameter; names look like {next(iter(shapes))!r}"
         )

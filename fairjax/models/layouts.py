@@ -6,7 +6,7 @@ name that only they have; whatever precedes that name in a file is a prefix of a
 """
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -18,17 +18,18 @@ class Layout(NamedTuple):
 
     name: str
     family: str
-    """"vit", "resnet", "vgg" or "mlp"."""
+    """"vit", "resnet", "vgg", "mlp", or "own" for networks of one's own."""
     marker: str
     """Regular expression of a name that only this layout has."""
     rules: Rules
     """Substitutions on our path; `(a|b)` in the result names several arrays laid side by side."""
-    from_torch: bool = True
-    """Kernels are `[out, in, ...]` and leaves are named as torch names them."""
+    style: Literal["torch", "flax", "own"] = "torch"
+    """torch: kernels are `[out, in, ...]` and leaves are named as torch names them; flax: heads are
+    an axis of their own; own: names and arrays are ours."""
 
     def names(self, path: str) -> tuple[str, ...]:
         """The names under which a file holds our `path`."""
-        if self.from_torch:
+        if self.style == "torch":
             head, leaf = path.rpartition("/")[::2]
             path = f"{head}/{_TORCH_LEAVES.get(leaf, leaf)}" if head else leaf
         for pattern, replacement in self.rules:
@@ -38,11 +39,13 @@ class Layout(NamedTuple):
         if parts:
             before, choices, after = parts.groups()
             paths = [before + choice + after for choice in choices.split("|")]
-        return tuple(path.replace("/", ".") if self.from_torch else path for path in paths)
+        return tuple(path.replace("/", ".") if self.style == "torch" else path for path in paths)
 
     def read(self, path: str, arrays: list[np.ndarray], spatial: int) -> np.ndarray:
         """Our array from those in the file; `spatial` pixels lie below VGG's first linear layer."""
-        if self.from_torch:
+        if self.style == "own":
+            return arrays[0]
+        if self.style == "torch":
             arrays = [_from_torch(path, array, spatial) for array in arrays]
         elif "attn/qkv" in path:
             arrays = [array.reshape(*array.shape[:-2], -1) for array in arrays]
@@ -52,6 +55,8 @@ class Layout(NamedTuple):
 
     def write(self, path: str, array: np.ndarray, spatial: int) -> dict[str, np.ndarray]:
         """The inverse of `read`, for the layouts in `WRITTEN`."""
+        if self.style == "own":
+            return {path: array}
         if path == _FLATTENED and spatial > 1:
             array = array.reshape(spatial, -1, array.shape[-1]).swapaxes(0, 1)
             array = array.reshape(-1, array.shape[-1])
@@ -190,14 +195,14 @@ LAYOUTS = (
             "MlpBlock_3",
             "Transformer/posembed_input/pos_embedding",
         ),
-        from_torch=False,
+        style="flax",
     ),
     Layout(
         "big_vision npz",
         "vit",
         r"Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel",
         _npz_vit("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embedding"),
-        from_torch=False,
+        style="flax",
     ),
     Layout(
         "torchvision or timm ResNet",
@@ -226,10 +231,13 @@ LAYOUTS = (
 )
 """In the order in which they are tried."""
 
+OWN = Layout("own network", "own", r".+", (), style="own")
+
 WRITTEN = {
     "vit": "timm ViT",
     "resnet": "torchvision or timm ResNet",
     "vgg": "torchvision VGG",
     "mlp": "fairjax table network",
+    "own": "own network",
 }
 """The layout in which each family is written."""

@@ -12,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
-from fairjax.models.layouts import LAYOUTS, WRITTEN, Layout
+from fairjax.models.layouts import LAYOUTS, OWN, WRITTEN, Layout
 from fairjax.models.mlp import MLPConfig
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig
 from fairjax.models.vgg import VGGConfig
 from fairjax.models.vit import ViTConfig
-from fairjax.trees import stack_blocks, unstack_blocks
+from fairjax.trees import is_unstacked, stack_blocks, unstack_blocks
 
 _FAMILIES = {ViTConfig: "vit", ResNetConfig: "resnet", VGGConfig: "vgg", MLPConfig: "mlp"}
+"""By configuration; networks of one's own, of any other, are "own"."""
 _HARMLESS = re.compile(
     r"num_batches_tracked|^pooler\.|^mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
 )
@@ -41,7 +43,7 @@ class Weights(NamedTuple):
     """What was replaced, resized or left out, one sentence each."""
 
 
-def load_weights(path: str | pathlib.Path, model: Model, key: jax.Array) -> Weights:
+def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) -> Weights:
     """Read the parameters of `model` from a file written by another library or by `save_weights`.
 
     The layout is recognised by its names: timm, torchvision and Hugging Face transformers
@@ -50,7 +52,7 @@ def load_weights(path: str | pathlib.Path, model: Model, key: jax.Array) -> Weig
     `weights_only=True`); vision_transformer and big_vision as .npz. A classifier of another size is
     replaced by a fresh one, position embeddings of another grid are resized (bicubic with
     antialiasing, as timm does). OpenAI's CLIP weights belong to the models named `quickgelu`, which
-    no tensor says.
+    no tensor says. Networks of one's own are read as `save_weights` wrote them.
 
     Args:
       path: the file.
@@ -69,7 +71,7 @@ def load_weights(path: str | pathlib.Path, model: Model, key: jax.Array) -> Weig
     """
     path = pathlib.Path(path)
     tensors, widths = _read(path)
-    layout, prefix = _detect(path, tensors, _FAMILIES[type(model.config)])
+    layout, prefix = _detect(path, tensors, _family(model))
     expected = _expected(model, widths)
     found, used, problems, notes = _collect(model, layout, prefix, tensors, expected)
     left_over = sorted(set(tensors) - used)
@@ -97,10 +99,10 @@ def load_weights(path: str | pathlib.Path, model: Model, key: jax.Array) -> Weig
 def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stats: Any) -> None:
     """Write parameters as .safetensors under the names that timm or torchvision use.
 
-    PyTorch reads the file with `load_state_dict`. The header's `fairjax` entry is JSON: the
-    configuration, and under `widths` the channels that are left of each pruned layer, from which a
-    PyTorch user builds the narrower network and `load_weights` knows what to expect. Reading the
-    file back gives the same arrays bit by bit.
+    PyTorch reads the file with `load_state_dict`; networks of one's own keep their own names and
+    arrays. The header's `fairjax` entry is JSON: the configuration, and under `widths` the channels
+    that are left of each pruned layer, from which a PyTorch user builds the narrower network and
+    `load_weights` knows what to expect. Reading the file back gives the same arrays bit by bit.
 
     Args:
       path: where to write; must end in .safetensors.
@@ -125,13 +127,17 @@ def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stat
     ]
     if wrong:
         raise ValueError(f"not the parameters of {_describe(model)}: {', '.join(wrong[:4])}")
-    family = _FAMILIES[type(model.config)]
-    (layout,) = (layout for layout in LAYOUTS if layout.name == WRITTEN[family])
+    family = _family(model)
+    (layout,) = (layout for layout in (*LAYOUTS, OWN) if layout.name == WRITTEN[family])
     tensors = {}
     for name, array in arrays.items():
         tensors |= layout.write(name, array, _spatial(model))
-    header = {"family": family, "config": dataclasses.asdict(model.config), "widths": widths}
+    header = {"family": family, "config": _settings(model), "widths": widths}
     save_file(tensors, path, metadata={"format": "pt", "fairjax": json.dumps(header)})
+
+
+def _family(model: Model) -> str:
+    return _FAMILIES.get(type(model.config), "own")
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -183,6 +189,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _detect(path: pathlib.Path, tensors: dict[str, Any], family: str) -> tuple[Layout, str]:
     """The layout of a file and what precedes all its names."""
+    if family == "own":
+        return OWN, ""  # whose names may be anything
     for layout in LAYOUTS:
         if layout.family == "mlp" and family != "mlp":
             continue  # its one name, head.weight, is in many files
@@ -212,11 +220,12 @@ def _collect(
     A classifier or `fc_norm` that is absent or of another size is not wrong: it is made afresh.
     """
     found, used, notes = {}, set(), []
+    replaceable = (f"{model.head}/", "fc_norm/")
     problems: dict[str, list[str]] = {"missing": [], "of the wrong shape": []}
     for name, shape in expected.items():
         sources = [n if (n := prefix + s) in tensors else s for s in layout.names(name)]
         used.update(sources)
-        is_head = name.startswith(("head/", "fc_norm/"))
+        is_head = name.startswith(replaceable)
         if not all(source in tensors for source in sources):
             if not is_head:
                 problems["missing"].append(sources[0])
@@ -245,14 +254,23 @@ def _flat(*trees: Any) -> dict[str, Any]:
     return flat
 
 
+def _settings(model: Model) -> dict[str, Any]:
+    """The configuration as a file's header has it."""
+    if not dataclasses.is_dataclass(model.config):
+        return {}
+    fields = [field.name for field in dataclasses.fields(model.config)]
+    # a network of one's own is given its graph, all others make it
+    return {name: getattr(model.config, name) for name in fields if name != "channel_graph"}
+
+
 def _describe(model: Model) -> str:
-    config = model.config
+    default = {f.name: f.default for f in dataclasses.fields(model.config)} if model.config else {}
     sizes = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in ("mean", "std") and getattr(config, field.name) != field.default
+        name: value
+        for name, value in _settings(model).items()
+        if name not in ("mean", "std") and value != default[name]
     }
-    return f"{type(config).__name__.removesuffix('Config')}({sizes})"
+    return f"{type(model.config).__name__.removesuffix('Config')}({sizes})"
 
 
 def _abstract(model: Model) -> dict[str, tuple[int, ...]]:
@@ -321,7 +339,7 @@ def _fresh(
 
 def _assemble(model: Model, found: dict[str, Any], notes: tuple[str, ...]) -> Weights:
     """Nested dicts of float32 arrays, split into parameters and batch statistics."""
-    _, stats = jax.eval_shape(model.init, jax.random.key(0))
+    shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
     stat_names = _flat(stats)
     trees = [
         unflatten_dict(
@@ -336,6 +354,7 @@ def _assemble(model: Model, found: dict[str, Any], notes: tuple[str, ...]) -> We
     ]
     params, batch_stats = trees
     blocks = list(params.get("blocks", {}).values())
-    if len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) == 1:
+    stacked = not is_unstacked(shapes.get("blocks", {}))
+    if stacked and len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) == 1:
         params = stack_blocks(params)
     return Weights(params, batch_stats, notes)

@@ -1,0 +1,142 @@
+"""Networks by name, with or without the weights that ship, and the same one with other settings."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import safetensors
+from jaxtyping import Array, Key
+
+from fairjax.models.model import Model
+from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
+from fairjax.models.vgg import VGGConfig, vgg, vgg_config
+from fairjax.models.vit import ViTConfig, vit, vit_config
+from fairjax.models.weights import Weights, load_weights
+
+_FACTORIES = {ViTConfig: vit, ResNetConfig: resnet, VGGConfig: vgg}
+_DEFAULTS = {"dtype": "float32", "checkpoint_blocks": False}
+"""What a network without the setting does."""
+
+
+def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
+    """An image network by the name that timm or torchvision give it.
+
+        >>> model = image_model("vit_micro", num_classes=2)
+        >>> images = jax.numpy.zeros((4, 90, 120, 3), "uint8")  # as they come
+        >>> params, batch_stats = model.init(jax.random.key(0))
+        >>> model.apply(params, batch_stats, model.preprocess(images))[0].shape
+        (4, 2)
+
+    Args:
+      name: `vit_{tiny,small,base,large,huge}_patch{8,14,16,32}_SIZE`, with `_clip` or
+        `_clip_quickgelu` before the size and a timm tag (`.dino`, `.mae`, ...) behind it;
+        `resnet18`, `resnet34`, `resnet50`; `vgg11`, `vgg11_bn`; for 64 px `vit_micro`, `vgg_micro`.
+      num_classes: K, at least 2.
+      **overrides: fields of `ViTConfig`, `ResNetConfig` or `VGGConfig`, e.g. `image_size=64`.
+
+    Returns:
+      A `Model`; `fairjax.models.vit.vit`, `.resnet.resnet` and `.vgg.vgg` describe its parameters
+      and intermediates.
+
+    Raises:
+      ValueError: unknown name, or sizes that do not fit together.
+    """
+    for make_config in (vit_config, resnet_config, vgg_config):
+        if config := make_config(name, num_classes, **overrides):
+            return _FACTORIES[type(config)](config)
+    raise ValueError(
+        f"unknown model {name!r}; known are vit_SIZE_patchN_PIXELS "
+        "(tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or _clip_quickgelu "
+        "before the pixels), vit_micro, resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg_micro"
+    )
+
+
+def load_pretrained(
+    name: str, num_classes: int | None, key: Key[Array, ""], **overrides: Any
+) -> tuple[Model, Weights]:
+    """A network that ships with fairjax, its weights trained on synthetic pictures of skin lesions.
+
+    For demos and tests: the weights know nothing of real images. `pretrained.md`, beside them, says
+    how they were made and what they reach.
+
+        >>> model, weights = load_pretrained("vgg_micro", 2, jax.random.key(0))
+        >>> weights.params["head"]["kernel"].shape
+        (128, 2)
+
+    Args:
+      name: `vit_micro` or `vgg_micro`.
+      num_classes: K, of a fresh classifier; None keeps the 3 + 4 + 3 logits of the pre-training
+        tasks (shape, colours, border).
+      key: typed PRNG key for the fresh classifier.
+      **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
+
+    Returns:
+      `(model, weights)`.
+
+    Raises:
+      ValueError: unknown name, or overrides that do not fit the weights.
+    """
+    folder = Path(__file__).parent
+    shipped = sorted(path.stem for path in folder.glob("*.safetensors"))
+    if name not in shipped:
+        raise ValueError(f"no weights ship for {name!r}; they do for {', '.join(shipped)}")
+    path = folder / f"{name}.safetensors"
+    if num_classes is None:
+        with safetensors.safe_open(path, framework="np") as file:
+            num_logits = json.loads(file.metadata()["fairjax"])["config"]["num_classes"]
+        model = image_model(name, num_logits, **overrides)
+        return model, load_weights(path, model, key)
+    model = image_model(name, num_classes, **overrides)
+    weights = load_weights(path, model, key)
+    # also where K happens to be the number of logits in the file
+    fresh = jax.jit(lambda key: model.init(key)[0][model.head])(key)
+    return model, weights._replace(params={**weights.params, model.head: fresh})
+
+
+def reconfigure(
+    model: Model,
+    *,
+    dtype: str | None = None,
+    checkpoint_blocks: bool | None = None,
+) -> Model:
+    """The same network with other activations or less memory; its parameters keep their form.
+
+    Args:
+      model: as `image_model` or `load_pretrained` gave it.
+      dtype: of activations and products, float32 or bfloat16; None leaves it as it is.
+      checkpoint_blocks: recompute each block in the backward pass; None leaves it as it is.
+
+    Returns:
+      A `Model` with the preprocessing and head of the given one, which comes back unchanged where
+      nothing differs.
+
+    Raises:
+      ValueError: the network has no such setting (only vision transformers do) and something other
+        than float32 without checkpoints is asked for, an unknown dtype, or an `apply` that is not
+        the one the network was made with.
+    """
+    wanted = {"dtype": dtype, "checkpoint_blocks": checkpoint_blocks}
+    changes = {}
+    for field, value in wanted.items():
+        present = getattr(model.config, field, _DEFAULTS[field])
+        if value is None or value == present:
+            continue
+        if not hasattr(model.config, field) or type(model.config) not in _FACTORIES:
+            name = type(model.config).__name__.removesuffix("Config")
+            raise ValueError(
+                f"{name} has no {field} setting, got {field}={value!r}; only vision transformers "
+                f"have one, all others work with {field}={_DEFAULTS[field]!r}"
+            )
+        changes[field] = value
+    if not changes:
+        return model
+    make: Any = _FACTORIES[type(model.config)]
+    rebuilt = make(dataclasses.replace(model.config, **changes))
+    if getattr(model.apply, "__code__", None) is not rebuilt.apply.__code__:
+        raise ValueError(
+            "apply is not the one this network was made with, and would be lost: "
+            "reconfigure the network first, then change its apply"
+        )
+    return rebuilt._replace(preprocess=model.preprocess, head=model.head)
