@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import math
 import re
-import sys
 
 import jax
 import numpy as np
@@ -13,12 +12,10 @@ import pytest
 from experiments import plan
 from experiments.data import make_augment
 from fairjax.data import lesions_dataset
-from fairjax.fairtune import mask_search
+from fairjax.fairtune import mask_search, setup
 from fairjax.models import load_pretrained
 from fairjax.sharding import program_bytes
 from fairjax.train import Recipe
-
-mask_search_room = sys.modules["fairjax.fairtune.mask_search"]  # the name is a function's, too
 
 SMOKE = plan.PRESETS["smoke"]
 
@@ -63,7 +60,7 @@ def balanced_lesions(num_train, num_val, size):
 
 
 def test_the_plan_lowers_the_very_program_that_the_search_runs(monkeypatch):
-    ran, make, first = [], mask_search_room._make_program, jax.devices()[:1]
+    ran, make, first = [], setup._make_program, jax.devices()[:1]
 
     def spied(*args):
         program = make(*args)
@@ -77,7 +74,7 @@ def test_the_plan_lowers_the_very_program_that_the_search_runs(monkeypatch):
     config = dataclasses.replace(SMOKE, num_images=24, num_val=16, dtype="float32")
     planned = plan.make_search(config).lower(2).as_text()
     monkeypatch.setattr(jax, "devices", lambda *_: first)
-    monkeypatch.setattr(mask_search_room, "_make_program", spied)
+    monkeypatch.setattr(setup, "_make_program", spied)
     model, weights = load_pretrained("vit_micro", 2, jax.random.key(0), image_size=16)
     recipe = Recipe(num_epochs=1, batch_size=8, checkpoint_blocks=True)
     mask_search(
