@@ -76,7 +76,6 @@ def test_the_plan_lowers_the_very_program_that_the_search_runs(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: first)
     monkeypatch.setattr(setup, "_make_program", spied)
     model, weights = load_pretrained("vit_micro", 2, jax.random.key(0), image_size=16)
-    recipe = Recipe(num_epochs=1, batch_size=8, checkpoint_blocks=True)
     mask_search(
         model,
         weights,

@@ -125,6 +125,12 @@ def mask_search(
     rungs = successive_halving(recipe.num_epochs, first=first, num_brackets=num_brackets)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
+    if num_trials < 1 or num_slots < 1:
+        raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
+    if len(objectives) > 1 and len(rungs.epochs) > 1:
+        raise ValueError("early stopping needs a single objective; set first_rung=None")
+    if search not in _SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
     options: dict[str, Any] = {"learning_rates": learning_rates}
     if search in ("tpe", "nsga2"):
         facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
@@ -132,8 +138,6 @@ def mask_search(
         options |= {"first_masks": first_masks}
     elif storage is not None or worker or len(first_masks):
         raise ValueError(f"storage, worker and first_masks go with tpe or nsga2, not with {search}")
-    if search not in _SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
     program = _make_program(model, weights, data, recipe, space, objectives, rungs, key)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
     return _assemble(
