@@ -1,10 +1,12 @@
 """Strict settings for every test: types checked, no silent promotion, eight virtual CPU devices."""
 
+import types
+
 import jaxtyping
 import pytest
 
 # Shapes in signatures are checked by beartype; the hook sees only what is imported after it.
-jaxtyping.install_import_hook("fairjax", "beartype.beartype")
+jaxtyping.install_import_hook("fairjax", "type_checks.check")
 
 import fairjax  # noqa: E402, F401, I001  (before JAX starts, for the guard in it)
 import jax  # noqa: E402
@@ -16,6 +18,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 collect_ignore = ["golden"]  # scripts that made the golden files, with libraries of their own
 
 
+def expects_an_error(test):
+    """Does a test, or a helper of its file that it names, use `pytest.raises`?"""
+    named = (test.__globals__.get(name) for name in test.__code__.co_names)
+    helpers = [each for each in named if isinstance(each, types.FunctionType)]
+    return any("raises" in each.__code__.co_names for each in [test, *helpers])
+
+
 class Calls:
     """Where a test or an example is run under other rules than the strict ones above."""
 
@@ -24,7 +33,7 @@ class Calls:
         if isinstance(item, pytest.DoctestItem):  # as a user runs it
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
                 return (yield)
-        if "raises" not in item.function.__code__.co_names:
+        if not expects_an_error(item.function):
             return (yield)
         # What is handed over is wrong on purpose: the library's own errors are to be seen.
         jaxtyping.config.update("jaxtyping_disable", True)

@@ -35,8 +35,8 @@ def rows() -> Examples:
 
 def make_sampler(rows: Examples, **options):
     return fairbatch(
-        rows.labels,
-        rows.group,
+        labels=rows.labels,
+        group=rows.group,
         num_classes=2,
         num_groups=2,
         batch_size=BATCH_SIZE,
@@ -59,7 +59,7 @@ def test_shares_of_both_sides_follow_the_same_path_when_fed_the_same_cell_losses
         state = update(jnp.asarray(losses), state)
         shares = twin.update_shares(losses.tolist(), shares, criterion, 0.05)
         np.testing.assert_allclose(
-            [state.weights[1, 1], state.weights[0, 1]], shares, atol=1e-5, err_msg=f"{epoch}"
+            [state.shares[1, 1], state.shares[0, 1]], shares, atol=1e-5, err_msg=f"{epoch}"
         )
         path.append(shares)
     moved = np.ptp(np.array(path), axis=0)
@@ -179,8 +179,21 @@ def test_fairbatch_indices_are_the_batch_sampler_of_a_torch_data_loader(rows):
     # Logits that are wrong for group 1 with label 1 alone move the batches towards it.
     wrong = (rows.labels == 1) & (rows.group == 1)
     z = np.where(wrong, -1.0, 2.0 * rows.labels - 1)
-    batches.update(np.stack([-z, z], 1), rows.labels, group=rows.group)
+    batches.update(np.stack([-z, z], 1), labels=rows.labels, group=rows.group)
     assert abs(share_of_group_1() - (natural + 0.2)) < 0.05
+
+
+def test_fairbatch_indices_serve_a_data_loader_whose_workers_are_spawned(rows):
+    batches = fairbatch_indices(make_sampler(rows), seed=0)
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(rows.labels), torch.arange(200))
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=batches, num_workers=1, multiprocessing_context="spawn"
+    )
+    same = fairbatch_indices(make_sampler(rows), seed=0)
+    loaded = [(labels.numpy(), numbers.tolist()) for labels, numbers in loader]
+    assert [numbers for _, numbers in loaded] == list(same)
+    for labels, numbers in loaded:
+        np.testing.assert_array_equal(labels, rows.labels[numbers])
 
 
 def run_benchmark(monkeypatch, *args: str) -> object:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairjax.fairbatch import CRITERIA, SIGNALS, BatchState, fairbatch, fairbatch_indices
+from fairjax.fairbatch import CRITERIA, SIGNALS, FairBatchState, fairbatch
 
 CELLS = np.array([[726, 256], [392, 626]])  # (label, group) counts of the published training set
 
@@ -26,7 +26,7 @@ def make(labels=None, group=None, **options):
     if labels is None or group is None:
         labels, group = two_by_two()
     options = {"num_classes": 2, "num_groups": 2, "batch_size": 100, **options}
-    return fairbatch(labels, group, **options)
+    return fairbatch(labels=labels, group=group, **options)
 
 
 def published_update(criterion, losses, lambda1, lambda2, alpha):
@@ -55,9 +55,9 @@ def test_two_groups_follow_the_published_update(criterion, losses, lambda1, lamb
         return  # exact ties are the documented departure
     sampler = SAMPLERS[criterion]
     state = sampler.init()._replace(
-        weights=jnp.array([[1 - lambda2, lambda2], [1 - lambda1, lambda1]], jnp.float32)
+        shares=jnp.array([[1 - lambda2, lambda2], [1 - lambda1, lambda1]], jnp.float32)
     )
-    after = UPDATES[criterion](jnp.asarray(losses), state).weights
+    after = UPDATES[criterion](jnp.asarray(losses), state).shares
     expected1, expected2 = published_update(criterion, losses, lambda1, lambda2, 0.05)
     np.testing.assert_allclose(after[:, 1], [expected2, expected1], atol=1e-6)
     np.testing.assert_allclose(after.sum(1), 1, atol=1e-6)
@@ -68,9 +68,9 @@ UPDATES = {name: jax.jit(sampler.update) for name, sampler in SAMPLERS.items()}
 
 
 def test_initial_shares_are_the_published_ones():
-    weights = SAMPLERS["equal_opportunity"].init().weights
-    np.testing.assert_allclose(weights[1, 1], 0.6149, atol=5e-5)
-    np.testing.assert_allclose(weights[0, 1], 0.2607, atol=5e-5)
+    shares = SAMPLERS["equal_opportunity"].init().shares
+    np.testing.assert_allclose(shares[1, 1], 0.6149, atol=5e-5)
+    np.testing.assert_allclose(shares[0, 1], 0.2607, atol=5e-5)
 
 
 def test_with_three_groups_the_worst_pair_exchanges_mass():
@@ -78,9 +78,38 @@ def test_with_three_groups_the_worst_pair_exchanges_mass():
     group = np.tile([0, 1, 2], 20)
     sampler = make(labels, group, num_groups=3, batch_size=12, step_size=0.1)
     losses = jnp.array([[0.0, 9.0, 0.0], [0.3, 0.1, 0.9]])
-    after = sampler.update(losses, sampler.init()).weights
+    after = sampler.update(losses, sampler.init()).shares
     np.testing.assert_allclose(after[0], [1 / 3] * 3, atol=1e-6)  # label 0 is not watched
     np.testing.assert_allclose(after[1], [1 / 3, 1 / 3 - 0.1, 1 / 3 + 0.1], atol=1e-6)
+
+
+# By label, which way the share of the worse group moves when only that label's cells differ.
+STEPS = {
+    "none": [0, 0, 0],
+    "equal_opportunity": [0, 1, 0],
+    "equalized_odds": [1, 1, 1],
+    "demographic_parity": [-1, 1, -1],
+}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_watches_its_labels_and_steps_its_way(criterion):
+    sampler = make(
+        np.repeat([0, 1, 2], 20),
+        np.tile([0, 1], 30),
+        num_classes=3,
+        batch_size=12,
+        criterion=criterion,
+        step_size=0.1,
+        positive_class=1,
+    )
+    before = sampler.init()
+    for label, step in enumerate(STEPS[criterion]):
+        losses = jnp.full((3, 2), 0.5).at[label, 1].set(0.9)  # group 1 is the worse
+        moved = sampler.update(losses, before).shares - before.shares
+        expected = np.zeros((3, 2))
+        expected[label] = [-0.1 * step, 0.1 * step]
+        np.testing.assert_allclose(moved, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -89,8 +118,8 @@ def test_renaming_groups_renames_the_shares(criterion):
     losses = jnp.array([[0.2, 0.5], [0.9, 0.3]])
     one = make(labels, group, criterion=criterion)
     other = make(labels, 1 - group, criterion=criterion)
-    a = one.update(losses, one.init()).weights
-    b = other.update(losses[:, ::-1], other.init()).weights
+    a = one.update(losses, one.init()).shares
+    b = other.update(losses[:, ::-1], other.init()).shares
     np.testing.assert_allclose(a, b[:, ::-1], atol=1e-7)
 
 
@@ -112,9 +141,7 @@ def test_cell_sums_and_losses_match_a_loop():
         }
         for (criterion, signal), value in expected.items():
             state = sampler.init(criterion=CRITERIA.index(criterion), signal=SIGNALS.index(signal))
-            sums = sampler.measure(
-                jnp.asarray(logits), jnp.asarray(labels), state, group=jnp.asarray(group)
-            )
+            sums = sampler.measure(jnp.asarray(logits), state, labels=labels, group=group)
             np.testing.assert_allclose(sampler.cell_losses(sums, state)[y, z], value, rtol=1e-5)
 
 
@@ -123,10 +150,16 @@ def test_measured_weights_count_as_repeated_rows():
     state = sampler.init()
     logits = jnp.array([[0.0, 1.0], [2.0, 0.0], [0.5, 0.1]])
     labels, group = jnp.array([1, 0, 1]), jnp.array([0, 1, 1])
-    twice = sampler.measure(logits, labels, state, group=group, weights=jnp.array([2.0, 1.0, 0.0]))
+    twice = sampler.measure(
+        logits, state, labels=labels, group=group, weights=jnp.array([2.0, 1.0, 0.0])
+    )
     rows = jnp.array([0, 0, 1])
-    by_hand = sampler.measure(logits[rows], labels[rows], state, group=group[rows])
+    by_hand = sampler.measure(logits[rows], state, labels=labels[rows], group=group[rows])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), twice, by_hand)
+
+
+def one_batch(sampler, key):
+    return sampler.sample_epoch(key, sampler.init(), num_batches=1)
 
 
 def counts_of(labels, group, indices, weights):
@@ -148,7 +181,7 @@ def test_exact_batches_hold_the_rounded_cell_counts():
 def test_published_rounding_may_change_the_batch_size_and_pads():
     labels, group = two_by_two()
     sampler = make(labels, group, rounding="published")
-    state = sampler.init()._replace(weights=jnp.array([[0.49, 0.51], [0.5, 0.5]]))
+    state = sampler.init()._replace(shares=jnp.array([[0.49, 0.51], [0.5, 0.5]]))
     indices, weights = sampler.sample_epoch(jax.random.key(0), state)
     share = np.array([[0.49, 0.51], [0.5, 0.5]]) * CELLS.sum(1, keepdims=True) / 20
     expected = np.round(share).astype(int)
@@ -161,7 +194,7 @@ def test_published_rounding_may_change_the_batch_size_and_pads():
 def test_a_cell_is_dealt_out_before_any_row_repeats():
     labels, group = two_by_two(np.array([[8, 30], [30, 32]]))
     sampler = make(labels, group, batch_size=20, criterion="equalized_odds")
-    state = sampler.init()._replace(weights=jnp.array([[0.5, 0.5], [0.5, 0.5]]))
+    state = sampler.init()._replace(shares=jnp.array([[0.5, 0.5], [0.5, 0.5]]))
     indices, weights = sampler.sample_epoch(jax.random.key(3), state, num_batches=8)
     rows = np.asarray(indices)[np.asarray(weights) > 0]
     seen = np.bincount(rows, minlength=100)
@@ -185,7 +218,7 @@ def test_every_row_of_a_cell_is_equally_likely_to_come_first():
     labels, group = two_by_two(np.array([[5, 5], [5, 5]]))
     sampler = make(labels, group, batch_size=4)
     keys = jax.random.split(jax.random.key(0), 5000)
-    first, _ = jax.vmap(lambda key: sampler.sample(key, sampler.init()))(keys)
+    first, _ = jax.vmap(lambda key: one_batch(sampler, key))(keys)
     share = np.bincount(np.ravel(first), minlength=20) / 5000
     np.testing.assert_allclose(share, 0.2, atol=0.03)
 
@@ -193,7 +226,7 @@ def test_every_row_of_a_cell_is_equally_likely_to_come_first():
 def test_iid_batches_follow_the_shares():
     labels, group = two_by_two()
     sampler = make(labels, group, draw="iid")
-    state = sampler.init()._replace(weights=jnp.array([[0.9, 0.1], [0.2, 0.8]]))
+    state = sampler.init()._replace(shares=jnp.array([[0.9, 0.1], [0.2, 0.8]]))
     indices, weights = sampler.sample_epoch(jax.random.key(0), state, num_batches=2000)
     share = counts_of(labels, group, indices, weights).sum(0) / 200_000
     expected = np.array([[0.9, 0.1], [0.2, 0.8]]) * CELLS.sum(1, keepdims=True) / 2000
@@ -208,7 +241,7 @@ def test_example_weights_choose_within_the_cell_only(draw):
     picks = [np.flatnonzero((labels == y) & (group == z))[:3] for y in (0, 1) for z in (0, 1)]
     favoured[np.concatenate(picks)] = 1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 2
     indices, weights = sampler.sample_epoch(
-        jax.random.key(0), sampler.init(), jnp.asarray(favoured), num_batches=200
+        jax.random.key(0), sampler.init(), example_weights=jnp.asarray(favoured), num_batches=200
     )
     assert set(np.ravel(indices)) == set(np.concatenate(picks))
     share = counts_of(labels, group, indices, weights).sum(0) / 20_000
@@ -222,7 +255,7 @@ def test_steps_shrink_by_the_decay():
     losses, state, moved = jnp.array([[0.0, 0.0], [0.1, 0.2]]), sampler.init(), []
     for _ in range(4):
         after = sampler.update(losses, state)
-        moved.append(float(after.weights[1, 1] - state.weights[1, 1]))
+        moved.append(float(after.shares[1, 1] - state.shares[1, 1]))
         state = after
     np.testing.assert_allclose(moved, 0.1 / np.sqrt([1, 2, 3, 4]), atol=1e-6)
 
@@ -231,9 +264,9 @@ def test_every_order_of_a_small_cell_is_equally_likely():
     labels, group = two_by_two(np.array([[4, 4], [4, 4]]))
     sampler = make(labels, group, batch_size=16)
     keys = jax.random.split(jax.random.key(0), 24_000)
-    rows, _ = jax.vmap(lambda key: sampler.sample(key, sampler.init()))(keys)
+    rows, _ = jax.vmap(lambda key: one_batch(sampler, key))(keys)
     of_cell = np.flatnonzero((labels == 0) & (group == 0))
-    orders = np.searchsorted(of_cell, np.asarray(rows)[:, :4])
+    orders = np.searchsorted(of_cell, np.asarray(rows)[:, 0, :4])
     counts = np.unique(orders @ [64, 16, 4, 1], return_counts=True)[1]
     assert len(counts) == 24
     np.testing.assert_allclose(counts / 1000, 1, atol=0.15)  # 5 standard deviations
@@ -244,11 +277,11 @@ def test_an_empty_cell_gets_nothing_and_moves_nothing():
     sampler = make(labels, group, batch_size=30, criterion="equalized_odds")
     logits = jnp.zeros((120, 2))
     state = sampler.init()
-    sums = sampler.measure(logits, jnp.asarray(labels), state, group=jnp.asarray(group))
+    sums = sampler.measure(logits, state, labels=labels, group=group)
     losses = sampler.cell_losses(sums, state)
     assert np.isnan(losses[1, 1]) and np.isfinite(losses[1, 0])
     state = sampler.update(losses.at[0, 0].set(0.1), sampler.init())
-    np.testing.assert_allclose(state.weights[1], [1, 0])
+    np.testing.assert_allclose(state.shares[1], [1, 0])
     indices, weights = sampler.sample_epoch(jax.random.key(0), state)
     assert counts_of(labels, group, indices, weights)[:, 1, 1].sum() == 0
 
@@ -256,7 +289,7 @@ def test_an_empty_cell_gets_nothing_and_moves_nothing():
 def test_a_cell_of_one_row_is_drawn_again_and_again():
     labels, group = two_by_two(np.array([[40, 1], [40, 39]]))
     sampler = make(labels, group, batch_size=40, criterion="equalized_odds")
-    state = sampler.init()._replace(weights=jnp.array([[0.75, 0.25], [0.5, 0.5]]))
+    state = sampler.init()._replace(shares=jnp.array([[0.75, 0.25], [0.5, 0.5]]))
     indices, weights = sampler.sample_epoch(jax.random.key(0), state)
     cells = counts_of(labels, group, indices, weights)
     assert (cells[:, 0, 1] == 4).all()  # 41 / 120 * 40 * 0.25 = 3.4, the largest remainder
@@ -289,34 +322,10 @@ def test_criteria_and_signals_are_an_array_axis():
     criteria = jnp.arange(4)
     losses = jnp.array([[0.1, 0.7], [0.3, 0.2]])
     states = jax.vmap(lambda c: sampler.init(criterion=c))(criteria)
-    together = jax.vmap(sampler.update, in_axes=(None, 0))(losses, states).weights
+    together = jax.vmap(sampler.update, in_axes=(None, 0))(losses, states).shares
     for i, name in enumerate(CRITERIA):
         alone = make(criterion=name)
-        np.testing.assert_allclose(together[i], alone.update(losses, alone.init()).weights)
-
-
-def test_index_batches_serve_any_loader_and_repeat_by_seed():
-    labels, group = two_by_two()
-    sampler = make(labels, group)
-    batches, again = fairbatch_indices(sampler, seed=5), fairbatch_indices(sampler, seed=5)
-    first, second = list(batches), list(batches)
-    assert len(first) == len(batches) == 20
-    assert first == list(again) and first != second
-    logits = np.stack([np.zeros(2000), np.where(group == 1, 1.0, -1.0)], 1)
-    before = np.asarray(batches.state.weights)
-    batches.update(logits, labels, group=group)
-    moved = np.asarray(batches.state.weights) - before
-    np.testing.assert_allclose(moved[1], [0.005, -0.005], atol=1e-6)  # group 0 loses more
-
-
-@pytest.mark.filterwarnings("ignore:.*os.fork.*")
-def test_index_batches_drive_a_grain_loader():
-    grain = pytest.importorskip("grain.python")
-    labels, group = two_by_two()
-    batches = fairbatch_indices(make(labels, group), seed=0)
-    rows = list(batches)
-    loaded = grain.MapDataset.source(rows).map(lambda row: labels[np.asarray(row)])
-    assert sum(len(batch) for batch in loaded) == 2000
+        np.testing.assert_allclose(together[i], alone.update(losses, alone.init()).shares)
 
 
 BAD = {
@@ -352,15 +361,68 @@ def test_lengths_must_agree_and_ids_be_integers():
 
 def test_state_fields_are_what_the_docstring_says():
     state = make().init()
-    assert isinstance(state, BatchState)
-    assert [leaf.dtype for leaf in state] == [jnp.float32] * 3 + [jnp.int32] * 3
+    assert isinstance(state, FairBatchState)
+    assert [leaf.dtype for leaf in state.rows] == [jnp.int32] * 2
+    assert [leaf.dtype for leaf in state[1:]] == [jnp.float32] * 3 + [jnp.int32] * 3
+    assert state.rows.numbers.shape == (2000,) and state.shares.shape == (2, 2)
 
 
 def test_plain_batches_may_be_smaller_than_the_number_of_cells():
     labels = np.arange(60) % 6
-    sampler = fairbatch(
-        labels, np.arange(60) // 30, num_classes=6, num_groups=2, batch_size=5, criterion="none"
-    )
+    sampler = make(labels, np.arange(60) // 30, num_classes=6, batch_size=5, criterion="none")
     indices, weights = sampler.sample_epoch(jax.random.key(0), sampler.init())
     np.testing.assert_array_equal(np.sort(indices.ravel()), np.arange(60))
     assert (weights == 1).all()
+
+
+def test_plain_iid_batches_follow_the_example_weights_over_all_cells():
+    labels, group = two_by_two(np.array([[2, 2], [2, 2]]))
+    sampler = make(labels, group, batch_size=8, criterion="none", draw="iid")
+    wanted = jnp.arange(1.0, 9.0)
+    indices, _ = sampler.sample_epoch(
+        jax.random.key(0), sampler.init(), example_weights=wanted, num_batches=3000
+    )
+    share = np.bincount(np.ravel(indices), minlength=8) / 24_000
+    np.testing.assert_allclose(share, wanted / 36, atol=0.01)
+
+
+LOGITS = jax.ShapeDtypeStruct((6, 2), jnp.float32)
+IDS = jax.ShapeDtypeStruct((6,), jnp.int32)
+BAD_OUTPUTS = {
+    r"must be \[N, 2\], got shape \(6, 1\); a sigmoid's logit z makes two": {"logits": (6, 1)},
+    r"must be \[N, 2\], got shape \(6,\); a sigmoid's logit z": {"logits": (6,)},
+    r"must be \[N, 2\], got shape \(6, 3\)": {"logits": (6, 3)},
+    r"labels must be \[N\] = \(6,\), got shape \(5,\)": {"labels": (5,)},
+    r"group must be \[N\] = \(6,\), got shape \(6, 1\)": {"group": (6, 1)},
+    r"weights must be \[N\] = \(6,\), got shape \(1,\)": {"weights": (1,)},
+    "labels must be integers, got float32": {"labels": jnp.float32},
+    "group must be integers, got bool": {"group": jnp.bool},
+}
+
+
+@pytest.mark.parametrize("message", BAD_OUTPUTS)
+def test_outputs_of_another_shape_or_kind_are_refused_while_tracing(message):
+    sampler = make()
+    arrays = {"logits": LOGITS, "labels": IDS, "group": IDS}
+    for name, what in BAD_OUTPUTS[message].items():
+        shape, dtype = (what, None) if isinstance(what, tuple) else (IDS.shape, what)
+        usual = arrays.get(name, jax.ShapeDtypeStruct((6,), jnp.float32)).dtype
+        arrays[name] = jax.ShapeDtypeStruct(shape, dtype or usual)
+    logits = arrays.pop("logits")
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(sampler.measure, logits, sampler.init(), **arrays)
+
+
+def test_labels_and_group_cannot_be_swapped_by_position_when_measured():
+    sampler, ids = make(), jnp.zeros(6, jnp.int32)
+    with pytest.raises(TypeError, match="positional"):
+        sampler.measure(jnp.zeros((6, 2)), sampler.init(), ids, ids)
+
+
+def test_small_integer_ids_are_measured_in_their_own_cells():
+    labels, group = np.arange(200), np.arange(200) % 2
+    sampler = make(labels, group, num_classes=200, batch_size=200)
+    state, logits = sampler.init(), jnp.zeros((200, 200))
+    small = {"labels": labels.astype(np.uint8), "group": group.astype(np.uint8)}
+    sums = sampler.measure(logits, state, **small)
+    np.testing.assert_array_equal(sums.count, state.rows.counts)

@@ -5,8 +5,16 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from fairjax.models import image_model, load_inference, mlp, save_inference
+from fairjax.models import (
+    image_model,
+    image_preprocess,
+    load_inference,
+    mlp,
+    save_inference,
+    wrap_nnx,
+)
 
 
 def test_exported_inference_equals_the_network_at_any_batch_size(tmp_path):
@@ -34,6 +42,28 @@ def test_only_image_networks_are_exported(tmp_path):
     model = mlp(3, 2)
     with pytest.raises(ValueError, match="image networks"):
         save_inference(tmp_path / "net.bin", model, *model.init(jax.random.key(0)))
+
+
+def test_a_network_of_ones_own_is_exported_with_its_preprocessing(tmp_path):
+    pytest.importorskip("flatbuffers")
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.fc = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.fc(x.mean((1, 2)))
+
+    example = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    settings = {"num_classes": 2, "head": "fc", "preprocess": image_preprocess(8)}
+    model = wrap_nnx(Net, **settings, example=example)
+    arrays = model.init(jax.random.key(0))
+    save_inference(tmp_path / "net.bin", model, *arrays)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    expected = jax.nn.softmax(model.apply(*arrays, image_preprocess(8)(pixels))[0])
+    np.testing.assert_allclose(load_inference(tmp_path / "net.bin")(pixels), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="image_size in their configuration"):
+        save_inference(tmp_path / "net.bin", wrap_nnx(Net, **settings), *arrays)
 
 
 def test_damaged_files_are_named(tmp_path):

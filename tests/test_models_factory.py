@@ -70,7 +70,7 @@ def test_an_apply_of_ones_own_is_not_silently_lost():
 
 def test_unknown_dtypes_are_refused():
     with pytest.raises(ValueError, match="dtype must be one of"):
-        reconfigure(tiny(), dtype="float16")  # pyright: ignore[reportArgumentType]
+        reconfigure(tiny(), dtype="float16")
 
 
 def test_paths_into_nested_parameters_read_replace_and_name_what_is_there():

@@ -15,7 +15,9 @@ GOLDEN = np.load(Path(__file__).parent / "golden" / "augment.npz")
 
 
 def images(height, width, batch=2):
-    return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
+    return jnp.asarray(
+        np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
+    )
 
 
 def tiny(name="vit_micro", **overrides):
@@ -56,7 +58,7 @@ def test_pixels_as_floats_give_the_same_as_bytes():
     model = tiny()
     assert model.preprocess is not None
     for side in (64, 90):
-        bytes_ = jnp.asarray(images(side, side))
+        bytes_ = images(side, side)
         np.testing.assert_allclose(
             model.preprocess(bytes_.astype(jnp.float32) / 255), model.preprocess(bytes_), atol=1e-6
         )

@@ -1,13 +1,24 @@
 """`experiments.plan`: how many candidates fit on a device."""
 
+import dataclasses
 import importlib.util
 import math
+import re
+import sys
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import plan
+from experiments.data import make_augment
+from fairjax.data import lesions_dataset
+from fairjax.fairtune import mask_search
+from fairjax.models import load_pretrained
 from fairjax.sharding import program_bytes
+from fairjax.train import Recipe
+
+mask_search_room = sys.modules["fairjax.fairtune.mask_search"]  # the name is a function's, too
 
 SMOKE = plan.PRESETS["smoke"]
 
@@ -31,11 +42,60 @@ def test_programs_that_do_not_even_compile_count_as_too_large():
 
 def test_a_norm_space_costs_less_per_candidate_than_full_fine_tuning():
     def each(space):
-        config = plan.dataclasses.replace(SMOKE, space=space)
-        lower = plan.population_program(config, jax.devices()[0])
+        config = dataclasses.replace(SMOKE, space=space)
+        lower = plan.make_search(config).lower
         return program_bytes(lower(3)) - program_bytes(lower(2))
 
     assert 0 < each("norm") < 0.3 * each("full")
+
+
+def balanced_lesions(num_train, num_val, size):
+    """Real images, with every label in every group."""
+    rows = np.arange(num_train + num_val + 4, dtype=np.int32)
+    ends = {"train": (0, num_train), "val": (num_train, num_train + num_val)}
+    ends["test"] = (num_train + num_val, len(rows))
+    return dataclasses.replace(
+        lesions_dataset(jax.random.key(0), len(rows), size),
+        labels=rows % 2,
+        group=rows // 2 % 2,
+        splits={split: rows[slice(*end)] for split, end in ends.items()},
+    )
+
+
+def test_the_plan_lowers_the_very_program_that_the_search_runs(monkeypatch):
+    ran, make, first = [], mask_search_room._make_program, jax.devices()[:1]
+
+    def spied(*args):
+        program = make(*args)
+
+        def advance(*arrays, **static):
+            ran.append(program.advance.lower(*arrays, **static).as_text())
+            return program.advance(*arrays, **static)
+
+        return program._replace(advance=advance)
+
+    config = dataclasses.replace(SMOKE, num_images=24, num_val=16, dtype="float32")
+    planned = plan.make_search(config).lower(2).as_text()
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+    monkeypatch.setattr(mask_search_room, "_make_program", spied)
+    model, weights = load_pretrained("vit_micro", 2, jax.random.key(0), image_size=16)
+    recipe = Recipe(num_epochs=1, batch_size=8, checkpoint_blocks=True)
+    mask_search(
+        model,
+        weights,
+        balanced_lesions(24, 16, 18),
+        Recipe(
+            num_epochs=1, batch_size=8, checkpoint_blocks=True, augment=make_augment("crop", 16)
+        ),
+        key=jax.random.key(0),
+        space="norm",
+        search="random",
+        num_trials=2,
+        num_slots=2,
+        chunk_size=2,
+    ).run()
+    where = re.compile(r" \{(jax|mhlo|sdy|tf)\.[^}]*\}")  # on which device arguments lie
+    assert where.sub("", ran[0]) == where.sub("", planned)
 
 
 def test_an_unknown_device_is_refused_in_one_line():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 from fairjax.data.decode import decode_image
 
@@ -40,7 +41,7 @@ def cached_images(
     on_error: Literal["error", "skip"] = "error",
     num_workers: int | None = None,
     progress: bool | None = None,
-) -> tuple[np.ndarray, dict[int, str]]:
+) -> tuple[UInt8[np.ndarray, "N size size 3"], dict[int, str]]:
     """Images at one size as a memory map, decoded now or taken from the cache.
 
     The cache is keyed by the path, length and modification time of every file and by the settings.

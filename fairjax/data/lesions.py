@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from fairjax.data.dataset import Dataset
 
@@ -92,7 +93,7 @@ class Lesions(NamedTuple):
 
 
 def synthetic_lesions(
-    key: jax.Array, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
+    key: PRNGKeyArray, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
 ) -> Lesions:
     """Draw dermoscopy-like images whose malignancy shows in shape, border, colour and diameter.
 
@@ -281,7 +282,7 @@ def _pigment_mix(
     return jnp.moveaxis(jnp.tensordot(absorbance, share, axes=[[0], [0]]), 0, -1)
 
 
-def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: float) -> jax.Array:
+def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: jax.Array | float) -> jax.Array:
     """How much hair covers each pixel, `[H, W]` in [0, 1]: arcs of large circles."""
     shape = (NUM_HAIRS, 1, 1)
     on = draws.uniform(*shape) < probability
@@ -354,7 +355,7 @@ def _draw_photo(
 
 
 def lesions_dataset(
-    key: jax.Array, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
+    key: PRNGKeyArray, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
 ) -> Dataset:
     """`synthetic_lesions` as a `Dataset`: 60 / 20 / 20 by lesion, recorded labels, skin groups.
 

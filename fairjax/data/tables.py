@@ -126,6 +126,10 @@ def load_adult(
 
     Source: Becker and Kohavi 1996, https://doi.org/10.24432/C5XW20, CC BY 4.0; see adult.md. The
     split is not UCI's: its train and test files are joined and dealt anew.
+
+    >>> data = load_adult("sex")
+    >>> data.inputs.shape, data.group_names, len(data.splits["train"])
+    ((45222, 104), ('Female', 'Male'), 27133)
     """
     with np.load(Path(__file__).with_name("adult.npz"), allow_pickle=False) as arrays:
         names = [name for name in arrays.files if not name.endswith("_values")]

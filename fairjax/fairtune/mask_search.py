@@ -25,7 +25,7 @@ from fairjax.fairtune.tune import (
     successive_halving,
     tune,
 )
-from fairjax.models import Model, Weights, gate_kernels
+from fairjax.models import Model, Weights, kernel_gate
 from fairjax.sharding import (
     candidate_mesh,
     everywhere,
@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
     def best(self, count: int) -> list[Choice]:
         """The choices of `best_rows`."""
-        return [self.choice(row) for row in self.best_rows(count)]
+        return [self.choice(int(row)) for row in self.best_rows(count)]
 
     def table(self) -> list[dict[str, Any]]:
         """One row per trial as plain values; values of objectives are of the validation split."""
@@ -127,7 +127,7 @@ class Found(NamedTuple):
 
     def front(self) -> list[Choice]:
         """The completed trials that no other beats in all objectives."""
-        return [self.choice(row) for row in best_masks(self.trials)]
+        return [self.choice(int(row)) for row in best_masks(self.trials)]
 
     def choice(self, row: int) -> Choice:
         """The mask and rate of one trial."""
@@ -261,7 +261,7 @@ def _make_program(model, weights, data, recipe, space, objectives, rungs, key) -
     sampler = recipe.make_sampler(data)
     optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
     network = recipe.make_model(model)
-    step = recipe.make_step(network, optimizer, data, bind=space.bind, gate=gate_kernels)
+    step = recipe.make_step(network, optimizer, data, bind=space.bind, gate=kernel_gate(network))
     tunable, frozen = space.partition(weights.params)
     num_epochs = int(rungs.epochs[0])
 

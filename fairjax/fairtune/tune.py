@@ -300,7 +300,7 @@ def _fill(search: Search, state: TuneState, refill: Callable[..., Any]) -> TuneS
         rows = asked + np.arange(len(free))
         for field in ("numbers", "masks", "learning_rates"):
             getattr(trials, field)[rows] = getattr(candidates, field)
-        for row in rows:
+        for row in rows.tolist():
             trials.same_as[row] = _find_same(trials, row)
             trials.status[row] = RUNNING if trials.same_as[row] < 0 else REPEATED
         new = rows[trials.status[rows] == RUNNING]

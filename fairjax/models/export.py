@@ -8,9 +8,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, UInt8
 
 from fairjax.models.model import Model
 
+Images = UInt8[Array | np.ndarray, "B S S 3"]
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -30,8 +32,11 @@ def save_inference(path: str | pathlib.Path, model: Model, params: Any, batch_st
       ValueError: the model does not take images, or flatbuffers is not installed.
     """
     config, preprocess = model.config, model.preprocess
-    if preprocess is None or not hasattr(config, "image_size"):
-        raise ValueError(f"only image networks are exported, got {type(config).__name__}")
+    if preprocess is None or not getattr(config, "image_size", None):
+        raise ValueError(
+            "only image networks are exported: with preprocess, and image_size in their "
+            f"configuration (wrap_nnx takes it from example), got {type(config).__name__}"
+        )
 
     # the one place where arrays are closed over: they are meant to be constants of the program
     @jax.jit
@@ -49,7 +54,7 @@ def save_inference(path: str | pathlib.Path, model: Model, params: Any, batch_st
     pathlib.Path(path).write_bytes(blob)
 
 
-def load_inference(path: str | pathlib.Path) -> Callable[[np.ndarray], jax.Array]:
+def load_inference(path: str | pathlib.Path) -> Callable[[Images], Float32[Array, "B K"]]:
     """The function that `save_inference` wrote: uint8 `[B, S, S, 3]` to float32 `[B, K]`.
 
     Raises:

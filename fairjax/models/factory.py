@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import safetensors
 from jaxtyping import Array, Key
 
+from fairjax.models.layers import gate_kernels
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
 from fairjax.models.vgg import VGGConfig, vgg, vgg_config
@@ -113,14 +115,14 @@ def fresh_head(model: Model, params: dict[str, Any], key: Any) -> dict[str, Any]
 def reconfigure(
     model: Model,
     *,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: str | None = None,
     checkpoint_blocks: bool | None = None,
 ) -> Model:
     """The same network with other activations or less memory; its parameters keep their form.
 
     Args:
       model: as `image_model` or `load_pretrained` gave it.
-      dtype: of activations and products; None leaves it as it is.
+      dtype: of activations and products, float32 or bfloat16; None leaves it as it is.
       checkpoint_blocks: recompute each block in the backward pass; None leaves it as it is.
 
     Returns:
@@ -129,8 +131,8 @@ def reconfigure(
 
     Raises:
       ValueError: the network has no such setting (only vision transformers do) and something other
-        than float32 without checkpoints is asked for, or its `apply` is not the one it was made
-        with.
+        than float32 without checkpoints is asked for, an unknown dtype, or an `apply` that is not
+        the one the network was made with.
     """
     wanted = {"dtype": dtype, "checkpoint_blocks": checkpoint_blocks}
     changes = {}
@@ -155,3 +157,8 @@ def reconfigure(
             "reconfigure the network first, then change its apply"
         )
     return rebuilt._replace(preprocess=model.preprocess, head=model.head)
+
+
+def kernel_gate(model: Model) -> Callable[..., Any] | None:
+    """`gate_kernels` for networks that are made of our own `Linear`, None for others."""
+    return gate_kernels if type(model.config) in _FACTORIES else None

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fairjax.models.model import Model
-from fairjax.models.preprocess import IMAGE_REMEDY, TABLE_REMEDY, check_floats
+from fairjax.models.model import Model, Preprocess
+from fairjax.models.preprocess import IMAGE_REMEDY, TABLE_REMEDY, as_floats
 
 
 class Draws:
@@ -60,9 +60,7 @@ def init_arrays(
     return jax.tree.map(jnp.array, (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)))
 
 
-def as_model(
-    make: Make, config: Any, preprocess: Callable[[jax.Array], jax.Array] | None = None
-) -> Model:
+def as_model(make: Make, config: Any, preprocess: Preprocess | None = None) -> Model:
     """A `Model` from a module called as `module(inputs, train=..., key=...) -> (logits, out)`.
 
     The module is split once, so a call costs only the merge, and widths come from the arrays:
@@ -73,7 +71,7 @@ def as_model(
     remedy = IMAGE_REMEDY if preprocess else TABLE_REMEDY
 
     def apply(params, batch_stats, inputs, *, train=False, key=None):
-        check_floats(inputs, remedy)
+        inputs = as_floats(inputs, remedy)
         module: Any = nnx.merge(structure, params, batch_stats)
         logits, out = module(inputs, train=train, key=key)
         return logits, out, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

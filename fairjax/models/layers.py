@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Key
 
 from fairjax import trees
 from fairjax.models.functional import Draws
@@ -24,7 +26,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(draws.normal(std, num_in, num_out))
         self.bias = nnx.Param(draws.full(0.0, num_out))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B num_in"]) -> Float[Array, "*B num_out"]:
         """Apply to `[..., num_in]` in the dtype of `x`."""
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
         y = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]
@@ -99,7 +101,7 @@ def gate_kernels(params: dict[str, Any], mask: dict[str, Any]) -> dict[str, Any]
     return trees.map_named(gate, params)
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """Exact GELU, x times the normal distribution function, from `erf` as torch has it.
 
     `jax.nn.gelu` takes `erfc`, whose gradient is dearer; the two differ by a rounding error of x.
@@ -115,7 +117,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(draws.full(0.0, width))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B width"]) -> Float[Array, "*B width"]:
         """Apply to `[..., width]`."""
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
@@ -125,14 +127,16 @@ class LayerNorm(nnx.Module):
         return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def dropout(x: Float[Array, "*B"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*B"]:
     """Zero entries with probability `rate` and rescale the rest; nothing without a key."""
     if not rate or key is None:
         return x
     return _keep(x, jnp.float32(rate), key, x.shape)
 
 
-def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
+def drop_path(
+    x: Float[Array, "*B"], rate: Float[Array, ""], key: Key[Array, ""] | None
+) -> Float[Array, "*B"]:
     """Zero whole examples `[B, ...]` with probability `rate` (stochastic depth); see `dropout`."""
     return x if key is None else _keep(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
 
@@ -194,7 +198,12 @@ def _conv_backward(stride, padding, saved, dy):
 _window_conv.defvjp(_conv_forward, _conv_backward)
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def conv(
+    x: Float[Array, "B H W num_in"],
+    kernel: Float[Array, "size size num_in num_out"],
+    stride: int,
+    padding: int,
+) -> Float[Array, "B height width num_out"]:
     """Convolve `[B, H, W, in]` with `[size, size, in, out]`, zeros around the image.
 
     A window of one pixel is a matrix product: on CPU its weight gradient takes a third of the time
@@ -228,7 +237,7 @@ class Conv(nnx.Module):
             self.bias = nnx.Param(draws.full(0.0, num_out))
         self.has_bias, self.stride, self.padding = bias, stride, size // 2
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W num_in"]) -> Float[Array, "B height width num_out"]:
         """Apply to `[B, H, W, num_in]` in the dtype of `x`."""
         y = conv(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
         return y + self.bias[...].astype(x.dtype)[None, None, None] if self.has_bias else y
@@ -248,7 +257,9 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(draws.full(1.0, width))
         self.momentum, self.eps = momentum, eps
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W width"], *, train: bool
+    ) -> Float[Array, "B H W width"]:
         """Normalise `[B, H, W, width]`; `train` uses the batch and updates `mean` and `var`."""
         mean, var = self.mean[...], self.var[...]
         if train:
@@ -265,7 +276,9 @@ class BatchNorm(nnx.Module):
         return x * scale.astype(x.dtype)[None, None, None] + shift.astype(x.dtype)[None, None, None]
 
 
-def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+def max_pool(
+    x: Float[Array, "B H W C"], size: int, stride: int, padding: int = 0
+) -> Float[Array, "B height width C"]:
     """Largest value of each window of `[B, H, W, C]`; equal values share the gradient.
 
     Rows, then columns, as maxima of shifted slices: the gradient of XLA's own window reduction
@@ -282,7 +295,7 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Arra
     return x
 
 
-def check_images(images: jax.Array, image_size: int) -> None:
+def check_images(images: jax.Array | np.ndarray, image_size: int) -> None:
     """Reject anything but `[B, image_size, image_size, 3]`."""
     if images.ndim != 4 or images.shape[1:] != (image_size, image_size, 3):
         raise ValueError(

@@ -52,6 +52,11 @@ def logistic_regression(num_features: int, num_classes: int = 2) -> Model:
     gives p(label 1) = sigmoid(2 z) = (tanh z + 1) / 2. More classes are plain softmax regression.
     Weights start as N(0, 0.2), biases at 0.
 
+        >>> model = logistic_regression(num_features=3)
+        >>> params, batch_stats = model.init(jax.random.key(0))
+        >>> model.apply(params, batch_stats, jnp.ones((5, 3)))[0].shape
+        (5, 2)
+
     Args:
       num_features: D, columns of the float32 `[B, D]` inputs.
       num_classes: K, at least 2.
@@ -71,6 +76,11 @@ def logistic_regression(num_features: int, num_classes: int = 2) -> Model:
 
 def mlp(num_features: int, num_classes: int, hidden: Sequence[int] = (64, 64)) -> Model:
     """Multilayer perceptron with ReLU.
+
+        >>> model = mlp(num_features=3, num_classes=2, hidden=(8,))
+        >>> logits, out, _ = model.apply(*model.init(jax.random.key(0)), jnp.ones((5, 3)))
+        >>> logits.shape, out["hidden/0"].shape
+        ((5, 2), (5, 8))
 
     Args:
       num_features: D, columns of the float32 `[B, D]` inputs.

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from fairjax import trees
 from fairjax.models.channels import Channels
-from fairjax.models.model import Model
-from fairjax.models.preprocess import IMAGE_REMEDY, TABLE_REMEDY, check_floats
+from fairjax.models.model import Model, Preprocess
+from fairjax.models.preprocess import IMAGE_REMEDY, TABLE_REMEDY, as_floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def own_model(
     *,
     num_classes: int,
     head: str,
-    preprocess: Callable[[jax.Array], jax.Array] | None,
+    preprocess: Preprocess | None,
     channel_graph: Mapping[str, Channels] | None,
     example: Any,
     fixed_shapes: bool,
@@ -52,9 +52,9 @@ def own_model(
       fixed_shapes: `call` takes arrays of the shapes that `init` makes only: removed channels are
         put back as zeros.
     """
-    image_size = None
-    if example is not None and len(example.shape) == 4 and example.shape[1] == example.shape[2]:
-        image_size = example.shape[1]
+    shape: Any = () if example is None else example.shape
+    is_image = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
+    image_size = shape[1] if is_image else None
     graph = dict(channel_graph or {})
     config = OwnConfig(num_classes, image_size, graph)
     key = jax.random.key(0)
@@ -65,7 +65,7 @@ def own_model(
     remedy = TABLE_REMEDY if preprocess is None else IMAGE_REMEDY
 
     def apply(params, batch_stats, inputs, *, train=False, key=None):
-        check_floats(inputs, remedy)
+        inputs = as_floats(inputs, remedy)
         params = to_own_blocks(params)
         left = _left(graph, params) if fixed_shapes else {}
         arrays = (_resized(tree, graph, left, full=True) for tree in (params, batch_stats))

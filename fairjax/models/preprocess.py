@@ -1,9 +1,12 @@
 """From the images of a data set to what an image network takes: resize, centre crop, normalise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from fairjax.models.model import Preprocess
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -11,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def image_preprocess(
     size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-) -> Callable[[jax.Array], jax.Array]:
+) -> Preprocess:
     """What evaluation does to images before a network sees them; nothing random.
 
     Images of `size` x `size` are only normalised. Of all others the shorter side is first given
@@ -35,7 +38,7 @@ def image_preprocess(
     if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
         raise ValueError(f"mean and std must be 3 numbers, std positive, got {mean} and {std}")
 
-    def preprocess(images: jax.Array) -> jax.Array:
+    def preprocess(images: jax.Array | np.ndarray) -> jax.Array:
         images = _to_float(images)
         height, width = images.shape[1:3]
         if (height, width) != (size, size):
@@ -48,22 +51,23 @@ def image_preprocess(
     return preprocess
 
 
-def check_floats(inputs: jax.Array, remedy: str) -> None:
-    """Refuse integers, which a network would take for numbers near 1; known when traced."""
+def as_floats(inputs: jax.Array | np.ndarray, remedy: str) -> jax.Array:
+    """The inputs, unless they are integers: a network would take them for numbers near 1."""
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(f"networks take float inputs, got {inputs.dtype}: {remedy}")
+    return jnp.asarray(inputs)
 
 
 IMAGE_REMEDY = "uint8 images go through model.preprocess, as train and predict do"
 TABLE_REMEDY = "give columns as float32, scaled to about one"
 
 
-def _to_float(images: jax.Array) -> jax.Array:
+def _to_float(images: jax.Array | np.ndarray) -> jax.Array:
     """Pixels `[B, H, W, 3]` as float32 in [0, 1]."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must have shape [B, H, W, 3], got {images.shape}")
     if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255.0
+        return jnp.asarray(images).astype(jnp.float32) / 255.0
     if images.dtype == jnp.float32:
         return jnp.asarray(images)
     raise ValueError(f"images must be uint8, or float32 in [0, 1], got {images.dtype}")

@@ -43,7 +43,7 @@ class VGGConfig:
     image_size: int = 224
     features: tuple[int | str, ...] = _VGG11
     """Output channels of each 3x3 convolution; "M" halves the map."""
-    classifier: tuple[int, int] = (4096, 4096)
+    classifier: tuple[int, ...] = (4096, 4096)
     """Units of the two hidden layers between the pooled map and the head."""
     pool_size: int = 7
     batch_norm: bool = False

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from fairjax.models.preprocess import (
     IMAGE_REMEDY,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    check_floats,
+    as_floats,
     image_preprocess,
 )
 
@@ -46,7 +46,7 @@ class ViTConfig:
     depth: int = 12
     num_heads: int = 3
     mlp_ratio: float = 4.0
-    pool: Literal["cls", "mean"] = "cls"
+    pool: str = "cls"
     """"mean" averages the patch tokens and then normalises (`fc_norm`), "cls" the reverse."""
     norm_pre: bool = False
     """CLIP: normalise after adding positions, no bias in the patch embedding."""
@@ -55,8 +55,9 @@ class ViTConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and products; parameters, norms, softmax and logits stay float32."""
+    dtype: str = "float32"
+    """float32 or bfloat16, of activations and products; all parameters, norms, softmax and logits
+    stay float32."""
     checkpoint_blocks: bool = False
     """Recompute each block in the backward pass instead of keeping what is inside it."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -191,7 +192,7 @@ def vit(config: ViTConfig) -> Model:
         return x, out
 
     def apply(params, batch_stats, inputs, *, train=False, key=None):
-        check_floats(inputs, IMAGE_REMEDY)
+        inputs = as_floats(inputs, IMAGE_REMEDY)
         key_trunk, keys = None, None
         if train and (config.dropout or config.drop_path):
             if key is None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
 from fairjax.models.layouts import LAYOUTS, OWN, WRITTEN, Layout
@@ -42,7 +43,7 @@ class Weights(NamedTuple):
     """What was replaced, resized or left out, one sentence each."""
 
 
-def load_weights(path: str | pathlib.Path, model: Model, key: jax.Array) -> Weights:
+def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) -> Weights:
     """Read the parameters of `model` from a file written by another library or by `save_weights`.
 
     The layout is recognised by its names: timm, torchvision and Hugging Face transformers

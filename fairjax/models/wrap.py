@@ -8,14 +8,16 @@ import flax.core
 import flax.errors
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
+from jaxtyping import Array, Float
 
 from fairjax import trees
 from fairjax.models.channels import Channels
-from fairjax.models.model import Model
+from fairjax.models.model import Model, Preprocess
 from fairjax.models.own import own_model
 
-Preprocess = Callable[[jax.Array], jax.Array]
+Example = Float[Array | np.ndarray, "B ..."] | jax.ShapeDtypeStruct
 
 
 def wrap_nnx(
@@ -25,7 +27,7 @@ def wrap_nnx(
     head: str,
     preprocess: Preprocess | None = None,
     channel_graph: Mapping[str, Channels] | None = None,
-    example: Any = None,
+    example: Example | None = None,
 ) -> Model:
     """A flax.nnx network of one's own as a `Model`.
 
@@ -116,7 +118,7 @@ def wrap_nnx(
 
 def wrap_linen(
     module: linen.Module,
-    example: Any,
+    example: Example,
     *,
     num_classes: int,
     head: str,
