@@ -25,6 +25,7 @@ from fairjax.data.augment import (
     random_flip,
 )
 from fairjax.fairbatch import BatchSampler, fairbatch
+from fairjax.metrics import compare_rows
 from fairjax.models import Model
 from fairjax.pruning import Candidate, PrunePlan
 from fairjax.sharding import candidate_mesh
@@ -422,16 +423,19 @@ def finish_row(task: Task, progress: Progress) -> Progress:
 def judge(task: Task, logits: np.ndarray) -> tuple[dict[str, Any], list[str]]:
     """Test metrics of every row from logits `[S, R, N, K]`, and notes."""
     config, dataset = task.config, task.dataset
-    metrics, intervals = results.judge(
+    test = dataset.examples("test")
+    comparison = compare_rows(
         np.moveaxis(logits, 1, 0),
-        dataset.examples("test"),
+        labels=test.labels,
+        group=test.group,
         num_groups=dataset.num_groups,
         shown=SHOWN[:-1],
         num_replicates=config.num_replicates,
+        key=jax.random.key(0),
         evaluate_fn=pruning.evaluate_pruned,
     )
-    base = {name: values[:1] for name, values in metrics.items()}
-    metrics["fate"] = np.asarray(fate(config, metrics, base))
-    by_row, notes = results.summarise(ROWS, metrics, intervals, dataset.group_names)
+    base = {name: values[:1] for name, values in comparison.metrics.items()}
+    comparison.metrics["fate"] = np.asarray(fate(config, comparison.metrics, base))
+    by_row, notes = results.summarise(ROWS, comparison, dataset.group_names)
     notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
     return by_row, notes

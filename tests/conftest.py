@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 
 # Shapes in signatures are checked by beartype; the hook sees only what is imported after it.
-jaxtyping.install_import_hook("fairjax", "beartype.beartype")
+jaxtyping.install_import_hook("fairjax", "type_checks.check")
 
 import fairjax  # noqa: E402, F401, I001  (before JAX starts, for the guard in it)
 import jax  # noqa: E402

@@ -1,13 +1,21 @@
 """`experiments.plan`: how many candidates fit on a device."""
 
+import dataclasses
 import importlib.util
 import math
+import re
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import plan
+from experiments.data import make_augment
+from fairjax.data import lesions_dataset
+from fairjax.fairtune import mask_search, setup
+from fairjax.models import load_pretrained
 from fairjax.sharding import program_bytes
+from fairjax.train import Recipe
 
 SMOKE = plan.PRESETS["smoke"]
 
@@ -31,47 +39,59 @@ def test_programs_that_do_not_even_compile_count_as_too_large():
 
 def test_a_norm_space_costs_less_per_candidate_than_full_fine_tuning():
     def each(space):
-        config = plan.dataclasses.replace(SMOKE, space=space)
+        config = dataclasses.replace(SMOKE, space=space)
         lower = plan.make_search(config).lower
         return program_bytes(lower(3)) - program_bytes(lower(2))
 
     assert 0 < each("norm") < 0.3 * each("full")
 
 
+def balanced_lesions(num_train, num_val, size):
+    """Real images, with every label in every group."""
+    rows = np.arange(num_train + num_val + 4, dtype=np.int32)
+    ends = {"train": (0, num_train), "val": (num_train, num_train + num_val)}
+    ends["test"] = (num_train + num_val, len(rows))
+    return dataclasses.replace(
+        lesions_dataset(jax.random.key(0), len(rows), size),
+        labels=rows % 2,
+        group=rows // 2 % 2,
+        splits={split: rows[slice(*end)] for split, end in ends.items()},
+    )
+
+
 def test_the_plan_lowers_the_very_program_that_the_search_runs(monkeypatch):
-    config = dataclasses.replace(
-        SMOKE, objective="worst_group_auc", num_images=24, num_val=16, dtype="float32"
-    )
+    ran, make, first = [], setup._make_program, jax.devices()[:1]
+
+    def spied(*args):
+        program = make(*args)
+
+        def advance(*arrays, **static):
+            ran.append(program.advance.lower(*arrays, **static).as_text())
+            return program.advance(*arrays, **static)
+
+        return program._replace(advance=advance)
+
+    config = dataclasses.replace(SMOKE, num_images=24, num_val=16, dtype="float32")
     planned = plan.make_search(config).lower(2).as_text()
-    real = lesions_dataset(jax.random.key(0), 48, 18)
-    labels = np.arange(48, dtype=np.int32) % 2
-    rows = np.arange(48, dtype=np.int32)
-    real = dataclasses.replace(
-        real, labels=labels, group=(np.arange(48, dtype=np.int32) // 2) % 2,
-        splits={"train": rows[:24], "val": rows[24:40], "test": rows[40:]},
-    )  # fmt: skip
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+    monkeypatch.setattr(setup, "_make_program", spied)
     model, weights = load_pretrained("vit_micro", 2, jax.random.key(0), image_size=16)
-    recipe = Recipe(
-        num_epochs=1, batch_size=8, checkpoint_blocks=True, augment=make_augment("crop", 16)
-    )
-    search = mask_search(
-        model, weights, real, recipe, key=jax.random.key(0), space="norm", num_slots=2,
-        num_trials=2, chunk_size=2, search="random",
-    )  # fmt: skip
-    ran = []
-    with jax.log_compiles(False):
-        monkeypatch.setattr(jax, "devices", lambda *a, there=jax.devices(): there[:1])
-        original = mask_search_module.spread
-
-        def note(tree, mesh):
-            ran.append(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree))
-            return original(tree, mesh)
-
-        monkeypatch.setattr(mask_search_module, "spread", note)
-        search.run()
-    states, masks, active = ran[0]
-    assert active[0] == (2,)
-    assert search.lower(2).as_text() == planned
+    mask_search(
+        model,
+        weights,
+        balanced_lesions(24, 16, 18),
+        Recipe(
+            num_epochs=1, batch_size=8, checkpoint_blocks=True, augment=make_augment("crop", 16)
+        ),
+        key=jax.random.key(0),
+        space="norm",
+        search="random",
+        num_trials=2,
+        num_slots=2,
+        chunk_size=2,
+    ).run()
+    where = re.compile(r" \{(jax|mhlo|sdy|tf)\.[^}]*\}")  # on which device arguments lie
+    assert where.sub("", ran[0]) == where.sub("", planned)
 
 
 def test_an_unknown_device_is_refused_in_one_line():

@@ -422,14 +422,6 @@ def test_candidates_rank_by_validation_fate_and_undefined_plans_never_win(networ
     np.testing.assert_array_equal(ranked, [0, 1, 2, 3])
 
 
-def test_the_pareto_front_keeps_what_nothing_beats():
-    accuracy = [0.9, 0.8, 0.7, 0.8, np.nan, 0.9]
-    fairness = [0.1, 0.5, 0.4, 0.5, 0.9, 0.05]
-    np.testing.assert_array_equal(
-        pruning.pareto_front(accuracy, fairness), [True, True, False, True, False, False]
-    )
-
-
 def test_the_papers_disparities_stand_beside_the_usual_metrics():
     logits = jnp.eye(2)[jnp.array([0, 1, 1, 0, 1, 1])]
     labels, group = jnp.array([0, 1, 0, 1, 1, 0]), jnp.array([0, 0, 0, 1, 1, 1])

@@ -92,7 +92,7 @@ def test_class_balanced_draws_classes_alike_and_rows_of_a_class_alike():
 def test_example_weights_multiply_those_of_the_classes():
     sampler = class_balanced(**IDS, batch_size=10)
     weights = jnp.where(jnp.arange(13) == 10, 3.0, 1.0)  # one of the two rows of class 2
-    rows, _ = draw(
+    rows, _ = draw_epoch(
         sampler, jax.random.key(0), sampler.init(), example_weights=weights, num_batches=3000
     )
     counts = np.bincount(np.ravel(rows), minlength=13)

@@ -101,7 +101,7 @@ def age_bands(table: Table, name: str, cuts: Sequence[float]) -> Column:
 
 def combine_attributes(
     name: str, attributes: Mapping[str, Column], sensitive: Sequence[str], unknown: str
-) -> tuple[Int64[np.ndarray, "N"], tuple[str, ...], list[str]]:
+) -> tuple[Int64[np.ndarray, " N"], tuple[str, ...], list[str]]:
     """Group of every row (-1 dropped), names of the groups that occur, and notes.
 
     Args:

@@ -152,7 +152,7 @@ def crop_boxes(
     shape: Sequence[int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> tuple[Int32[Array, "B"], Int32[Array, "B"], Int32[Array, "B"], Int32[Array, "B"]]:
+) -> tuple[Int32[Array, " B"], Int32[Array, " B"], Int32[Array, " B"], Int32[Array, " B"]]:
     """Top, left, height and width of one random box per image, int32 `[B]` each."""
     batch, image_height, image_width = shape[:3]
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)

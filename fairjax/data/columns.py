@@ -73,7 +73,7 @@ def _numbers(table: Table, name: str, remedy: str) -> list[float] | None:
 
 def read_labels(
     table: Table, name: str, positive: str | int | None
-) -> tuple[Int32[np.ndarray, "N"], tuple[str, ...]]:
+) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
     """Class of every row and the names of the classes."""
     _numbers(table, name, "a label must be all numbers or all text")
     values, codes = categories(table.columns[name])
@@ -110,7 +110,7 @@ def read_labels(
 
 def read_groups(
     table: Table, sensitive: Sequence[str]
-) -> tuple[Int32[np.ndarray, "N"], tuple[str, ...]]:
+) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
     """Group of every row and the names of the groups, intersections of the columns that occur."""
     combined = np.zeros(len(table), np.int64)
     names = ("",)
@@ -136,7 +136,7 @@ def read_groups(
     return combined.reshape(-1).astype(np.int32), names
 
 
-def read_splits(table: Table, name: str) -> dict[str, Int32[np.ndarray, "_"]]:
+def read_splits(table: Table, name: str) -> dict[str, Int32[np.ndarray, " _"]]:
     """The rows of each split, as a column names it."""
     values, codes = table.columns[name]
     known = np.array([*(value in SPLITS for value in values), False])
@@ -160,7 +160,7 @@ def rows_of_splits(split_of_row: np.ndarray) -> dict[str, np.ndarray]:
 def read_feature(
     table: Table,
     name: str,
-    train: Int32[np.ndarray, "_"],
+    train: Int32[np.ndarray, " _"],
     *,
     categorical: bool,
     fixed_categories: bool,

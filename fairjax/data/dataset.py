@@ -47,11 +47,11 @@ class Dataset:
 
     name: str
     inputs: Shaped[np.ndarray, "N ..."]
-    labels: Int32[np.ndarray, "N"]
-    group: Int32[np.ndarray, "N"]
+    labels: Int32[np.ndarray, " N"]
+    group: Int32[np.ndarray, " N"]
     label_names: tuple[str, ...]
     group_names: tuple[str, ...]
-    splits: dict[str, Integer[np.ndarray, "_"]]
+    splits: dict[str, Integer[np.ndarray, " _"]]
     feature_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -103,7 +103,7 @@ class Dataset:
         """G, the number of sensitive groups."""
         return len(self.group_names)
 
-    def split_rows(self, split: str) -> Integer[np.ndarray, "n"]:
+    def split_rows(self, split: str) -> Integer[np.ndarray, " n"]:
         """Row numbers of a split; ValueError if there is no such split."""
         if split not in self.splits:
             raise ValueError(f"{self.name}: split must be one of {SPLITS}, got {split!r}")
@@ -113,7 +113,7 @@ class Dataset:
         """The rows of one split, as NumPy arrays in split order; see `rows` for when it copies."""
         return self.rows(self.split_rows(split))
 
-    def rows(self, rows: Integer[np.ndarray, "n"]) -> Examples:
+    def rows(self, rows: Integer[np.ndarray, " n"]) -> Examples:
         """Any rows of the set, in the order given, on the host.
 
         Rows that follow one another (as in a split that is a range) are read-only views, which

@@ -41,11 +41,11 @@ class ImageTable:
     name: str
     paths: tuple[Path, ...]
     where: tuple[str, ...]
-    labels: Int32[np.ndarray, "N"]
+    labels: Int32[np.ndarray, " N"]
     label_names: tuple[str, ...]
     attributes: Mapping[str, Column]
-    ids: Shaped[np.ndarray, "N"] | None = None
-    splits: Mapping[str, Integer[np.ndarray, "_"]] | None = None
+    ids: Shaped[np.ndarray, " N"] | None = None
+    splits: Mapping[str, Integer[np.ndarray, " _"]] | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 Images = UInt8[Array | np.ndarray, "B H W C"] | Float[Array | np.ndarray, "B H W C"]
 """uint8, or floating point in [0, 1]."""
-PerImage = Float[Array | np.ndarray, "B"]
+PerImage = Float[Array | np.ndarray, " B"]
 
 
 def to_float(
@@ -45,13 +45,13 @@ def center_crop(
 
 def resized_crop(
     images: Images,
-    top: Int32[Array, "B"],
-    left: Int32[Array, "B"],
-    height: Int32[Array, "B"],
-    width: Int32[Array, "B"],
+    top: Int32[Array, " B"],
+    left: Int32[Array, " B"],
+    height: Int32[Array, " B"],
+    width: Int32[Array, " B"],
     *,
     size: int,
-    mirror: Bool[Array, "B"] | None = None,
+    mirror: Bool[Array, " B"] | None = None,
 ) -> Float[Array, "B size size C"]:
     """Resize one box of each image to `size` x `size` with an antialiased triangle filter.
 

@@ -10,12 +10,12 @@ from fairjax.data.dataset import SPLITS, Dataset
 
 
 def stratified_split(
-    strata: Integer[np.ndarray, "N"],
+    strata: Integer[np.ndarray, " N"],
     ratios: tuple[float, float, float] = (0.6, 0.2, 0.2),
     *,
     seed: int,
-    groups: Shaped[np.ndarray, "ids"] | None = None,
-) -> dict[str, Int32[np.ndarray, "_"]]:
+    groups: Shaped[np.ndarray, " ids"] | None = None,
+) -> dict[str, Int32[np.ndarray, " _"]]:
     """Random train / val / test rows in which every stratum keeps its share.
 
     Without `groups` each stratum is dealt out exactly (largest remainder, and at least one row per
@@ -111,12 +111,12 @@ def _place_groups(strata, group_of_row, num_groups, ratios, generator):
 
 
 def split_by_id(
-    ids: Shaped[np.ndarray, "N"],
+    ids: Shaped[np.ndarray, " N"],
     *,
     held_out: float = 0.2,
     test_share: float = 0.5,
     seeds: tuple[int, int] = (0, 0),
-) -> dict[str, Int32[np.ndarray, "_"]]:
+) -> dict[str, Int32[np.ndarray, " _"]]:
     """Train / val / test rows by two seeded cuts through the sorted distinct ids, as MEDFAIR does.
 
     All rows of an id (a patient, a lesion) stay together; labels and groups are not balanced.

@@ -314,17 +314,3 @@ def rank_plans(values: Any) -> np.ndarray:
     """Numbers of the plans from the best value to the worst, int `[P]`; undefined ones last."""
     values = np.asarray(values, np.float64)
     return np.argsort(-np.where(np.isnan(values), -np.inf, values), kind="stable")
-
-
-def pareto_front(*objectives: Any) -> np.ndarray:
-    """Which plans no other beats in every objective, bool `[P]`.
-
-    Args:
-      *objectives: float `[P]` each, higher is better; a plan with a nan is never on the front.
-    """
-    values = np.stack([np.asarray(objective, np.float64) for objective in objectives], axis=1)
-    defined = ~np.any(np.isnan(values), axis=1)
-    values[~defined] = -np.inf
-    no_worse = np.all(values[:, None] >= values[None], axis=-1)
-    better = np.any(values[:, None] > values[None], axis=-1)
-    return defined & ~np.any(no_worse & better, axis=0)

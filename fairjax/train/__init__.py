@@ -33,3 +33,5 @@ from fairjax.train.step import TrainState as TrainState
 from fairjax.train.step import init_train as init_train
 from fairjax.train.step import make_step as make_step
 from fairjax.train.step import start_train as start_train
+from fairjax.train.stream import fit_population_streamed as fit_population_streamed
+from fairjax.train.stream import stream_map as stream_map
