@@ -21,7 +21,8 @@ from experiments import benchmarks
 from experiments.cli import Hidden, table
 from experiments.run import main
 
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__)))
+MODULES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+NAMES = tuple(name for name in MODULES if not name.startswith("_"))  # others serve several rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,13 @@ from jax.sharding import SingleDeviceSharding
 from fairjax.data import Dataset, Examples
 from fairjax.fairtune.found import Found
 from fairjax.fairtune.objectives import Objective, check_objectives, objective
-from fairjax.fairtune.search import LEARNING_RATES, Search, evolution, random_search
+from fairjax.fairtune.search import (
+    LEARNING_RATES,
+    Search,
+    directions_of,
+    evolution,
+    random_search,
+)
 from fairjax.fairtune.spaces import MaskSpace, mask_space
 from fairjax.fairtune.studies import nsga2, tpe
 from fairjax.fairtune.tune import (
@@ -68,7 +74,7 @@ def mask_search(
     key: Any,
     space: str | MaskSpace = "norm_attn_mlp",
     objective: str | tuple[str, ...] = "worst_group_auc",
-    search: SearchName = "tpe",
+    search: SearchName | Search = "tpe",
     num_trials: int = 12,
     num_slots: int = 8,
     learning_rates: tuple[float, float] = LEARNING_RATES,
@@ -89,10 +95,10 @@ def mask_search(
       key: see `search_masks`.
       space: name of a mask space (`mask_space`), or one of your own.
       objective: one or several metrics (`fairtune.objective`).
-      search: what proposes candidates.
+      search: what proposes candidates, by name or one of your own.
       num_trials: T, candidates in all.
       num_slots: P, candidates trained as one population.
-      learning_rates: range, log-uniform.
+      learning_rates: range, log-uniform; a search of your own has its own.
       first_rung: epochs before candidates are first compared, of which the best third goes on;
         None stops nobody early.
       num_brackets: more than one is Hyperband.
@@ -129,20 +135,13 @@ def mask_search(
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
     if len(objectives) > 1 and len(rungs.epochs) > 1:
         raise ValueError("early stopping needs a single objective; set first_rung=None")
-    if search not in _SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
-    options: dict[str, Any] = {"learning_rates": learning_rates}
-    if search in ("tpe", "nsga2"):
-        facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
-        options |= {"storage": storage, "fingerprint": facts, "worker": worker}
-        options |= {"first_masks": first_masks}
-    elif storage is not None or worker or len(first_masks):
-        raise ValueError(f"storage, worker and first_masks go with tpe or nsga2, not with {search}")
+    facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
+    studied = {"storage": storage, "fingerprint": facts, "worker": worker}
+    studied |= {"first_masks": first_masks}
+    chosen = _make_search(search, space, objectives, learning_rates, studied)
     program = _make_program(model, weights, data, recipe, space, objectives, rungs, key)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
-    return _assemble(
-        _SEARCHES[search](space, objectives, **options), program, rungs, sizes, chunk_size
-    )
+    return _assemble(chosen, program, rungs, sizes, chunk_size)
 
 
 _objective = objective
@@ -152,6 +151,26 @@ _SEARCHES: dict[str, Callable[..., Search]] = {
     "evolution": evolution,
     "nsga2": nsga2,
 }
+
+
+def _make_search(search, space, objectives, learning_rates, studied) -> Search:
+    """The search of that name, or the given one if it fits; `studied` are options of Optuna's."""
+    if not isinstance(search, Search) and search not in _SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
+    if search in ("tpe", "nsga2"):
+        return _SEARCHES[search](space, objectives, learning_rates=learning_rates, **studied)
+    if studied["storage"] is not None or studied["worker"] or len(studied["first_masks"]):
+        name = "a search of your own" if isinstance(search, Search) else search
+        raise ValueError(f"storage, worker and first_masks go with tpe or nsga2, not with {name}")
+    if not isinstance(search, Search):
+        return _SEARCHES[search](space, objectives, learning_rates=learning_rates)
+    wanted = (space.num_units, directions_of(objectives))
+    if (search.num_units, tuple(search.maximize)) != wanted:
+        raise ValueError(
+            f"the search must propose masks of {wanted[0]} units and maximise {wanted[1]}, "
+            f"got {search.num_units} and {search.maximize}"
+        )
+    return search
 
 
 class _Program(NamedTuple):
