@@ -31,7 +31,7 @@ from experiments.cli import (
     Positive,
     Range,
     Replicates,
-    Seed,
+    Seeds,
     check_numbers,
     phase,
     progress,
@@ -61,16 +61,6 @@ from fairjax.trees import flatten_named, map_named
 
 Watched = Literal["equal_opportunity", "equalized_odds", "demographic_parity"]
 Moved = Annotated[float, Range(0, 1, above=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Seeds:
-    """What is drawn at random, apart from the data (--data.seed)."""
-
-    start: Seed = 0
-    """of the initial parameters; every row takes this one and those that follow"""
-    batches: Seed = 0
-    """of the batches, likewise"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from experiments.cli import (
     NonNegative,
     Positive,
     Replicates,
-    Seed,
+    Seeds,
     check_numbers,
     phase,
     progress,
@@ -48,18 +48,6 @@ from fairjax.metrics import bootstrap
 from fairjax.models import Model, image_model, save_weights
 from fairjax.sampling import shuffled
 from fairjax.train import TrainState, fit, init_fit, init_train, make_step, predict
-
-
-@dataclasses.dataclass(frozen=True)
-class Seeds:
-    """What is drawn at random."""
-
-    data: Seed = 0
-    """of the images"""
-    start: Seed = 0
-    """of the initial parameters"""
-    batches: Seed = 0
-    """of the batches and of their flips"""
 
 
 @dataclasses.dataclass(frozen=True)
