@@ -25,6 +25,7 @@ from experiments.cli import (
     NonNegative,
     Positive,
     Replicates,
+    Seed,
     Seeds,
     check_numbers,
     phase,
@@ -51,11 +52,19 @@ from fairjax.train import TrainState, fit, init_fit, init_train, make_step, pred
 
 
 @dataclasses.dataclass(frozen=True)
+class AllSeeds(Seeds):
+    """What is drawn at random."""
+
+    data: Seed = 0
+    """of the images"""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Multi-task training on synthetic lesions."""
 
     about: Hidden = ""
-    seeds: Seeds = Seeds()
+    seeds: AllSeeds = AllSeeds()
     model: Literal["vit_micro", "vgg_micro"] = "vit_micro"
     num_images: Count = 40_000
     """drawn, of which 70 % train, 10 % watch and 20 % test"""

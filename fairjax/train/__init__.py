@@ -26,6 +26,7 @@ from fairjax.train.seeds import Tuned as Tuned
 from fairjax.train.seeds import linear_probe as linear_probe
 from fairjax.train.seeds import population_logits as population_logits
 from fairjax.train.seeds import seed_keys as seed_keys
+from fairjax.train.seeds import train_network as train_network
 from fairjax.train.seeds import train_seeds as train_seeds
 from fairjax.train.step import Batch as Batch
 from fairjax.train.step import Step as Step
