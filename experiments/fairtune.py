@@ -383,9 +383,7 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
     """
     config, run, params = task.config, task.run, task.weights.params
     rates = middle_rates(config.learning_rates, config.num_rates)
-    fixed = {
-        name: fairtune.mask_space(params, name, head=task.model.head) for name in ("full", "linear")
-    }
+    space = lambda name: fairtune.mask_space(params, name, head=task.model.head)
     choices = {
         "full": Choice(space("full"), np.zeros(0, bool), rates),
         "linear": Choice(

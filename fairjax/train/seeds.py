@@ -13,11 +13,9 @@ from fairjax import trees
 from fairjax.data import Dataset, Examples
 from fairjax.models import Model, Weights
 from fairjax.sharding import candidate_mesh, dealing_order, everywhere, shard_candidates, spread
-from fairjax.train.loop import fit, init_fit
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
 from fairjax.train.predict import predict
 from fairjax.train.recipe import Recipe
-from fairjax.train.step import start_train
 from fairjax.train.stream import fit_population_streamed, stream_map
 
 ScoreFn = Callable[..., jax.Array]
@@ -388,52 +386,3 @@ def _keep_better(kept, newest):
         return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return jax.tree.map(newer, kept, newest)
-
-
-def train_network(
-    model: Model,
-    weights: Weights,
-    data: Dataset,
-    recipe: Recipe,
-    *,
-    key: Any,
-    on_epoch: Callable[[float], None] | None = None,
-) -> Weights:
-    """Train all of one network, from the given weights and with the classifier among them.
-
-    Args:
-      model: the network.
-      weights: what it starts from; left as they are.
-      data: trains on "train".
-      recipe: how.
-      key: PRNG key of the order of examples.
-      on_epoch: called after every epoch with its mean loss.
-
-    Returns:
-      `Weights` of the last epoch, with the notes of the given ones.
-
-    Raises:
-      ValueError: as the recipe and its sampler.
-    """
-    sampler = recipe.make_sampler(data)
-    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
-    step = recipe.make_step(recipe.make_model(model), optimizer, data)
-
-    @jax.jit
-    def start(params, batch_stats, key):
-        params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))  # `epoch` donates them
-        train = start_train(params, batch_stats, optimizer, ema=recipe.ema_decay is not None)
-        return init_fit(train, sampler, key)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state, train):
-        return fit(step, state, train, sampler, num_epochs=1, augment=recipe.augment)
-
-    train = jax.tree.map(jnp.asarray, data.examples("train"))
-    state = start(weights.params, weights.batch_stats, key)
-    for _ in range(recipe.num_epochs):
-        state, history = epoch(state, train)
-        if on_epoch is not None:
-            on_epoch(float(history["loss"][0]))
-    params, batch_stats = jax.device_get((state.train.final_params, state.train.batch_stats))
-    return Weights(params, batch_stats, weights.notes)
