@@ -40,12 +40,12 @@ from experiments.cli import (
 )
 from experiments.data import Augment, Data, load_data, make_augment
 from experiments.files import load_arrays, replacing, save_arrays, write_atomically
-from experiments.run import Run, data_summary, main, timed
-from fairjax import fairtune, metrics, models, train
+from experiments.run import Run, main, timed
+from fairjax import fairtune, models, report, train
 from fairjax.data import Dataset
 from fairjax.fairtune import Choice, Found, MaskSearch
 from fairjax.optimizers import Optimizer, Schedule
-from fairjax.report.search import search_figures
+from fairjax.report.search import search_figures, search_sentence
 from fairjax.train.recipe import Dtype
 
 COMPARED = ("accuracy", "auc", "worst_group_auc", "auc_gap", "equalized_odds_difference")
@@ -298,35 +298,27 @@ def run_all(task: Task) -> None:
     with timed(timing, "train_s"):
         rows, winner = train_rows(task, found)
     write_search(run, task, found, winner)
-    logits = np.stack([row["logits"] for row in rows.values()])
-    phase("intervals")
-    test = data.examples("test")
-    with timed(timing, "judge_s"):
-        compared = metrics.compare_rows(
-            logits,
-            labels=test.labels,
-            group=test.group,
-            num_groups=data.num_groups,
-            shown=COMPARED,
-            num_replicates=config.num_replicates,
-            key=jax.random.key(0),
-        )
-    by_row, notes = results.summarise(list(rows), compared, data.group_names)
+    logits = {name: row["logits"] for name, row in rows.items()}
+    shown = {"shown": COMPARED, "num_replicates": config.num_replicates}
+    compared = results.judge(logits, data, timing, **shown)
+    by_row, notes = report.summarise(list(rows), compared, data.group_names)
     for name, row in rows.items():
         by_row[name] |= {"learning_rate": float(row["learning_rate"])}
         by_row[name] |= {"percent_trained": float(row["percent"])}
         by_row[name] |= {"val_objective": float(np.mean(row["values"]))}
     mask = f"mask: {found.choice(winner).description.text}"
     notes = [mask, *task.weights.notes, *found.notes(), *notes]
-    summary = run.finish(data=data_summary(data), results=by_row, timing=timing, notes=notes)
     results.show(
         run,
-        summary,
+        data,
+        by_row,
+        timing=timing,
+        notes=notes,
         title=f"FairTune on {data.name}",
         question="Which parts of the network should be fine-tuned for the fairest result?",
-        answer=one_sentence(by_row, data.name),
+        answer=search_sentence(by_row, data.name),
         shown=("percent_trained", *COMPARED),
-        figures=search_figures(found, dict(zip(rows, logits, strict=True)), data),
+        figures=search_figures(found, logits, data),
     )
 
 
@@ -454,19 +446,6 @@ def train_row(task: Task, found: Found, name: str, choice: Choice) -> None:
 def middle_rates(bounds: tuple[float, float], count: int) -> tuple[float, ...]:
     """`count` learning rates evenly inside a range, by their logarithms."""
     return tuple(float(rate) for rate in np.geomspace(*bounds, count + 2)[1:-1])
-
-
-def one_sentence(by_row: dict[str, Any], name: str) -> str:
-    """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
-    metric = "worst_group_auc"
-    found, full, linear = (by_row[row][metric] for row in ("fairtune", "full", "linear"))
-    low, high = by_row["fairtune"]["ci95_vs_full"][metric]
-    verdict = "the interval holds 0" if low <= 0 <= high else "the interval excludes 0"
-    return (
-        f"On {name}, test worst-group AUC is {found:.3f} with the found mask, {full:.3f} with "
-        f"full fine-tuning and {linear:.3f} with a linear probe; found minus full is "
-        f"{found - full:+.3f} ({low:+.3f} to {high:+.3f} at 95 %: {verdict})."
-    )
 
 
 def write_search(run: Run, task: Task, found: Found, winner: int) -> None:

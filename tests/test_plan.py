@@ -13,8 +13,8 @@ from experiments import plan
 from experiments.data import make_augment
 from fairjax.data import lesions_dataset
 from fairjax.fairtune import mask_search, setup
+from fairjax.memory import find_device, hbm_bytes, largest_fit, program_bytes
 from fairjax.models import load_pretrained
-from fairjax.sharding import program_bytes
 from fairjax.train import Recipe
 
 SMOKE = plan.PRESETS["smoke"]
@@ -24,17 +24,17 @@ SMOKE = plan.PRESETS["smoke"]
 @pytest.mark.parametrize("bent", [0.0, 0.3])
 def test_the_largest_population_is_found_exactly(per_candidate, bent):
     cost = lambda n: 100 + per_candidate * n + bent * n**1.3  # noqa: E731
-    fits = plan.largest_fit(cost, 400, 64)
+    fits = largest_fit(cost, 400, 64)
     expected = max(n for n in range(1, 65) if cost(n) <= 400)
     assert max(fits) == expected
     assert all(value == cost(n) for n, value in fits.items())
 
 
 def test_programs_that_do_not_even_compile_count_as_too_large():
-    fits = plan.largest_fit(lambda n: 10.0 * n if n < 14 else math.inf, 1000, 64)
+    fits = largest_fit(lambda n: 10.0 * n if n < 14 else math.inf, 1000, 64)
     assert max(fits) == 13
     with pytest.raises(ValueError, match="one candidate needs more"):
-        plan.largest_fit(lambda n: math.inf, 1000, 64)
+        largest_fit(lambda n: math.inf, 1000, 64)
 
 
 def test_a_norm_space_costs_less_per_candidate_than_full_fine_tuning():
@@ -103,8 +103,8 @@ def without_places(program):
 
 
 def test_an_unknown_device_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="--device v99:2x2"):
-        plan.find_device("v99:2x2")
+    with pytest.raises(ValueError, match="device v99:2x2"):
+        find_device("v99:2x2")
 
 
 @pytest.mark.skipif(
@@ -112,6 +112,6 @@ def test_an_unknown_device_is_refused_in_one_line():
     reason="asks the TPU compiler, which needs no TPU: pip install libtpu",
 )
 def test_a_tpu_chip_tells_its_memory():
-    device, count = plan.find_device("v5e:2x2")
+    device, count = find_device("v5e:2x2")
     assert count == 4
-    assert plan.hbm_bytes(device) == int(15.75 * 2**30)
+    assert hbm_bytes(device) == int(15.75 * 2**30)

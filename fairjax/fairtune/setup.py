@@ -28,11 +28,11 @@ from fairjax.fairtune.tune import (
     successive_halving,
     tune,
 )
+from fairjax.memory import plan_chunk_size
 from fairjax.models import Model, Weights, kernel_gate
 from fairjax.sharding import (
     candidate_mesh,
     everywhere,
-    plan_chunk_size,
     shard_candidates,
     spread,
 )
