@@ -161,8 +161,10 @@ def _twin(start: Start) -> Any:
     save_weights(path, start.model, start.params, {})
     network = {"image_size": sizes.image_size, **dict(sizes.network)}
     cuts = slice(sizes.num_train), slice(sizes.num_train, None)
+    train, val = (twin.Files(start.paths[cut], start.labels[cut], start.group[cut]) for cut in cuts)
     return twin.Searcher(
-        *(twin.Files(start.paths[cut], start.labels[cut], start.group[cut]) for cut in cuts),
+        train,
+        val,
         path,
         twin.VisionTransformer(2, **network),
         image_size=sizes.image_size,
