@@ -183,9 +183,9 @@ def train_and_report(config: Config, run: Run) -> None:
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), (state.params, state.batch_stats))
     with replacing(path) as partial:
         save_weights(partial, network, *halves)
-    shipped = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
+    params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
     phase("judging on the test split")
-    result = judge(config, model, *shipped, dataset)
+    result = judge(config, model, params, batch_stats, dataset)
     run.finish(
         data=data_summary(dataset),
         results={config.model: result},

@@ -32,7 +32,7 @@ def summarise(
     for i, row in enumerate(rows):
         own = {name: values[i] for name, values in comparison.metrics.items()}
         scalars = [name for name, values in own.items() if values.ndim == 1]
-        result: dict[str, Any] = {name: own[name].mean() for name in scalars}
+        result: dict[str, Any] = {name: float(own[name].mean()) for name in scalars}
         for name in ("group_auc", "group_accuracy"):
             result[name] = dict(zip(group_names, own[name].mean(0), strict=True))
         result["std"] = {name: own[name].std(ddof=min(1, len(own[name]) - 1)) for name in scalars}
@@ -41,7 +41,7 @@ def summarise(
             result[key] = {name: [low[i], part.upper[name][i]] for name, low in part.lower.items()}
         results[row] = result
         per_seed = [
-            undefined({name: values[seed] for name, values in own.items()}, group_names)
+            undefined({name: np.asarray(x[seed]) for name, x in own.items()}, group_names)
             for seed in range(len(own["accuracy"]))
         ]
         notes += [f"{row}: {sentence}" for sentence in sorted(set().union(*per_seed))]

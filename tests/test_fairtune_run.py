@@ -235,5 +235,5 @@ def test_mistakes_are_named_before_anything_trains(options, message):
 def test_an_objective_that_validation_cannot_define_is_refused():
     labels = np.where(DATA.group == 1, 0, DATA.labels).astype(np.int32)
     one_sided = dataclasses.replace(DATA, labels=labels)
-    with pytest.raises(ValueError, match="'red' has no positives"):
+    with pytest.raises(ValueError, match="'red' undefined: no positives"):
         mask_search(MODEL, WEIGHTS, one_sided, RECIPE, key=KEY, **OPTIONS)

@@ -266,11 +266,10 @@ def test_chunks_of_nothing_are_refused():
 def test_a_frozen_network_can_be_fitted_alone():
     space = mask_space(PARAMS, "linear")
     tunable, frozen = space.partition(PARAMS)
-    step = functools.partial(make_step(MODEL, OPTIMIZER, bind=space.bind), frozen=frozen)
+    step = make_step(MODEL, OPTIMIZER, bind=space.bind)
     train = start_train(tunable, {}, OPTIMIZER)
-    state, history = jax.jit(lambda s, d: fit(step, s, d, SAMPLER, num_epochs=1))(
-        init_fit(train, SAMPLER, jax.random.key(0)), DATA
-    )
+    run = jax.jit(lambda s, d, frozen: fit(step, s, d, SAMPLER, num_epochs=1, frozen=frozen))
+    state, history = run(init_fit(train, SAMPLER, jax.random.key(0)), DATA, frozen)
     assert set(state.train.params) == {"head"}
     assert np.isfinite(history["loss"]).all()
 

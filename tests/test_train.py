@@ -233,6 +233,16 @@ def test_an_epoch_needs_nothing_from_the_host_and_the_next_call_no_compiler(name
     assert int(state.epoch) == 2 and np.isfinite(history["loss"]).all()
 
 
+def test_a_state_that_keeps_an_average_can_be_donated():
+    sampler, optimizer = plain_sampler(), optax.sgd(0.1)
+    step = make_step(MODEL, optimizer, ema_decay=0.9)
+    train = init_train(MODEL, optimizer, jax.random.key(0), ema=True)
+    run = jax.jit(lambda s, d: fit(step, s, d, sampler, num_epochs=1)[0], donate_argnums=0)
+    state = run(init_fit(train, sampler, jax.random.key(0)), TRAIN)
+    kernels = (tree["head"]["kernel"] for tree in (state.train.ema, state.train.params))
+    assert float(jnp.abs(jnp.subtract(*kernels)).max()) > 0
+
+
 def refuse(message, sampler, **options):
     optimizer = optax.adam(0.01)
     state = start(sampler, optimizer)

@@ -53,8 +53,8 @@ def init_fit(train: TrainState, sampler: BatchSampler, key: Any, **choices: Any)
     state = sampler.init(**choices)
     running = None
     if sampler.adapts:
-        zeros = jnp.zeros(state.rows.counts.shape, jnp.float32)
-        running = CellSums(zeros, zeros)
+        shape = state.rows.counts.shape  # two arrays: one could not be donated twice
+        running = CellSums(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
     return FitState(train, state, running, key, jnp.zeros((), jnp.int32))
 
 
