@@ -1,5 +1,7 @@
 """The PyTorch twin of FairTune trains what fairjax trains, and the benchmark's rows hold."""
 
+import dataclasses
+import importlib.util
 import random
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmark import PRESETS, prepare
 from experiments.benchmarks import fairtune as benchmark
 from fairjax.fairtune import mask_space, objective
 from fairjax.models import image_model, save_weights
@@ -108,6 +111,24 @@ def test_one_more_norm_or_bias_candidate_of_vit_tiny_costs_under_2_percent_of_th
     params = jax.eval_shape(model.init, jax.random.key(0))[0]
     for name in ("norm", "bitfit"):
         assert 0 < benchmark.memory_share(params, name) < 0.02
+
+
+def test_a_package_that_the_other_side_needs_and_lacks_is_named_before_anything_runs(
+    monkeypatch, tmp_path
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torchvision" else find(name)
+    )
+    out = tmp_path / "claims.jsonl"
+    with pytest.raises(ValueError, match="images needs torchvision: pip install torchvision"):
+        prepare(dataclasses.replace(PRESETS["images"], out=out))
+    assert not out.exists()
+
+
+def test_too_few_timed_trials_are_refused():
+    with pytest.raises(ValueError, match="num_timed must be at least 2, got 1"):
+        next(benchmark.claims(num_timed=1))
 
 
 def test_the_benchmark_gives_a_row_per_claim():

@@ -13,10 +13,12 @@ from fairjax.data import Dataset
 from fairjax.data.augment import compose, random_flip
 from fairjax.fairtune import (
     Choice,
+    Search,
     mask_search,
     mask_space,
     mask_space_from_rules,
     objective,
+    random_search,
     refit,
     refit_choice,
     search_masks,
@@ -107,6 +109,13 @@ def test_a_search_on_a_network_of_ones_own_finds_a_choice_that_can_be_read(found
         np.nanmax(found.trials.values[found.trials.status == 3])
     )
     assert [row["trial"] for row in found.table()] == [0, 1, 2, 3]
+
+
+def test_a_search_of_ones_own_is_what_proposes(found):
+    own = random_search(found.space, found.objectives, learning_rates=OPTIONS["learning_rates"])
+    again = search(search=own)
+    np.testing.assert_array_equal(again.trials.masks, found.trials.masks)
+    np.testing.assert_allclose(again.trials.values, found.trials.values)
 
 
 def test_a_refit_moves_what_the_mask_trains_and_nothing_else(found):
@@ -208,6 +217,8 @@ def test_the_average_of_the_parameters_is_what_is_measured_and_kept():
         ({"objective": "min_auc"}, "unknown objective 'min_auc'"),
         ({"space": "norm_attn_mlp"}, "mask space"),
         ({"search": "grid"}, "search must be one of tpe, random, evolution, nsga2"),
+        ({"search": Search(None, None, None, 2, (True,))}, "masks of 3 units .* got 2"),
+        ({"search": Search(None, None, None, 3, (False,))}, r"maximise \(True,\), got 3 and"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"num_slots": 0}, "at least one trial and slot"),
         ({"first_rung": 5}, "first <= 2 epochs"),

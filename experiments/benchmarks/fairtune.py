@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks._fairtune_start import FULL, QUICK, Start, make_start
+from experiments.cli import phase
 from experiments.timing import Paired, claim, compile_seconds, paired, seconds, step_flops
 from fairjax.data import Dataset, Examples
 from fairjax.data.augment import compose, random_flip, random_resized_crop
@@ -68,19 +69,24 @@ def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> Itera
     if num_timed < 2:
         raise ValueError(f"num_timed must be at least 2, got {num_timed}")
     with tempfile.TemporaryDirectory() as folder:
+        phase("drawing photographs, pre-training a network")
         start = make_start(QUICK if quick else FULL, Path(folder))
         repeats = 1 if quick else 5
         yield from search_claims(start, num_timed=num_timed, num_seeds=num_seeds)
+        phase("training one mask")
         yield from refit_claims(start, repeats)
+        phase("training populations")
         yield cost_claim(start, 1 if quick else 3)
 
 
 def search_claims(start: Start, *, num_timed: int, num_seeds: int) -> list[dict[str, Any]]:
     """`fairtune_search_early_stopping` and `fairtune_search_full`."""
+    phase("starting PyTorch's loaders")
     theirs = _twin(start)
     sizes, scale = start.sizes, start.sizes.num_trials / num_timed
     early, full, twin, rows = [], [], [], []
     for seed in range(num_seeds):
+        phase(f"searches with seed {seed}: PyTorch's, ours, ours with PyTorch's masks")
         began = time.perf_counter()
         trials = theirs.search(num_timed, LEARNING_RATES, seed)
         twin.append((time.perf_counter() - began) * scale)
@@ -161,8 +167,10 @@ def _twin(start: Start) -> Any:
     save_weights(path, start.model, start.params, {})
     network = {"image_size": sizes.image_size, **dict(sizes.network)}
     cuts = slice(sizes.num_train), slice(sizes.num_train, None)
+    train, val = (twin.Files(start.paths[cut], start.labels[cut], start.group[cut]) for cut in cuts)
     return twin.Searcher(
-        *(twin.Files(start.paths[cut], start.labels[cut], start.group[cut]) for cut in cuts),
+        train,
+        val,
         path,
         twin.VisionTransformer(2, **network),
         image_size=sizes.image_size,

@@ -155,22 +155,25 @@ _SEARCHES: dict[str, Callable[..., Search]] = {
 
 def _make_search(search, space, objectives, learning_rates, studied) -> Search:
     """The search of that name, or the given one if it fits; `studied` are options of Optuna's."""
-    if not isinstance(search, Search) and search not in _SEARCHES:
+    if isinstance(search, Search):
+        name = "a search of your own"
+        wanted = (space.num_units, directions_of(objectives))
+        if (search.num_units, tuple(search.maximize)) != wanted:
+            raise ValueError(
+                f"the search must propose masks of {wanted[0]} units and maximise {wanted[1]}, "
+                f"got {search.num_units} and {search.maximize}"
+            )
+    elif search not in _SEARCHES:
         raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
-    if search in ("tpe", "nsga2"):
+    elif search in ("tpe", "nsga2"):
         return _SEARCHES[search](space, objectives, learning_rates=learning_rates, **studied)
+    else:
+        name = search
     if studied["storage"] is not None or studied["worker"] or len(studied["first_masks"]):
-        name = "a search of your own" if isinstance(search, Search) else search
         raise ValueError(f"storage, worker and first_masks go with tpe or nsga2, not with {name}")
-    if not isinstance(search, Search):
-        return _SEARCHES[search](space, objectives, learning_rates=learning_rates)
-    wanted = (space.num_units, directions_of(objectives))
-    if (search.num_units, tuple(search.maximize)) != wanted:
-        raise ValueError(
-            f"the search must propose masks of {wanted[0]} units and maximise {wanted[1]}, "
-            f"got {search.num_units} and {search.maximize}"
-        )
-    return search
+    if isinstance(search, Search):
+        return search
+    return _SEARCHES[search](space, objectives, learning_rates=learning_rates)
 
 
 class _Program(NamedTuple):
