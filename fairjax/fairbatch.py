@@ -131,9 +131,9 @@ def fairbatch(
     >>> sampler.init().shares.tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    _check_settings(
-        criterion, signal, draw, rounding, step_size, decay, positive_class, num_classes
-    )
+    _check_settings(criterion, signal, draw, rounding, step_size, decay)
+    if not 0 <= positive_class < num_classes:
+        raise ValueError(f"positive_class must be in [0, {num_classes}), got {positive_class}")
     everything = arrange_rows(
         labels=labels, group=group, num_classes=num_classes, num_groups=num_groups
     )
