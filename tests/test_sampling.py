@@ -1,6 +1,8 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
 """Which rows a run draws: those it always drew, each once an epoch, and only its own."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from fairjax.train import (
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 2, 0, 2])
 GROUP = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 1])
-IDS = {"labels": LABELS, "group": GROUP, "num_classes": 3, "num_groups": 2}
+IDS: dict[str, Any] = {"labels": LABELS, "group": GROUP, "num_classes": 3, "num_groups": 2}
 
 
 def draw_epoch(sampler, key, state, **options):
@@ -165,7 +167,7 @@ def test_a_population_of_folds_trains_each_run_as_alone_on_its_rows(name):
         sampler = fairbatch(**IDS, batch_size=6, criterion="equalized_odds")
     model, optimizer = logistic_regression(3, 3), make_optimizer("sgd", total_steps=9)
     step = make_step(model, optimizer)
-    options = {"num_epochs": 2}
+    options: dict[str, Any] = {"num_epochs": 2}
     if adapts:
         options["measure_fn"] = functools.partial(measure_cells, model, sampler)
     keys = jax.random.split(jax.random.key(1), 3)

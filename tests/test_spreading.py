@@ -86,7 +86,7 @@ def test_a_population_equals_its_members_alone(update_every):
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], (together, history))
         close((mine[0].train.params, mine[0].sampler), (state.train.params, state.sampler))
         close(mine[1], by_itself)
-    moved = np.abs(np.asarray(history["shares"]) - SAMPLER.init().shares).max((1, 2, 3))
+    moved = np.abs(np.asarray(history["shares"]) - np.asarray(SAMPLER.init().shares)).max((1, 2, 3))
     assert moved[0] == 0 and (moved[1:4] > 0.05).all()  # the first has the criterion "none"
 
 

@@ -1,6 +1,7 @@
 """The engine: one step by hand, runs that do not depend on how they are batched together."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -222,9 +223,10 @@ def test_an_epoch_needs_nothing_from_the_host_and_the_next_call_no_compiler(name
     optimizer = optax.adam(0.01)
     step = make_step(MODEL, optimizer)
 
-    @partial(jax.jit, donate_argnums=0)
-    def run(state, data):
-        return fit(step, state, data, sampler, num_epochs=1, measure_fn=measure_fn)
+    run: Any = jax.jit(
+        lambda state, data: fit(step, state, data, sampler, num_epochs=1, measure_fn=measure_fn),
+        donate_argnums=0,
+    )
 
     state, _ = run(start(sampler, optimizer), TRAIN)
     with jax.transfer_guard("disallow"):

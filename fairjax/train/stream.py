@@ -176,7 +176,7 @@ def _settle(states: FitState, mask: Any, active: Any, mesh: Mesh) -> tuple[FitSt
         active = np.pad(active, (0, missing))
     states, mask = _take((states, mask), rows)
     place = lambda tree: None if tree is None else spread(tree, mesh)
-    return place(states), place(mask), place(active)
+    return spread(states, mesh), place(mask), place(active)
 
 
 @jax.jit
