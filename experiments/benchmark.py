@@ -4,12 +4,14 @@
 
 Prints one table row per claim as soon as it is measured: seconds of both sides (medians over paired
 runs that take turns), their ratio with its range, compile time apart, and the quality that both
-reached. `--out` appends one JSON object per claim to a file. Needs the extra `baselines` (PyTorch).
+reached. `--out` appends one JSON object per claim to a file. Needs PyTorch, in the extra
+`baselines`; `metrics` needs fairlearn instead.
 """
 
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import json
 import pkgutil
 import sys
@@ -21,7 +23,10 @@ from experiments import benchmarks
 from experiments.cli import Hidden, table
 from experiments.run import main
 
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__)))
+MODULES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+NAMES = tuple(name for name in MODULES if not name.startswith("_"))  # others serve several rows
+NEEDED = {"metrics": ("fairlearn",), "images": ("torch", "torchvision")}
+"""Packages of the other side, where it is not PyTorch alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +58,18 @@ def prepare(config: Config) -> Callable[[], None]:
     """Check everything; returns the function that measures.
 
     Raises:
-      ValueError: a style where there is none.
+      ValueError: a style where there is none, or a package of the other side is not installed.
       OSError: `config.out` cannot be written.
     """
     if config.style is not None and config.name != "fairbatch":
         raise ValueError(f"--style is for fairbatch only; got it with {config.name}")
+    needed = NEEDED.get(config.name, ("torch",))
+    absent = [package for package in needed if importlib.util.find_spec(package) is None]
+    if absent:
+        raise ValueError(
+            f"the benchmark {config.name} needs {' and '.join(absent)}: "
+            f"pip install {' '.join(absent)}"
+        )
     if config.out is not None:
         config.out.open("a").close()  # before minutes of measuring, not after
     return lambda: show(measure(config))

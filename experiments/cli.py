@@ -60,6 +60,16 @@ Share = Annotated[float, Range(0, 1)]
 Smoothing = Annotated[float, Range(0, 1, below=True)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """What is drawn at random, apart from the data (--data.seed)."""
+
+    start: Seed = 0
+    """of initial parameters and classifiers; rows and seeds take this one and those that follow"""
+    batches: Seed = 0
+    """of the orders of examples, likewise, and of searches and scores"""
+
+
 def check_numbers(config: Any) -> None:
     """Check every number of a configuration, nested ones and those in tuples too.
 

@@ -31,7 +31,7 @@ from experiments.cli import (
     Positive,
     Range,
     Replicates,
-    Seed,
+    Seeds,
     check_numbers,
     phase,
     progress,
@@ -39,13 +39,13 @@ from experiments.cli import (
 )
 from experiments.data import Data, load_data
 from experiments.files import named_errors, replacing
-from experiments.run import Run, data_summary, main, timed
-from fairjax import metrics
+from experiments.run import Run, main, timed
+from fairjax import report
 from fairjax.data import Dataset
 from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, fairbatch
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
-from fairjax.report.fairbatch import fairbatch_figures
+from fairjax.report.fairbatch import fairbatch_figures, fairbatch_sentence
 from fairjax.sampling import BatchSampler
 from fairjax.train import (
     FitState,
@@ -61,16 +61,6 @@ from fairjax.trees import flatten_named, map_named
 
 Watched = Literal["equal_opportunity", "equalized_odds", "demographic_parity"]
 Moved = Annotated[float, Range(0, 1, above=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Seeds:
-    """What is drawn at random, apart from the data (--data.seed)."""
-
-    start: Seed = 0
-    """of the initial parameters; every row takes this one and those that follow"""
-    batches: Seed = 0
-    """of the batches, likewise"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,28 +242,27 @@ def run_all(task: Task) -> None:
     config, run, data = task.config, task.run.start(), task.data
     timing: dict[str, float] = {"compile_s": 0.0, "train_s": 0.0}
     rows, params = list(row_choices(config)), train(task, timing).train.params
-    phase("judging on the test split")
     logits = population_logits(task.model, params, {}, data, "test")
-    test = data.examples("test")
-    compared = metrics.compare_rows(
-        logits.reshape(len(rows), config.num_seeds, *logits.shape[1:]),
-        labels=test.labels,
-        group=test.group,
-        num_groups=data.num_groups,
+    logits = logits.reshape(len(rows), config.num_seeds, *logits.shape[1:])
+    compared = results.judge(
+        dict(zip(rows, logits, strict=True)),
+        data,
+        timing,
         shown=COMPARED,
         num_replicates=config.num_replicates,
-        key=jax.random.key(0),
     )
-    by_row, notes = results.summarise(rows, compared, data.group_names)
+    by_row, notes = report.summarise(rows, compared, data.group_names)
     save_models(run.folder / "models.safetensors", rows, params)
-    summary = run.finish(data=data_summary(data), results=by_row, timing=timing, notes=notes)
     phase("drawing the report")
     results.show(
         run,
-        summary,
+        data,
+        by_row,
+        timing=timing,
+        notes=notes,
         title=f"FairBatch on {data.name}",
         question="Does choosing batches by group make the model fairer, and at what accuracy?",
-        answer=one_sentence(by_row, data.name),
+        answer=fairbatch_sentence(by_row, data.name),
         shown=SHOWN,
         figures=fairbatch_figures(run.history(), by_row, config.criteria, data),
         legend=(
@@ -360,28 +349,6 @@ def log_epochs(run: Run, rows: list[str], history: dict[str, Any], done: int) ->
             for i, name in enumerate(rows)
         }
         run.log({"epoch": done + epoch + 1, "rows": values})
-
-
-def one_sentence(by_row: dict[str, Any], name: str) -> str:
-    """What came out: the largest relative fall of a criterion's own disparity."""
-    plain = by_row["plain"]
-    own = {row: f"{row.split('@')[0]}_difference" for row in by_row if row != "plain"}
-    falls = {
-        row: by_row[row][metric] / plain[metric] for row, metric in own.items() if plain[metric] > 0
-    }
-    falls = {row: ratio for row, ratio in falls.items() if np.isfinite(ratio)}
-    if not falls:
-        return f"On {name} no disparity could be compared with plain training."
-    best = min(falls, key=lambda row: falls[row])
-    metric, result = own[best], by_row[best]
-    low, high = result["ci95_vs_plain"][metric]
-    points = 100 * (result["accuracy"] - plain["accuracy"])
-    verb = "falls" if falls[best] < 1 else "rises"
-    return (
-        f"On {name}, {metric} {verb} from {plain[metric]:.3f} (plain) to "
-        f"{result[metric]:.3f} ({best}; change {low:+.3f} to {high:+.3f} at 95 %), "
-        f"accuracy {points:+.1f} points."
-    )
 
 
 def save_models(path: Path, rows: list[str], params: Any) -> None:

@@ -30,7 +30,7 @@ from experiments.cli import (
     NonNegative,
     Positive,
     Replicates,
-    Seed,
+    Seeds,
     Smoothing,
     Whole,
     check_numbers,
@@ -40,45 +40,16 @@ from experiments.cli import (
 )
 from experiments.data import Augment, Data, load_data, make_augment
 from experiments.files import load_arrays, replacing, save_arrays, write_atomically
-from experiments.run import Run, data_summary, main, timed
-from fairjax import metrics
+from experiments.run import Run, main, timed
+from fairjax import fairtune, models, report, train
 from fairjax.data import Dataset
-from fairjax.fairtune import (
-    Choice,
-    Found,
-    MaskSearch,
-    add_lora,
-    guided_masks,
-    mask_search,
-    mask_space,
-    refit_choice,
-)
-from fairjax.models import (
-    Model,
-    Weights,
-    fresh_head,
-    image_model,
-    load_pretrained,
-    load_weights,
-    save_weights,
-)
+from fairjax.fairtune import Choice, Found, MaskSearch
 from fairjax.optimizers import Optimizer, Schedule
-from fairjax.report import search as figures
-from fairjax.train import Recipe, linear_probe, seed_keys
+from fairjax.report.search import search_figures, search_sentence
 from fairjax.train.recipe import Dtype
 
 COMPARED = ("accuracy", "auc", "worst_group_auc", "auc_gap", "equalized_odds_difference")
 PROBE_RATES, PROBE_EPOCHS = (1e-4, 1.0), 50
-
-
-@dataclasses.dataclass(frozen=True)
-class Seeds:
-    """What is drawn at random, apart from the data (--data.seed)."""
-
-    start: Seed = 0
-    """of the classifiers; the rows take this one and those that follow"""
-    batches: Seed = 0
-    """of the orders of examples (the rows take those that follow too) and of the search"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,9 +195,9 @@ class Task(NamedTuple):
     config: Config
     run: Run
     data: Dataset
-    model: Model
-    weights: Weights
-    recipe: Recipe
+    model: models.Model
+    weights: models.Weights
+    recipe: train.Recipe
 
 
 def prepare_run(config: Config):
@@ -255,9 +226,9 @@ def check_weights(config: Config) -> None:
         raise FileNotFoundError(f"{config.weights}: no such file of weights")
 
 
-def make_recipe(config: Config) -> Recipe:
+def make_recipe(config: Config) -> train.Recipe:
     """How candidates and rows are trained."""
-    return Recipe(
+    return train.Recipe(
         num_epochs=config.num_epochs,
         batch_size=config.batch_size,
         optimizer=config.optimizer,
@@ -273,20 +244,22 @@ def make_recipe(config: Config) -> Recipe:
     )
 
 
-def load_network(config: Config, num_classes: int) -> tuple[Model, Weights]:
+def load_network(config: Config, num_classes: int) -> tuple[models.Model, models.Weights]:
     """The pre-trained network with a fresh classifier."""
     key = jax.random.key(config.seeds.start)
     if config.weights is None:
-        model, weights = load_pretrained(
+        model, weights = models.load_pretrained(
             config.model, num_classes, key, image_size=config.image_size
         )
     else:
-        model = image_model(config.model, num_classes, image_size=config.image_size)
-        weights = load_weights(config.weights, model, key)
+        model = models.image_model(config.model, num_classes, image_size=config.image_size)
+        weights = models.load_weights(config.weights, model, key)
         # also where the file holds a classifier of as many classes
-        weights = weights._replace(params=fresh_head(model, weights.params, key))
+        weights = weights._replace(params=models.fresh_head(model, weights.params, key))
     if config.space == "lora":
-        weights = weights._replace(params=add_lora(weights.params, key, rank=config.lora_rank))
+        weights = weights._replace(
+            params=fairtune.add_lora(weights.params, key, rank=config.lora_rank)
+        )
     return model, weights
 
 
@@ -297,7 +270,7 @@ def make_search(task: Task, first_masks: Any = ()) -> MaskSearch:
     if config.search in ("tpe", "nsga2"):
         storage = config.storage or str(task.run.folder / "study.journal")
         stored = {"storage": storage, "first_masks": first_masks}
-    return mask_search(
+    return fairtune.mask_search(
         *task[3:5],
         task.data,
         task.recipe,
@@ -325,35 +298,27 @@ def run_all(task: Task) -> None:
     with timed(timing, "train_s"):
         rows, winner = train_rows(task, found)
     write_search(run, task, found, winner)
-    logits = np.stack([row["logits"] for row in rows.values()])
-    phase("intervals")
-    test = data.examples("test")
-    with timed(timing, "judge_s"):
-        compared = metrics.compare_rows(
-            logits,
-            labels=test.labels,
-            group=test.group,
-            num_groups=data.num_groups,
-            shown=COMPARED,
-            num_replicates=config.num_replicates,
-            key=jax.random.key(0),
-        )
-    by_row, notes = results.summarise(list(rows), compared, data.group_names)
+    logits = {name: row["logits"] for name, row in rows.items()}
+    shown = {"shown": COMPARED, "num_replicates": config.num_replicates}
+    compared = results.judge(logits, data, timing, **shown)
+    by_row, notes = report.summarise(list(rows), compared, data.group_names)
     for name, row in rows.items():
         by_row[name] |= {"learning_rate": float(row["learning_rate"])}
         by_row[name] |= {"percent_trained": float(row["percent"])}
         by_row[name] |= {"val_objective": float(np.mean(row["values"]))}
     mask = f"mask: {found.choice(winner).description.text}"
     notes = [mask, *task.weights.notes, *found.notes(), *notes]
-    summary = run.finish(data=data_summary(data), results=by_row, timing=timing, notes=notes)
     results.show(
         run,
-        summary,
+        data,
+        by_row,
+        timing=timing,
+        notes=notes,
         title=f"FairTune on {data.name}",
         question="Which parts of the network should be fine-tuned for the fairest result?",
-        answer=one_sentence(by_row, data.name),
+        answer=search_sentence(by_row, data.name),
         shown=("percent_trained", *COMPARED),
-        figures=figures.search_figures(found, dict(zip(rows, logits, strict=True)), data),
+        figures=search_figures(found, logits, data),
     )
 
 
@@ -388,9 +353,9 @@ def guided_start(task: Task) -> tuple[np.ndarray, ...]:
     path, data = task.run.folder / "guided.npz", task.data
     if not path.exists():
         phase("gates for a guided start")
-        masks, gates = guided_masks(
+        masks, gates = fairtune.guided_masks(
             task.model,
-            mask_space(task.weights.params, task.config.space, head=task.model.head),
+            fairtune.mask_space(task.weights.params, task.config.space, head=task.model.head),
             task.weights.params,
             task.weights.batch_stats,
             data.examples("train"),
@@ -410,11 +375,11 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
     """
     config, run, params = task.config, task.run, task.weights.params
     rates = middle_rates(config.learning_rates, config.num_rates)
-    fixed = {name: mask_space(params, name, head=task.model.head) for name in ("full", "linear")}
+    space = lambda name: fairtune.mask_space(params, name, head=task.model.head)
     choices = {
-        "full": Choice(fixed["full"], np.zeros(0, bool), rates),
+        "full": Choice(space("full"), np.zeros(0, bool), rates),
         "linear": Choice(
-            fixed["linear"], np.zeros(0, bool), middle_rates(PROBE_RATES, config.num_rates)
+            space("linear"), np.zeros(0, bool), middle_rates(PROBE_RATES, config.num_rates)
         ),
         "all_on": Choice(found.space, np.ones(found.space.num_units, bool), rates),
     }
@@ -444,23 +409,23 @@ def train_row(task: Task, found: Found, name: str, choice: Choice) -> None:
     config, run, chosen = task.config, task.run, found.objectives[0]
     began = time.perf_counter()
     keys = {
-        "start_keys": seed_keys(config.num_seeds, config.seeds.start),
-        "batch_keys": seed_keys(config.num_seeds, config.seeds.batches),
+        "start_keys": train.seed_keys(config.num_seeds, config.seeds.start),
+        "batch_keys": train.seed_keys(config.num_seeds, config.seeds.batches),
     }
     arguments = task.model, task.weights, task.data
     if name == "linear":
         recipe = dataclasses.replace(task.recipe, num_epochs=PROBE_EPOCHS)
-        tuned = linear_probe(
+        tuned = train.linear_probe(
             *arguments, recipe, score_fn=chosen.score, learning_rates=choice.learning_rates, **keys
         )
     else:
-        tuned = refit_choice(
+        tuned = fairtune.refit_choice(
             *arguments, task.recipe, choice, chosen, select=config.select,
             chunk_size=config.chunk_size or 1, **keys,
         )  # fmt: skip
     if name.startswith("finalist_"):
         with replacing(run.folder / f"{name}.safetensors") as path:
-            save_weights(path, task.model, *tuned.weights(0))
+            models.save_weights(path, task.model, *tuned.weights(0))
     values = tuned.scores * (1 if chosen.maximize else -1)
     save_arrays(
         run.folder / f"{name}.npz",
@@ -481,19 +446,6 @@ def train_row(task: Task, found: Found, name: str, choice: Choice) -> None:
 def middle_rates(bounds: tuple[float, float], count: int) -> tuple[float, ...]:
     """`count` learning rates evenly inside a range, by their logarithms."""
     return tuple(float(rate) for rate in np.geomspace(*bounds, count + 2)[1:-1])
-
-
-def one_sentence(by_row: dict[str, Any], name: str) -> str:
-    """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
-    metric = "worst_group_auc"
-    found, full, linear = (by_row[row][metric] for row in ("fairtune", "full", "linear"))
-    low, high = by_row["fairtune"]["ci95_vs_full"][metric]
-    verdict = "the interval holds 0" if low <= 0 <= high else "the interval excludes 0"
-    return (
-        f"On {name}, test worst-group AUC is {found:.3f} with the found mask, {full:.3f} with "
-        f"full fine-tuning and {linear:.3f} with a linear probe; found minus full is "
-        f"{found - full:+.3f} ({low:+.3f} to {high:+.3f} at 95 %: {verdict})."
-    )
 
 
 def write_search(run: Run, task: Task, found: Found, winner: int) -> None:

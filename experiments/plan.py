@@ -10,24 +10,20 @@ answer was compiled, not extrapolated.
 """
 
 import dataclasses
-import os
-import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from experiments.cli import Count, Hidden, Range, check_numbers, say, table
 from experiments.data import Augment, make_augment
 from experiments.run import main
 from fairjax.data import Dataset
 from fairjax.fairtune import MaskSearch, mask_search
+from fairjax.memory import find_device, free_bytes, gib, hbm_bytes, largest_fit, program_bytes
 from fairjax.models import Weights, image_model
 from fairjax.optimizers import Optimizer
-from fairjax.sharding import free_bytes, program_bytes
 from fairjax.train import Recipe
 from fairjax.train.recipe import Dtype
 
@@ -89,46 +85,6 @@ def prepare_run(config: Config):
     return lambda: report(config, lower, available, device.device_kind, num_devices)
 
 
-def find_device(name: str) -> tuple[Any, int]:
-    """The device to compile for, and how many there are of it.
-
-    Raises:
-      ValueError: libtpu is missing, or knows no such slice.
-    """
-    if name == "here":
-        return jax.devices()[0], jax.local_device_count()
-    from jax.experimental import topologies
-
-    # libtpu would otherwise ask a cloud machine's metadata server, which is not there
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # noqa: BLE001  whatever the plugin raises, the user's to mend
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device {name}: {reason}; give 'here' or a TPU slice such as v5e:2x2, with libtpu "
-            "installed (pip install libtpu)"
-        ) from error
-    return devices[0], len(devices)
-
-
-def hbm_bytes(device: Any) -> int:
-    """Memory that a program may use on a device one can only compile for.
-
-    The compiler says it when asked for far too much.
-    """
-    on = SingleDeviceSharding(device)
-    huge = jax.ShapeDtypeStruct((2**40,), jnp.float32)
-    try:
-        jax.jit(lambda x: x * x, in_shardings=on, out_shardings=on).lower(huge).compile()
-    except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"available HBM \(([\d.]+)([GM])\)", str(error))
-        if found:
-            return int(float(found[1]) * {"G": 2**30, "M": 2**20}[found[2]])
-        raise
-    raise ValueError(f"{device.device_kind} sets no limit of memory")
-
-
 def make_search(config: Config) -> MaskSearch:
     """The search that `experiments.fairtune` runs, on shapes alone: no weights, no images."""
     model = image_model(config.model, config.num_classes, image_size=config.image_size)
@@ -170,35 +126,6 @@ def make_search(config: Config) -> MaskSearch:
     )
 
 
-def largest_fit(cost: Callable[[int], float], available: float, most: int) -> dict[int, float]:
-    """Bytes of every population that was compiled and fits, the largest last.
-
-    Costs grow almost linearly, so each guess extrapolates from the two largest that fit.
-
-    Raises:
-      ValueError: not even one candidate fits.
-    """
-    fits, too_many = {1: cost(1)}, most + 1
-    if fits[1] > available:
-        need = "more" if np.isinf(fits[1]) else gib(fits[1])
-        raise ValueError(
-            f"one candidate needs {need} GiB, the device has {gib(available)}; use a smaller "
-            "--batch-size, fewer --num-images or a smaller --model"
-        )
-    while (n := max(fits)) + 1 < too_many:
-        before = max((size for size in fits if size < n), default=0)
-        each = (fits[n] - fits[before]) / (n - before) if before else fits[1]
-        # once a guess was too much, halve what is left
-        highest = too_many - 1 if too_many > most else (n + too_many) // 2
-        guess = int(np.clip(n + (available - fits[n]) // max(each, 1), n + 1, highest))
-        bytes_needed = cost(guess)
-        if bytes_needed <= available:
-            fits[guess] = bytes_needed
-        else:
-            too_many = guess
-    return fits
-
-
 def report(
     config: Config, lower: Callable[[int], Any], available: int, kind: str, num_devices: int
 ) -> None:
@@ -226,11 +153,6 @@ def report(
         f"{config.batch_size}, train at the same time on one {kind} of {gib(available)} GiB; "
         f"{most * num_devices} on {num_devices}. Larger populations go through in chunks."
     )
-
-
-def gib(num_bytes: float) -> str:
-    """Bytes as GiB with two decimals."""
-    return f"{num_bytes / 2**30:.2f}"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from experiments.cli import (
     Positive,
     Replicates,
     Seed,
+    Seeds,
     check_numbers,
     phase,
     progress,
@@ -51,15 +52,11 @@ from fairjax.train import TrainState, fit, init_fit, init_train, make_step, pred
 
 
 @dataclasses.dataclass(frozen=True)
-class Seeds:
+class AllSeeds(Seeds):
     """What is drawn at random."""
 
     data: Seed = 0
     """of the images"""
-    start: Seed = 0
-    """of the initial parameters"""
-    batches: Seed = 0
-    """of the batches and of their flips"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Config:
     """Multi-task training on synthetic lesions."""
 
     about: Hidden = ""
-    seeds: Seeds = Seeds()
+    seeds: AllSeeds = AllSeeds()
     model: Literal["vit_micro", "vgg_micro"] = "vit_micro"
     num_images: Count = 40_000
     """drawn, of which 70 % train, 10 % watch and 20 % test"""
@@ -183,9 +180,9 @@ def train_and_report(config: Config, run: Run) -> None:
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), (state.params, state.batch_stats))
     with replacing(path) as partial:
         save_weights(partial, network, *halves)
-    shipped = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
+    params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
     phase("judging on the test split")
-    result = judge(config, model, *shipped, dataset)
+    result = judge(config, model, params, batch_stats, dataset)
     run.finish(
         data=data_summary(dataset),
         results={config.model: result},

@@ -38,12 +38,12 @@ from experiments.cli import (
 )
 from experiments.data import Data, load_data, make_augment
 from experiments.files import replacing
-from experiments.run import Run, data_summary, main, timed
-from fairjax import metrics, pruning
+from experiments.run import Run, main, timed
+from fairjax import pruning, report
 from fairjax.data.augment import color_jitter, compose, cutout, random_affine, random_flip
 from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights, save_weights
 from fairjax.pruning import Pruned, PruneRounds, PruneState, Score
-from fairjax.report.pruning import pruning_figures
+from fairjax.report.pruning import pruning_figures, pruning_sentence
 from fairjax.train import Recipe, predict, train_network
 from fairjax.train.recipe import Dtype
 
@@ -232,21 +232,18 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     seconds: dict[str, float] = {}
     with timed(seconds, "train_s"):
         done = train(config, run.start(), rounds)
-    phase("judging on the test split")
-    data, test = rounds.data, rounds.data.examples("test")
-    compared = metrics.compare_rows(
-        np.moveaxis(done.logits, 1, 0),
-        labels=test.labels,
-        group=test.group,
-        num_groups=data.num_groups,
+    data = rounds.data
+    compared = results.judge(
+        dict(zip(ROWS, np.moveaxis(done.logits, 1, 0), strict=True)),
+        data,
+        seconds,
         shown=SHOWN[:-1],
         num_replicates=config.num_replicates,
-        key=jax.random.key(0),
         evaluate_fn=pruning.evaluate_pruned,
     )
     fate = rounds.fate(compared.metrics, {k: v[:1] for k, v in compared.metrics.items()})
     compared = compared._replace(metrics={**compared.metrics, "fate": fate})
-    by_row, notes = results.summarise(ROWS, compared, data.group_names)
+    by_row, notes = report.summarise(ROWS, compared, data.group_names)
     notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
     phase("the smaller network, its scores and its speed")
     base = Weights(done.states["baseline"].params, done.states["baseline"].batch_stats, ())
@@ -257,15 +254,17 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     by_row["pruned"]["num_parameters"] = list(sizes["parameters"])
     before_ms, after_ms = sizes["ms per 64 images"]
     seconds |= {"forward_before_s": before_ms / 1e3, "forward_after_s": after_ms / 1e3}
-    summary = run.finish(data=data_summary(data), results=by_row, timing=seconds, notes=notes)
     phase("drawing the report")
     names = (config.disparity, config.accuracy)
     results.show(
         run,
-        summary,
+        data,
+        by_row,
+        timing=seconds,
+        notes=notes,
         title=f"Sensitive-channel pruning on {data.name}",
         question="Does removing channels that carry the group make the model fairer?",
-        answer=one_sentence(by_row),
+        answer=pruning_sentence(by_row),
         shown=SHOWN,
         figures=pruning_figures(rounds, base, pruned, run.history(), names=names, sizes=sizes),
     )
@@ -376,24 +375,6 @@ def compare_sizes(rounds: PruneRounds, base: Weights, pruned: Pruned) -> dict[st
     after_ms, before_ms = (1e3 * float(np.median(side)) for side in times)
     counts = [sum(leaf.size for leaf in jax.tree.leaves(w.params)) for w in (before, after)]
     return {"parameters": tuple(counts), "ms per 64 images": (before_ms, after_ms)}
-
-
-def one_sentence(by_row: dict[str, Any]) -> str:
-    """What came out: relative changes against the baseline."""
-
-    def change(row: str, name: str) -> str:
-        before, after = by_row["baseline"][name], by_row[row][name]
-        defined = before > 0 and np.isfinite(after)
-        return f"{name} {100 * (after / before - 1):+.1f} %" if defined else f"{name} undefined"
-
-    names = ("eodd", "accuracy", "macro_f1")
-    parts = [f"{row}: {', '.join(change(row, name) for name in names)}" for row in ROWS[1:]]
-    low, high = by_row["pruned"]["ci95_vs_baseline"]["eodd"]
-    verdict = "holds 0" if low <= 0 <= high else "excludes 0"
-    return (
-        f"Relative to the baseline on test, {'; '.join(parts)}. The 95 % interval of the change "
-        f"in eodd by pruning, {low:+.3f} to {high:+.3f}, {verdict}."
-    )
 
 
 if __name__ == "__main__":

@@ -1,82 +1,51 @@
 """From test logits to the table, the intervals and the page that every experiment shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from experiments.cli import table
+from experiments.cli import phase, table
 from experiments.files import replacing
-from experiments.run import Run
-from fairjax import report
-from fairjax.metrics import Comparison, undefined
-
-_SHORT = {
-    "equal_opportunity": "EqOpp",
-    "equalized_odds": "EqOdds",
-    "demographic_parity": "DemPar",
-    "_difference": " diff",
-    "_deviation": " dev",
-    "worst_group_": "worst ",
-    "_": " ",
-}
+from experiments.run import Run, data_summary, timed
+from fairjax import metrics, report
+from fairjax.data import Dataset
+from fairjax.metrics import Comparison
 
 
-def summarise(
-    rows: Sequence[str],
-    comparison: Comparison,
-    group_names: Sequence[str],
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The `results` of `summary.json` by row, and notes on what is undefined."""
-    results, notes = {}, []
-    for i, row in enumerate(rows):
-        own = {name: values[i] for name, values in comparison.metrics.items()}
-        scalars = [name for name, values in own.items() if values.ndim == 1]
-        result: dict[str, Any] = {name: own[name].mean() for name in scalars}
-        for name in ("group_auc", "group_accuracy"):
-            result[name] = dict(zip(group_names, own[name].mean(0), strict=True))
-        result["std"] = {name: own[name].std(ddof=min(1, len(own[name]) - 1)) for name in scalars}
-        result["per_seed"] = {name: own[name] for name in scalars}
-        for key, part in (("ci95", comparison.mean), (f"ci95_vs_{rows[0]}", comparison.change)):
-            result[key] = {name: [low[i], part.upper[name][i]] for name, low in part.lower.items()}
-        results[row] = result
-        per_seed = [
-            undefined({name: values[seed] for name, values in own.items()}, group_names)
-            for seed in range(len(own["accuracy"]))
-        ]
-        notes += [f"{row}: {sentence}" for sentence in sorted(set().union(*per_seed))]
-    return results, notes
-
-
-def table_cells(
-    results: Mapping[str, Any], shown: Sequence[str]
-) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Columns, and per row the cells: "mean ± std" with the interval as second line, if any."""
-    columns = ["row"]
-    for name in shown:
-        for long, brief in _SHORT.items():
-            name = name.replace(long, brief)
-        columns.append(name)
-    cells = []
-    for row, result in results.items():
-        line = [(row, "")]
-        for name in shown:
-            low, high = result["ci95"].get(name, (None, None))
-            span = "" if low is None else f"[{low:.4f}, {high:.4f}]"
-            spread = f" ± {_number(result['std'][name])}" if name in result["std"] else ""
-            line.append((f"{_number(result[name])}{spread}", span))
-        cells.append(line)
-    return columns, cells
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None or not np.isfinite(value) else f"{value:.4f}"
+def judge(
+    logits: Mapping[str, np.ndarray],
+    data: Dataset,
+    timing: dict[str, float],
+    *,
+    shown: Sequence[str],
+    num_replicates: int,
+    evaluate_fn: Callable[..., dict[str, jax.Array]] = metrics.evaluate,
+) -> Comparison:
+    """Compare rows by their test logits `[S, N, K]`; looked at once, when all are trained."""
+    phase("judging on the test split")
+    test = data.examples("test")
+    with timed(timing, "judge_s"):
+        return metrics.compare_rows(
+            np.stack(list(logits.values())),
+            labels=test.labels,
+            group=test.group,
+            num_groups=data.num_groups,
+            shown=shown,
+            num_replicates=num_replicates,
+            key=jax.random.key(0),
+            evaluate_fn=evaluate_fn,
+        )
 
 
 def show(
     run: Run,
-    summary: Mapping[str, Any],
+    data: Dataset,
+    by_row: Mapping[str, Any],
     *,
+    timing: Mapping[str, float],
+    notes: Sequence[str],
     title: str,
     question: str,
     answer: str,
@@ -84,11 +53,14 @@ def show(
     figures: Mapping[str, str],
     legend: str = "",
 ) -> None:
-    """Print the table, the notes and the answer, and write `report.html`.
+    """Write `summary.json` and `report.html`, print the table, the notes and the answer.
 
     Args:
       run: the run.
-      summary: what `run.finish` returned.
+      data: what it trained on.
+      by_row: `report.summarise`'s results, and what else is known of each row.
+      timing: seconds of what was measured.
+      notes: what the reader should know.
       title: heading of the page.
       question: what was asked, one sentence.
       answer: what came out, one sentence.
@@ -96,10 +68,11 @@ def show(
       figures: heading -> SVG.
       legend: what to know about the columns.
     """
-    columns, cells = table_cells(summary["results"], shown)
+    summary = run.finish(data=data_summary(data), results=by_row, timing=timing, notes=notes)
+    columns, cells = report.table_cells(summary["results"], shown)
     print(table(columns, [[value for value, _ in line] for line in cells]))
-    notes = [*summary["data"]["notes"], *summary["notes"]]
-    for note in notes:
+    every_note = [*summary["data"]["notes"], *summary["notes"]]
+    for note in every_note:
         print(f"note: {note}")
     config, page = summary["config"], run.folder / "report.html"
     caption = (
@@ -117,7 +90,7 @@ def show(
             rows=cells,
             caption=caption,
             figures=figures,
-            notes=notes,
+            notes=every_note,
             command=summary["command"],
             facts={
                 "device": summary["device"],

@@ -131,17 +131,7 @@ def fairbatch(
     >>> sampler.init().shares.tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    for name, value, known in (
-        ("criterion", criterion, CRITERIA),
-        ("signal", signal, SIGNALS),
-        ("draw", draw, get_args(Draw)),
-        ("rounding", rounding, get_args(Rounding)),
-    ):
-        check_choice(name, value, known)
-    if not 0 < step_size <= 1:
-        raise ValueError(f"step_size must be in (0, 1], got {step_size}")
-    if not (decay >= 0 and np.isfinite(decay)):
-        raise ValueError(f"decay must be at least 0, got {decay}")
+    _check_settings(criterion, signal, draw, rounding, step_size, decay)
     if not 0 <= positive_class < num_classes:
         raise ValueError(f"positive_class must be in [0, {num_classes}), got {positive_class}")
     everything = arrange_rows(
@@ -192,6 +182,21 @@ def fairbatch(
         return indices, slots.weights
 
     return BatchSampler(init, sample_epoch, batches_per_epoch, measure, _cell_losses, update)
+
+
+def _check_settings(criterion, signal, draw, rounding, step_size, decay) -> None:
+    """Refuse unknown names and numbers out of range."""
+    for name, value, known in (
+        ("criterion", criterion, CRITERIA),
+        ("signal", signal, SIGNALS),
+        ("draw", draw, get_args(Draw)),
+        ("rounding", rounding, get_args(Rounding)),
+    ):
+        check_choice(name, value, known)
+    if not 0 < step_size <= 1:
+        raise ValueError(f"step_size must be in (0, 1], got {step_size}")
+    if not (decay >= 0 and np.isfinite(decay)):
+        raise ValueError(f"decay must be at least 0, got {decay}")
 
 
 def _init(rows: Rows, *, step_size, decay, criterion, signal) -> FairBatchState:

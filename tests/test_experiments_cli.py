@@ -79,7 +79,10 @@ def test_the_description_of_a_preset_is_no_option(monkeypatch, capsys):
         ({"chunk_size": -1}, "--chunk-size must be at least 1, got -1"),
         ({"rates": (0.1, 0.0)}, "--rates must be above 0, got 0.0"),
         ({"part": Part(share=1.5)}, "--part.share must be at least 0 and at most 1, got 1.5"),
-        ({"part": Part(seeds=(1, 0.5))}, "--part.seeds must be a whole number, got 0.5"),
+        (
+            {"part": dataclasses.replace(Part(), seeds=(1, 0.5))},
+            "--part.seeds must be a whole number, got 0.5",
+        ),
     ],
 )
 def test_a_number_that_makes_no_sense_is_named_as_the_option_is_typed(change, message):

@@ -80,6 +80,12 @@ STATE = {
 }
 
 
+def restored(settings):
+    found = make(settings, resume=True).start().restore(STATE)
+    assert found is not None
+    return found
+
+
 def as_numbers(tree):
     def one(leaf):
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -92,7 +98,7 @@ def test_a_checkpoint_comes_back_with_its_typed_keys(settings):
     run = make(settings).start()
     run.save(1, STATE)
     run.save(2, STATE | {"step": 8})
-    step, state = make(settings, resume=True).start().restore(STATE)
+    step, state = restored(settings)
     assert (step, state["step"]) == (2, 8)
     jax.tree.map(
         np.testing.assert_array_equal, as_numbers(state), as_numbers(STATE | {"step": np.int64(8)})
@@ -235,7 +241,7 @@ def test_a_full_disk_is_one_line_and_status_2_and_leaves_nothing_half(
     run = make(settings, resume=True).start()
     WRITERS[name](run)  # once there is room again
     if name == "checkpoint":
-        assert run.restore(STATE)[0] == 1
+        assert restored(settings)[0] == 1
 
 
 def test_files_are_replaced_whole_or_not_at_all(tmp_path):
@@ -276,4 +282,4 @@ def test_a_run_that_was_not_asked_to_stop_goes_on_after_saving(settings):
     run.asked_to_stop = True
     with pytest.raises(Terminated):
         run.save(2, STATE)
-    assert make(settings, resume=True).start().restore(STATE)[0] == 2
+    assert restored(settings)[0] == 2

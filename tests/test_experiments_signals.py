@@ -7,7 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_experiment import call
@@ -49,7 +51,7 @@ main(prepare, {"toy": Config()}, description="")
 
 
 @contextlib.contextmanager
-def toy(folder, *args):
+def toy(folder, *args) -> Iterator[Any]:
     """A toy that says on stdout what it begins and goes on for every line on stdin."""
     (folder / "toy.py").write_text(TOY)
     process = subprocess.Popen(

@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
 """FairBatch for loaders of other libraries: index batches that repeat by seed and adapt."""
 
 import numpy as np

@@ -15,9 +15,11 @@ from fairjax.data import Examples
 from fairjax.fairbatch import fairbatch
 from fairjax.fairtune import add_lora, mask_space
 from fairjax.losses import cross_entropy
+from fairjax.memory import plan_chunk_size
 from fairjax.models import image_model
 from fairjax.optimizers import make_optimizer
-from fairjax.sharding import candidate_mesh, plan_chunk_size
+from fairjax.sampling import shuffled
+from fairjax.sharding import candidate_mesh
 from fairjax.train import (
     Batch,
     fit,
@@ -35,9 +37,8 @@ DATA = Examples(
     jnp.arange(16) % 2,
     jnp.arange(16) // 8,
 )
-SAMPLER = fairbatch(
-    DATA.labels, DATA.group, num_classes=2, num_groups=2, batch_size=8, criterion="none"
-)
+IDS = {"labels": DATA.labels, "group": DATA.group, "num_classes": 2, "num_groups": 2}
+SAMPLER = shuffled(**IDS, batch_size=8)
 # Not Adam: keys' biases have no gradient but rounding, which Adam would scale up to full steps.
 OPTIMIZER = make_optimizer("sgd_nesterov", total_steps=8, weight_decay=0.1)
 BATCH = Batch(DATA.inputs[:8], DATA.labels[:8], DATA.group[:8], jnp.ones(8))
@@ -79,8 +80,8 @@ def test_gradients_reach_only_the_leaves_of_a_static_split():
     step = jax.jit(make_step(MODEL, OPTIMIZER, bind=space.bind))
     static = step(start_train(trained, {}, OPTIMIZER), BATCH, jax.random.key(0), frozen=rest)[0]
     tunable, frozen = space.partition(PARAMS)
-    masked = step(start_train(tunable, {}, OPTIMIZER), BATCH, jax.random.key(0),
-                  space.expand(one_bit(space, 4)), frozen)[0]  # fmt: skip
+    mask = space.expand(one_bit(space, 4))
+    masked = step(start_train(tunable, {}, OPTIMIZER), BATCH, jax.random.key(0), mask, frozen)[0]
     stacked = trees.stack_blocks(space.bind(static.params, rest))
     close(stacked, space.bind(masked.params, frozen))
 
@@ -101,21 +102,29 @@ def test_a_candidate_trains_alike_in_any_company_order_chunk_and_on_any_device()
 
     def evaluate_fn(train, shared):
         data, frozen = shared
-        train = train._replace(params=space.bind(train.params, frozen))
-        return cross_entropy(predict(MODEL, train, data.inputs), data.labels).mean()
+        logits = predict(MODEL, space.bind(train.params, frozen), {}, data.inputs)
+        return cross_entropy(logits, data.labels).mean()
 
     @functools.partial(jax.jit, static_argnames=("chunk_size", "mesh", "shared_batches"))
     def run(seeds, rates, masks, data, frozen, shared_batches=True, **how):
         states = jax.vmap(functools.partial(start, space))(seeds, rates)
-        return fit_population(step, states, data, SAMPLER, masks=jax.vmap(space.expand)(masks),
-                              frozen=frozen, num_epochs=2, evaluate_fn=evaluate_fn,
-                              evaluate_data=(data, frozen), shared_batches=shared_batches,
-                              **how)  # fmt: skip
+        options = {"shared_batches": shared_batches, "evaluate_fn": evaluate_fn, **how}
+        return fit_population(
+            step,
+            states,
+            data,
+            SAMPLER,
+            mask=jax.vmap(space.expand)(masks),
+            frozen=frozen,
+            num_epochs=2,
+            evaluate_data=(data, frozen),
+            **options,
+        )
 
     together, history = run(seeds, rates, masks, DATA, frozen)
     assert history["evaluation"].shape == history["loss"].shape == (6, 2)
-    assert history["weights"].shape == (6, 2, 2, 2)
-    for how in ({"chunk_size": 2}, {"mesh": candidate_mesh()}, {"shared_batches": False}):
+    one = candidate_mesh(jax.devices()[:1])
+    for how in ({"chunk_size": 2}, {"mesh": one}, {"shared_batches": False}):
         states, again = run(seeds, rates, masks, DATA, frozen, **how)
         close(states.train.params, together.train.params)
         close(history["evaluation"], again["evaluation"])
@@ -138,21 +147,32 @@ def test_a_shared_batch_is_augmented_once_whatever_the_population():
     frozen = space.partition(PARAMS)[1]
     step = make_step(MODEL, OPTIMIZER, bind=space.bind)
     states = jax.vmap(functools.partial(start, space))(jnp.arange(3), jnp.full(3, 1e-3))
-    program = lambda shared: str(  # noqa: E731
-        jax.make_jaxpr(lambda states: fit_population(
-            step, states, DATA, SAMPLER, frozen=frozen, num_epochs=1, shared_batches=shared,
-            augment=lambda key, inputs: jnp.arcsinh(inputs)))(states))  # fmt: skip
+    options = {"num_epochs": 1, "mesh": candidate_mesh(jax.devices()[:1])}
+
+    def program(shared):
+        fit_all = lambda states: fit_population(
+            step,
+            states,
+            DATA,
+            SAMPLER,
+            frozen=frozen,
+            shared_batches=shared,
+            augment=lambda key, inputs: jnp.arcsinh(inputs),
+            **options,
+        )
+        return str(jax.make_jaxpr(fit_all)(states))
+
     assert "f32[8,16,16,3] = asinh" in program(True)
     assert "f32[3,8,16,16,3] = asinh" in program(False)
 
 
 def test_norm_candidates_need_a_fraction_of_a_network():
-    space = mask_space(VIT_B := jax.eval_shape(
-        image_model("vit_base_patch16_224", 2).init, jax.random.key(0))[0], "norm")  # fmt: skip
-    tunable, _ = space.partition(VIT_B)
+    network = image_model("vit_base_patch16_224", 2)
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    tunable, _ = mask_space(params, "norm").partition(params)
     state = jax.eval_shape(lambda p: start_train(p, {}, OPTIMIZER), tunable)
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert count(state) < 0.002 * count(VIT_B)
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert count(state) < 0.002 * count(params)
 
 
 def test_lora_candidates_train_only_the_blocks_of_their_mask():
@@ -223,7 +243,7 @@ def test_chunks_fit_the_memory_that_is_there():
             sizes = {"argument": 100, "output": 20, "temp": 30 * self.chunk, "alias": 20}
             return type("Stats", (), {f"{k}_size_in_bytes": v for k, v in sizes.items()})
 
-    plan = lambda n, free: plan_chunk_size(Program, n, available_bytes=free)  # noqa: E731
+    plan = lambda n, free: plan_chunk_size(Program, n, available_bytes=free)
     assert plan(12, 130) == 1  # 100 + 30 each
     assert plan(12, 100 + 30 * 5) == 4  # 5 fit, 4 divides 12
     assert plan(12, 10_000) == 12
@@ -233,20 +253,24 @@ def test_chunks_fit_the_memory_that_is_there():
     assert plan_chunk_size(lower, 4) in (1, 2, 4)
 
 
-def test_fair_cadences_cannot_share_batches():
+def test_samplers_that_adapt_cannot_share_batches():
+    sampler = fairbatch(**IDS, batch_size=8)
     with pytest.raises(ValueError, match="shared_batches does not go with"):
-        fit_population(None, None, DATA, SAMPLER, shared_batches=True,  # pyright: ignore
-                       measure_fn=lambda s, d: None)  # pyright: ignore  # fmt: skip
+        fit_population(None, None, DATA, sampler, num_epochs=1, shared_batches=True)
+
+
+def test_chunks_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        fit_population(None, None, DATA, SAMPLER, num_epochs=1, chunk_size=0)
 
 
 def test_a_frozen_network_can_be_fitted_alone():
     space = mask_space(PARAMS, "linear")
     tunable, frozen = space.partition(PARAMS)
-    step = functools.partial(make_step(MODEL, OPTIMIZER, bind=space.bind), frozen=frozen)
+    step = make_step(MODEL, OPTIMIZER, bind=space.bind)
     train = start_train(tunable, {}, OPTIMIZER)
-    state, history = jax.jit(lambda s, d: fit(step, s, d, SAMPLER, num_epochs=1))(
-        init_fit(train, SAMPLER, jax.random.key(0)), DATA
-    )
+    run = jax.jit(lambda s, d, frozen: fit(step, s, d, SAMPLER, num_epochs=1, frozen=frozen))
+    state, history = run(init_fit(train, SAMPLER, jax.random.key(0)), DATA, frozen)
     assert set(state.train.params) == {"head"}
     assert np.isfinite(history["loss"]).all()
 

@@ -23,6 +23,7 @@ LEVELS = {
     "losses": 0,
     "optimizers": 0,
     "sharding": 0,
+    "memory": 0,
     "metrics": 0,
     "models": 0,
     "data": 0,

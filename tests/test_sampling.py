@@ -1,6 +1,8 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
 """Which rows a run draws: those it always drew, each once an epoch, and only its own."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from fairjax.train import (
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 2, 0, 2])
 GROUP = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 1])
-IDS = {"labels": LABELS, "group": GROUP, "num_classes": 3, "num_groups": 2}
+IDS: dict[str, Any] = {"labels": LABELS, "group": GROUP, "num_classes": 3, "num_groups": 2}
 
 
 def draw_epoch(sampler, key, state, **options):
@@ -92,7 +94,7 @@ def test_class_balanced_draws_classes_alike_and_rows_of_a_class_alike():
 def test_example_weights_multiply_those_of_the_classes():
     sampler = class_balanced(**IDS, batch_size=10)
     weights = jnp.where(jnp.arange(13) == 10, 3.0, 1.0)  # one of the two rows of class 2
-    rows, _ = draw(
+    rows, _ = draw_epoch(
         sampler, jax.random.key(0), sampler.init(), example_weights=weights, num_batches=3000
     )
     counts = np.bincount(np.ravel(rows), minlength=13)
@@ -165,7 +167,7 @@ def test_a_population_of_folds_trains_each_run_as_alone_on_its_rows(name):
         sampler = fairbatch(**IDS, batch_size=6, criterion="equalized_odds")
     model, optimizer = logistic_regression(3, 3), make_optimizer("sgd", total_steps=9)
     step = make_step(model, optimizer)
-    options = {"num_epochs": 2}
+    options: dict[str, Any] = {"num_epochs": 2}
     if adapts:
         options["measure_fn"] = functools.partial(measure_cells, model, sampler)
     keys = jax.random.split(jax.random.key(1), 3)

@@ -1,6 +1,7 @@
 """The engine: one step by hand, runs that do not depend on how they are batched together."""
 
-import functools
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ import pytest
 from fairjax.data import Examples, synthetic_gaussians
 from fairjax.fairbatch import fairbatch
 from fairjax.losses import cross_entropy
-from fairjax.models import logistic_regression, mlp
-from fairjax.sharding import candidate_mesh
+from fairjax.models import logistic_regression
+from fairjax.sampling import shuffled
 from fairjax.train import (
     Batch,
     fit,
@@ -27,12 +28,17 @@ from fairjax.train import (
 
 DATA = synthetic_gaussians(jax.random.key(0), 400, num_val=50, num_test=50)
 TRAIN = Examples(*map(jnp.asarray, DATA.examples("train")))
+IDS = {"labels": TRAIN.labels, "group": TRAIN.group, "num_classes": 2, "num_groups": 2}
 MODEL = logistic_regression(3)
 
 
 def sampler_of(**options):
     options = {"criterion": "equal_opportunity", "batch_size": 50, **options}
-    return fairbatch(TRAIN.labels, TRAIN.group, num_classes=2, num_groups=2, **options)
+    return fairbatch(**IDS, **options)
+
+
+def plain_sampler():
+    return shuffled(**IDS, batch_size=50)
 
 
 def start(sampler, optimizer, seed=0, **choices):
@@ -98,11 +104,11 @@ def test_padding_cannot_change_a_step():
 
 
 def test_training_on_two_gaussians_reaches_the_bayes_like_accuracy():
-    sampler, optimizer = sampler_of(criterion="none"), optax.adam(0.01)
+    sampler, optimizer = plain_sampler(), optax.adam(0.01)
     state, history = jax.jit(
         lambda s, d: fit(make_step(MODEL, optimizer), s, d, sampler, num_epochs=30)
     )(start(sampler, optimizer), TRAIN)
-    preds = predict(MODEL, state.train, TRAIN.inputs).argmax(1)
+    preds = predict(MODEL, state.train.params, {}, TRAIN.inputs).argmax(1)
     assert float(jnp.mean(preds == TRAIN.labels)) > 0.84
     assert history["loss"].shape == (30,) and history["loss"][-1] < history["loss"][0]
 
@@ -111,56 +117,22 @@ def test_training_on_two_gaussians_reaches_the_bayes_like_accuracy():
 def test_stopping_and_going_on_equals_one_run(options):
     sampler, optimizer = sampler_of(), optax.adam(0.01)
     step = make_step(MODEL, optimizer)
-    measure = (
-        None
-        if "update_every" in options
-        else (lambda train, shares: measure_cells(MODEL, sampler, train, shares, TRAIN))
-    )
-    run = lambda state, n: fit(  # noqa: E731
-        step, state, TRAIN, sampler, num_epochs=n, measure_fn=measure, **options
-    )
-    whole, _ = run(start(sampler, optimizer), 5)
-    half, _ = run(start(sampler, optimizer), 2)
-    resumed, _ = run(half, 3)
+    measure = None if "update_every" in options else partial(measure_cells, MODEL, sampler)
+
+    @partial(jax.jit, static_argnums=2)
+    def run(state, data, num_epochs):
+        return fit(step, state, data, sampler, num_epochs=num_epochs, measure_fn=measure, **options)
+
+    whole, _ = run(start(sampler, optimizer), TRAIN, 5)
+    half, _ = run(start(sampler, optimizer), TRAIN, 2)
+    resumed, _ = run(half, TRAIN, 3)
     close(whole.train.params, resumed.train.params)
     close(whole.sampler, resumed.sampler)
     assert int(resumed.epoch) == 5
 
 
-def test_a_population_equals_its_members_alone_in_any_chunk_and_on_any_device():
-    sampler, optimizer = sampler_of(), optax.adam(0.01)
-    step = make_step(MODEL, optimizer)
-    criteria = jnp.array([0, 1, 2, 3, 1])
-    make = lambda seed, c: start(sampler, optimizer, seed, criterion=c)  # noqa: E731
-    seeds = jnp.arange(5)
-    options = {"num_epochs": 4, "measure_fn": functools.partial(measure_cells, MODEL, sampler)}
-
-    def run(states, **how):
-        return jax.jit(lambda s, d: fit_population(step, s, d, sampler, **how, **options))(
-            states, TRAIN
-        )
-
-    states = jax.vmap(make)(seeds, criteria)
-    together, history = run(states)
-    for how in ({"chunk_size": 1}, {"chunk_size": 2}, {"mesh": candidate_mesh()}):
-        close(together.train.params, run(states, **how)[0].train.params, 1e-5)
-    for i in range(5):
-        alone, _ = fit(
-            step,
-            make(seeds[i], criteria[i]),
-            TRAIN,
-            sampler,
-            num_epochs=4,
-            measure_fn=lambda s, b: measure_cells(MODEL, sampler, s, b, TRAIN),
-        )
-        close(jax.tree.map(lambda a, i=i: a[i], together.train.params), alone.train.params, 1e-5)
-    assert history["loss"].shape == (5, 4)
-    np.testing.assert_allclose(history["weights"][0, 0], history["weights"][0, -1])  # plain
-    assert float(jnp.abs(history["weights"][1, 0] - history["weights"][1, -1]).max()) > 0
-
-
 def test_learning_rates_are_an_array_axis():
-    sampler = sampler_of(criterion="none")
+    sampler = plain_sampler()
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
     step = make_step(MODEL, optimizer)
 
@@ -169,15 +141,17 @@ def test_learning_rates_are_an_array_axis():
         return init_fit(train, sampler, jax.random.key(0))
 
     rates = jnp.array([0.0, 0.01, 0.1])
-    states, _ = fit_population(step, jax.vmap(make)(rates), TRAIN, sampler, num_epochs=1)
+    states, _ = jax.jit(lambda s, d: fit_population(step, s, d, sampler, num_epochs=1))(
+        jax.vmap(make)(rates), TRAIN
+    )
     first = init_train(MODEL, optimizer, jax.random.key(0)).params
     moved = [
         float(jnp.abs(states.train.params["head"]["kernel"][i] - first["head"]["kernel"]).max())
         for i in range(3)
     ]
     assert moved[0] == 0 < moved[1] < moved[2]
-    alone, _ = fit(make_step(MODEL, optax.sgd(0.1)), start(sampler, optax.sgd(0.1)), TRAIN, sampler,
-                   num_epochs=1)  # fmt: skip
+    alone = start(sampler, optax.sgd(0.1))
+    alone, _ = fit(make_step(MODEL, optax.sgd(0.1)), alone, TRAIN, sampler, num_epochs=1)
     close(jax.tree.map(lambda a: a[2], states.train.params), alone.train.params, 1e-5)
 
 
@@ -187,8 +161,8 @@ def test_running_losses_move_the_shares_without_a_full_pass():
     state, history = fit(
         step, start(sampler, optimizer), TRAIN, sampler, num_epochs=3, update_every=2
     )
-    before = sampler.init().weights
-    moved = np.abs(np.asarray(history["weights"][:, 1, 1] - before[1, 1]))
+    before = sampler.init().shares
+    moved = np.abs(np.asarray(history["shares"][:, 1, 1] - before[1, 1]))
     assert moved.max() > 0.01  # more than one update per epoch
     assert np.isfinite(history["cell_losses"]).all()
     np.testing.assert_allclose(float(state.running.count.sum()), 100)  # two batches of 50
@@ -202,11 +176,11 @@ def test_loss_based_importance_sampling_composes_with_fairbatch():
 
     @jax.jit
     def epoch(train, shares, key, data):
-        logits = predict(MODEL, train, data.inputs)
-        sums = sampler.measure(logits, data.labels, shares, group=data.group)
+        logits = predict(MODEL, train.params, {}, data.inputs)
+        sums = sampler.measure(logits, shares, labels=data.labels, group=data.group)
         shares = sampler.update(sampler.cell_losses(sums, shares), shares)
         importance = cross_entropy(logits, data.labels)
-        indices, weights = sampler.sample_epoch(key, shares, importance)
+        indices, weights = sampler.sample_epoch(key, shares, example_weights=importance)
 
         def body(train, draw):
             batch = batch_of(jax.tree.map(lambda a: a[draw[0]], data), draw[1])
@@ -222,22 +196,12 @@ def test_loss_based_importance_sampling_composes_with_fairbatch():
         counts = np.zeros((2, 2))
         rows = np.ravel(indices)
         np.add.at(counts, (TRAIN.labels[rows], TRAIN.group[rows]), 1)
-        np.testing.assert_allclose(counts.sum(1) / len(rows), np.bincount(TRAIN.labels) / 400,
-                                   atol=0.02)  # fmt: skip
-
-
-def test_chunked_prediction_equals_one_pass_and_runs_each_chunk_through_preprocess():
-    model = mlp(3, 4, (8,))
-    train = start_train(*model.init(jax.random.key(0)), optax.sgd(0.1))
-    inputs = jax.random.normal(jax.random.key(1), (23, 3))
-    whole = predict(model, train, inputs)
-    close(whole, predict(model, train, inputs, batch_size=5), 1e-5)
-    doubled = predict(model, train, inputs, batch_size=5, preprocess=lambda x: x * 2)
-    close(doubled, predict(model, train, inputs * 2), 1e-5)
+        natural = np.bincount(TRAIN.labels) / 400
+        np.testing.assert_allclose(counts.sum(1) / len(rows), natural, atol=0.02)
 
 
 def test_augmentation_reaches_every_batch_and_evaluation_every_epoch():
-    sampler, optimizer = sampler_of(criterion="none"), optax.sgd(0.1)
+    sampler, optimizer = plain_sampler(), optax.sgd(0.1)
     state, history = fit(
         make_step(MODEL, optimizer),
         start(sampler, optimizer),
@@ -245,39 +209,96 @@ def test_augmentation_reaches_every_batch_and_evaluation_every_epoch():
         sampler,
         num_epochs=2,
         augment=lambda key, inputs: inputs * 0,
-        evaluate_fn=lambda train: {"bias": train.params["head"]["bias"]},
+        evaluate_fn=lambda train, _: {"bias": train.params["head"]["bias"]},
     )
     first = init_train(MODEL, optimizer, jax.random.key(0)).params["head"]["kernel"]
     np.testing.assert_allclose(state.train.params["head"]["kernel"], first)  # inputs were zero
     assert history["evaluation"]["bias"].shape == (2, 1)
 
 
-def test_a_second_call_does_not_recompile():
-    sampler, optimizer = sampler_of(), optax.adam(0.01)
-    step, traces = make_step(MODEL, optimizer), []
+@pytest.mark.parametrize("name", ["shuffled", "fairbatch"])
+def test_an_epoch_needs_nothing_from_the_host_and_the_next_call_no_compiler(name):
+    sampler = sampler_of() if name == "fairbatch" else plain_sampler()
+    measure_fn = partial(measure_cells, MODEL, sampler) if sampler.adapts else None
+    optimizer = optax.adam(0.01)
+    step = make_step(MODEL, optimizer)
 
-    @jax.jit
-    def run(state, data):
-        traces.append(1)
-        return fit(step, state, data, sampler, num_epochs=1)[0]
+    run: Any = jax.jit(
+        lambda state, data: fit(step, state, data, sampler, num_epochs=1, measure_fn=measure_fn),
+        donate_argnums=0,
+    )
 
-    state = run(start(sampler, optimizer), TRAIN)
-    run(state, TRAIN)
-    assert len(traces) == 1
+    state, _ = run(start(sampler, optimizer), TRAIN)
+    with jax.transfer_guard("disallow"):
+        state, history = run(state, TRAIN)
+    assert run._cache_size() == 1
+    assert int(state.epoch) == 2 and np.isfinite(history["loss"]).all()
 
 
-@pytest.mark.parametrize("cadence", [3, 0, 9])
+def test_a_state_that_keeps_an_average_can_be_donated():
+    sampler, optimizer = plain_sampler(), optax.sgd(0.1)
+    step = make_step(MODEL, optimizer, ema_decay=0.9)
+    train = init_train(MODEL, optimizer, jax.random.key(0), ema=True)
+    run = jax.jit(lambda s, d: fit(step, s, d, sampler, num_epochs=1)[0], donate_argnums=0)
+    state = run(init_fit(train, sampler, jax.random.key(0)), TRAIN)
+    kernels = (tree["head"]["kernel"] for tree in (state.train.ema, state.train.params))
+    assert float(jnp.abs(jnp.subtract(*kernels)).max()) > 0
+
+
+def refuse(message, sampler, **options):
+    optimizer = optax.adam(0.01)
+    state = start(sampler, optimizer)
+    with pytest.raises(ValueError, match=message):
+        fit(make_step(MODEL, optimizer), state, TRAIN, sampler, num_epochs=1, **options)
+    states = jax.tree.map(lambda leaf: leaf[None], state)
+    with pytest.raises(ValueError, match=message):
+        fit_population(make_step(MODEL, optimizer), states, TRAIN, sampler, num_epochs=1, **options)
+
+
+@pytest.mark.parametrize("cadence", [3, 0, -1, 9])
 def test_a_cadence_that_does_not_divide_the_epoch_is_refused(cadence):
-    sampler, optimizer = sampler_of(), optax.adam(0.01)
-    with pytest.raises(ValueError, match="must divide the 8 batches"):
-        fit(make_step(MODEL, optimizer), start(sampler, optimizer), TRAIN, sampler, num_epochs=1,
-            update_every=cadence)  # fmt: skip
+    refuse("must divide the 8 batches", sampler_of(), update_every=cadence)
 
 
-def test_two_cadences_at_once_and_wild_smoothing_are_refused():
-    sampler, optimizer = sampler_of(), optax.adam(0.01)
-    with pytest.raises(ValueError, match="not both"):
-        fit(make_step(MODEL, optimizer), start(sampler, optimizer), TRAIN, sampler, num_epochs=1,
-            update_every=2, measure_fn=lambda s, b: sampler.measure(s, s, b, group=s))  # fmt: skip
+def test_two_cadences_at_once_and_none_for_a_sampler_that_adapts_are_refused():
+    sampler = sampler_of()
+    measure_fn = partial(measure_cells, MODEL, sampler)
+    refuse("not both", sampler, measure_fn=measure_fn, update_every=2)
+    refuse("give measure_fn .* or update_every, or take sampling.shuffled", sampler)
+
+
+def test_a_cadence_for_a_sampler_that_does_not_adapt_is_refused():
+    refuse("for samplers that adapt", plain_sampler(), update_every=2)
+    refuse("for samplers that adapt", plain_sampler(), measure_fn=lambda *_: None)
+
+
+def test_plain_runs_record_losses_alone():
+    sampler, optimizer = plain_sampler(), optax.adam(0.01)
+    step = make_step(MODEL, optimizer)
+    state, history = fit(step, start(sampler, optimizer), TRAIN, sampler, num_epochs=1)
+    assert set(history) == {"loss"} and state.running is None
+
+
+@pytest.mark.parametrize("bad", [1.0, -0.1, float("nan")])
+def test_wild_smoothing_and_averages_are_refused(bad):
     with pytest.raises(ValueError, match="label_smoothing must be in"):
-        make_step(MODEL, optimizer, label_smoothing=1.0)
+        make_step(MODEL, optax.sgd(0.1), label_smoothing=bad)
+    with pytest.raises(ValueError, match="ema_decay must be in"):
+        make_step(MODEL, optax.sgd(0.1), ema_decay=bad)
+
+
+def test_a_step_and_a_state_that_disagree_on_the_average_are_refused():
+    optimizer, batch = optax.sgd(0.1), batch_of(TRAIN, jnp.ones(400))
+    params = MODEL.init(jax.random.key(0))[0]
+    for decay, ema in ((0.9, False), (None, True)):
+        state = start_train(params, {}, optimizer, ema=ema)
+        with pytest.raises(ValueError, match="must agree on the average"):
+            make_step(MODEL, optimizer, ema_decay=decay)(state, batch, jax.random.key(0))
+
+
+def test_class_weights_of_another_length_are_refused():
+    optimizer = optax.sgd(0.1)
+    step = make_step(MODEL, optimizer, class_weights=jnp.ones(3))
+    state = init_train(MODEL, optimizer, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"one per class, \(2,\), got shape \(3,\)"):
+        step(state, batch_of(TRAIN, jnp.ones(400)), jax.random.key(0))

@@ -22,7 +22,6 @@ from fairjax.data import Dataset, Examples
 from fairjax.data.synthetic import synthetic_gaussians
 from fairjax.fairbatch import fairbatch
 from fairjax.models import logistic_regression
-from fairjax.sharding import candidate_mesh
 from fairjax.train import (
     fit,
     fit_population,
@@ -86,8 +85,8 @@ def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:
     """`(seeds [P], train, test) -> test logits [P, N, 2]`, spread over the devices."""
     train_rows = data.examples("train")
     sampler = fairbatch(
-        train_rows.labels,
-        train_rows.group,
+        labels=train_rows.labels,
+        group=train_rows.group,
         num_classes=data.num_classes,
         num_groups=data.num_groups,
         batch_size=BATCH_SIZE,
@@ -103,26 +102,18 @@ def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:
         return init_fit(init_train(model, optimizer, key), sampler, key)
 
     step = make_step(model, optimizer)
-    measure_fn = functools.partial(measure_cells, model, sampler)
-    options: dict[str, Any] = {"num_epochs": num_epochs}
+    options: dict[str, Any] = {
+        "num_epochs": num_epochs,
+        "measure_fn": functools.partial(measure_cells, model, sampler),
+    }
 
     def run(seeds: jax.Array, train: Examples, test: Examples) -> jax.Array:
         if len(seeds) == 1:
-            measure_one = functools.partial(measure_fn, data=train)
-            state, _ = fit(
-                step, init(seeds[0]), train, sampler, measure_fn=measure_one, unroll=4, **options
-            )
-            return predict(model, state.train, test.inputs)[None]
-        states, _ = fit_population(
-            step,
-            jax.vmap(init)(seeds),
-            train,
-            sampler,
-            mesh=candidate_mesh(),
-            measure_fn=measure_fn,
-            **options,
-        )
-        return jax.vmap(lambda state: predict(model, state, test.inputs))(states.train)
+            state, _ = fit(step, init(seeds[0]), train, sampler, unroll=4, **options)
+            return predict(model, state.train.params, state.train.batch_stats, test.inputs)[None]
+        states, _ = fit_population(step, jax.vmap(init)(seeds), train, sampler, **options)
+        trained = states.train.params, states.train.batch_stats
+        return jax.vmap(lambda params, stats: predict(model, params, stats, test.inputs))(*trained)
 
     return run
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.cli import phase
 from experiments.timing import claim, compile_seconds, paired
 from fairjax.data import augment
 from fairjax.data.cache import cached_images
@@ -22,12 +23,11 @@ STORED, SIZE, BATCH = 72, 64, 64
 
 def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """Rows for decoding, serving, starting a second time and augmenting."""
-    try:
-        from experiments.baselines import torch_images
-    except ImportError as error:
-        raise ValueError(f"the images benchmark needs torch and torchvision: {error}") from None
+    from experiments.baselines import torch_images
+
     count, repeats = (64, 1) if quick else (1000, 3)
     with tempfile.TemporaryDirectory() as folder:
+        phase("drawing and writing photographs")
         raw = Path(folder) / "raw"
         # A few distinct pictures suffice: what counts is bytes and pixels per file.
         lesions = synthetic_lesions(jax.random.key(0), 8 if quick else 40, (450, 600))

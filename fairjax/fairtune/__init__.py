@@ -5,13 +5,11 @@ Fairness in Medical Image Analysis", ICLR 2024. The whole job is `search_masks` 
 objectives, searches and `tune` are its parts.
 """
 
+from fairjax.fairtune.found import Choice as Choice
+from fairjax.fairtune.found import Found as Found
 from fairjax.fairtune.guided import guided_masks as guided_masks
 from fairjax.fairtune.lora import add_lora as add_lora
 from fairjax.fairtune.lora import fold_lora as fold_lora
-from fairjax.fairtune.mask_search import Choice as Choice
-from fairjax.fairtune.mask_search import Found as Found
-from fairjax.fairtune.mask_search import MaskSearch as MaskSearch
-from fairjax.fairtune.mask_search import mask_search as mask_search
 from fairjax.fairtune.objectives import MAXIMIZED as MAXIMIZED
 from fairjax.fairtune.objectives import Objective as Objective
 from fairjax.fairtune.objectives import check_objectives as check_objectives
@@ -23,6 +21,8 @@ from fairjax.fairtune.search import Candidates as Candidates
 from fairjax.fairtune.search import Search as Search
 from fairjax.fairtune.search import evolution as evolution
 from fairjax.fairtune.search import random_search as random_search
+from fairjax.fairtune.setup import MaskSearch as MaskSearch
+from fairjax.fairtune.setup import mask_search as mask_search
 from fairjax.fairtune.spaces import PUBLISHED_NAMES as PUBLISHED_NAMES
 from fairjax.fairtune.spaces import Description as Description
 from fairjax.fairtune.spaces import MaskSpace as MaskSpace

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from fairjax.data import Dataset
-from fairjax.fairtune.mask_search import Choice, Found, mask_search
+from fairjax.fairtune.found import Choice, Found
 from fairjax.fairtune.objectives import Objective
+from fairjax.fairtune.setup import mask_search
 from fairjax.fairtune.tune import (
     TuneState,
 )

@@ -54,3 +54,25 @@ def _cells(history, rows: Sequence[str], key: str, data: Dataset) -> str:
             for g, group in enumerate(data.group_names)
         }
     return lines(panels, x_label="epoch")
+
+
+def fairbatch_sentence(by_row: Mapping[str, Any], name: str) -> str:
+    """What came out: the largest relative fall of a criterion's own disparity."""
+    plain = by_row["plain"]
+    own = {row: f"{row.split('@')[0]}_difference" for row in by_row if row != "plain"}
+    falls = {
+        row: by_row[row][metric] / plain[metric] for row, metric in own.items() if plain[metric] > 0
+    }
+    falls = {row: ratio for row, ratio in falls.items() if np.isfinite(ratio)}
+    if not falls:
+        return f"On {name} no disparity could be compared with plain training."
+    best = min(falls, key=lambda row: falls[row])
+    metric, result = own[best], by_row[best]
+    low, high = result["ci95_vs_plain"][metric]
+    points = 100 * (result["accuracy"] - plain["accuracy"])
+    verb = "falls" if falls[best] < 1 else "rises"
+    return (
+        f"On {name}, {metric} {verb} from {plain[metric]:.3f} (plain) to "
+        f"{result[metric]:.3f} ({best}; change {low:+.3f} to {high:+.3f} at 95 %), "
+        f"accuracy {points:+.1f} points."
+    )

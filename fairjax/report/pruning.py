@@ -164,3 +164,21 @@ def _some_of_each_group(data: Dataset, count: int) -> np.ndarray:
     """The first validation rows of every group."""
     val = data.splits["val"]
     return np.concatenate([val[data.group[val] == g][:count] for g in range(data.num_groups)])
+
+
+def pruning_sentence(by_row: Mapping[str, Any]) -> str:
+    """What came out: relative changes against the baseline."""
+
+    def change(row: str, name: str) -> str:
+        before, after = by_row["baseline"][name], by_row[row][name]
+        defined = before > 0 and np.isfinite(after)
+        return f"{name} {100 * (after / before - 1):+.1f} %" if defined else f"{name} undefined"
+
+    names = ("eodd", "accuracy", "macro_f1")
+    parts = [f"{row}: {', '.join(change(row, name) for name in names)}" for row in list(by_row)[1:]]
+    low, high = by_row["pruned"]["ci95_vs_baseline"]["eodd"]
+    verdict = "holds 0" if low <= 0 <= high else "excludes 0"
+    return (
+        f"Relative to the baseline on test, {'; '.join(parts)}. The 95 % interval of the change "
+        f"in eodd by pruning, {low:+.3f} to {high:+.3f}, {verdict}."
+    )

@@ -166,3 +166,16 @@ def search_figures(found: Found, logits: Mapping[str, np.ndarray], data: Dataset
     if data.num_classes == 2:
         drawn["ROC per group on test"] = roc(logits, data.examples("test"), data.group_names)
     return drawn
+
+
+def search_sentence(by_row: Mapping[str, Any], name: str) -> str:
+    """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
+    metric = "worst_group_auc"
+    found, full, linear = (by_row[row][metric] for row in ("fairtune", "full", "linear"))
+    low, high = by_row["fairtune"]["ci95_vs_full"][metric]
+    verdict = "the interval holds 0" if low <= 0 <= high else "the interval excludes 0"
+    return (
+        f"On {name}, test worst-group AUC is {found:.3f} with the found mask, {full:.3f} with "
+        f"full fine-tuning and {linear:.3f} with a linear probe; found minus full is "
+        f"{found - full:+.3f} ({low:+.3f} to {high:+.3f} at 95 %: {verdict})."
+    )

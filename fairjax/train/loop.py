@@ -53,8 +53,8 @@ def init_fit(train: TrainState, sampler: BatchSampler, key: Any, **choices: Any)
     state = sampler.init(**choices)
     running = None
     if sampler.adapts:
-        zeros = jnp.zeros(state.rows.counts.shape, jnp.float32)
-        running = CellSums(zeros, zeros)
+        shape = state.rows.counts.shape  # two arrays: one could not be donated twice
+        running = CellSums(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
     return FitState(train, state, running, key, jnp.zeros((), jnp.int32))
 
 
@@ -163,13 +163,13 @@ def check_cadence(sampler: BatchSampler, measured: bool, update_every: int | Non
 def update_sampler(
     sampler: BatchSampler, state: FitState, sums: CellSums | None
 ) -> tuple[FitState, dict[str, jax.Array]]:
-    """Let a sampler that adapts move its shares; others stay as they are."""
+    """Let a sampler that adapts move its shares and count anew; others stay as they are."""
     if not sampler.adapts:
         return state, {}
     cell_losses = sampler.cell_losses(sums, state.sampler)
     shares = sampler.update(cell_losses, state.sampler)
     record = {"shares": shares.shares, "cell_losses": cell_losses}
-    return state._replace(sampler=shares), record
+    return state._replace(sampler=shares, running=jax.tree.map(jnp.zeros_like, sums)), record
 
 
 def draw_steps(sampler: BatchSampler, state: FitState, key: Any, num_steps: int) -> Draws:
@@ -194,9 +194,8 @@ def run_steps(
 ) -> tuple[FitState, jax.Array]:
     """The steps of `draws` on `data`, which hold the rows that they name; losses `[T]`.
 
-    With `running` the state's cell sums are those of these steps' own batches.
+    With `running` the cell sums of these steps' own batches are added to the state's.
     """
-    sums = jax.tree.map(jnp.zeros_like, state.running)
 
     def train_batch(carry, draw: Draws):
         train, sums = carry
@@ -212,7 +211,8 @@ def run_steps(
             )
         return (train, sums), metrics["loss"]
 
-    (train, sums), losses = jax.lax.scan(train_batch, (state.train, sums), draws, unroll=unroll)
+    carry = state.train, state.running
+    (train, sums), losses = jax.lax.scan(train_batch, carry, draws, unroll=unroll)
     return state._replace(train=train, running=sums), losses
 
 

@@ -164,8 +164,8 @@ def _fit_together(step, chunk_size, states, mask, active, shared, *, evaluate_fn
     def map_runs(fn, trains):
         return map_chunks(fn, (trains, mask), chunk_size, active)
 
-    def step_all(trains, batch, key, mask=None, frozen=None):
-        return map_runs(lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen), trains)
+    def step_all(state, batch, key, mask=None, frozen=None):
+        return map_runs(lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen), state)
 
     def evaluate_all(trains, data):
         return map_runs(lambda run: evaluate_fn(run[0], data), trains)

@@ -13,11 +13,10 @@ from fairjax import trees
 from fairjax.data import Dataset, Examples
 from fairjax.models import Model, Weights
 from fairjax.sharding import candidate_mesh, dealing_order, everywhere, shard_candidates, spread
-from fairjax.train.loop import fit, init_fit
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
 from fairjax.train.predict import predict
 from fairjax.train.recipe import Recipe
-from fairjax.train.step import start_train
+from fairjax.train.stream import fit_population_streamed, stream_map
 
 ScoreFn = Callable[..., jax.Array]
 """`score_fn(logits [N, K], *, labels [N], group [N]) -> scalar`, larger is better, nan is none."""
@@ -97,10 +96,20 @@ def train_seeds(
         [recipe.learning_rate] if learning_rates is None else learning_rates, np.float32
     )
     num_seeds = len(start_keys)
+    most = max(len(rates), num_seeds - 1)
     trainer = _trainer(
-        recipe.make_model(model), params, batch_stats, data, recipe, score_fn, rest, bind, select,
-        chunk_size, max(len(rates), num_seeds - 1),
-    )  # fmt: skip
+        recipe.make_model(model),
+        params,
+        batch_stats,
+        data,
+        recipe,
+        score_fn,
+        rest,
+        bind,
+        select,
+        chunk_size,
+        most,
+    )
     first = np.zeros(len(rates), int)
     scores, networks = trainer(rates, start_keys[first], batch_keys[first])
     best = int(np.where(np.isnan(scores), -np.inf, scores).argmax())
@@ -112,7 +121,9 @@ def train_seeds(
         networks = jax.tree.map(
             lambda one, other: np.concatenate([one, other]), networks, other_networks
         )
-    logits_fn = lambda split: population_logits(model, *networks, data, split)
+    logits_fn = lambda split: population_logits(
+        model, *networks, data, split, data_bytes=recipe.data_bytes
+    )
     return Tuned(*networks, scores, float(rates[best]), logits_fn)
 
 
@@ -167,7 +178,7 @@ def linear_probe(
         leaves = trees.flatten_named(params)
         return inputs @ leaves[kernel] + leaves[bias][None], {}, batch_stats
 
-    features = _network_logits(model._replace(apply=pooled), params, batch_stats, data)
+    features = _features(model._replace(apply=pooled), params, batch_stats, data, recipe)
     probe = model._replace(apply=classify, preprocess=None)
     trained = train_seeds(
         probe,
@@ -188,29 +199,46 @@ def linear_probe(
 
 
 def population_logits(
-    model: Model, params: Any, batch_stats: Any, data: Dataset, split: str
+    model: Model,
+    params: Any,
+    batch_stats: Any,
+    data: Dataset,
+    split: str,
+    *,
+    data_bytes: int | None = None,
 ) -> np.ndarray:
-    """Logits float32 `[P, N, K]` of P networks, leaves `[P, ...]`, on a split of a data set."""
+    """Logits float32 `[P, N, K]` of P networks, leaves `[P, ...]`, on a split of a data set.
+
+    `data_bytes` of the split are put on the device at a time; see `Recipe`.
+    """
     mesh = candidate_mesh(jax.devices()[: len(jax.tree.leaves(params)[0])])
-    inputs = everywhere(data.examples(split).inputs, mesh)
-    logits = _compiled_logits(model, mesh)(params, batch_stats, inputs)
-    return np.asarray(logits)
+    run = _compiled_logits(model, mesh)
+    return stream_map(run, data, split, params, batch_stats, batch_bytes=data_bytes, axis=1)
 
 
-def _network_logits(model: Model, params: Any, batch_stats: Any, data: Dataset) -> np.ndarray:
-    """What one network gives for all rows of a data set, in their order."""
-    run = jax.jit(lambda params, stats, inputs: predict(model, params, stats, inputs))
-    return np.asarray(run(params, batch_stats, jnp.asarray(data.inputs)))
+def _features(model: Model, params: Any, batch_stats: Any, data: Dataset, recipe: Recipe):
+    """What one network gives for the rows of all splits, float32 `[N, D]` in the set's order."""
+    features = None
+    run = lambda inputs, params, batch_stats: predict(model, params, batch_stats, inputs)
+    for split, rows in data.splits.items():
+        if not len(rows):
+            continue
+        found = stream_map(run, data, split, params, batch_stats, batch_bytes=recipe.data_bytes)
+        if features is None:
+            features = np.zeros((len(data.inputs), *found.shape[1:]), np.float32)
+        features[rows] = found
+    return features
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled_logits(model: Model, mesh: Any) -> Any:
-    """`(params [P], batch_stats [P], inputs) -> [P, N, K]`, compiled once for all trainings."""
+    """`(inputs, params [P], batch_stats [P]) -> [P, N, K]`, compiled once for all trainings."""
 
     def logits(params, batch_stats, inputs):
         return jax.lax.map(lambda one: predict(model, *one, inputs), (params, batch_stats))
 
-    return jax.jit(shard_candidates(logits, mesh, num_mapped=2))
+    spread = shard_candidates(logits, mesh, num_mapped=2)
+    return jax.jit(lambda inputs, params, batch_stats: spread(params, batch_stats, inputs))
 
 
 @functools.lru_cache(maxsize=16)
@@ -225,6 +253,13 @@ def _compiled_scores(model: Model, score_fn: ScoreFn, mesh: Any) -> Any:
         return map_chunks(one, (params, batch_stats), 1, active)
 
     return jax.jit(shard_candidates(score, mesh, num_mapped=3))
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_score_fn(score_fn: ScoreFn) -> Any:
+    """`(logits [P, N, K], labels, group) -> [P]`."""
+    one = lambda logits, labels, group: score_fn(logits, labels=labels, group=group)
+    return jax.jit(jax.vmap(one, in_axes=(0, None, None)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -252,37 +287,26 @@ def _trainer(
     """
     sampler = recipe.make_sampler(data)
     optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
-    step = recipe.make_step(model, optimizer, data, bind=bind)
     num_devices = len(jax.devices())
     num_slots = -(-most // num_devices) * num_devices
-    mesh = candidate_mesh()
-    train, val = (everywhere(data.examples(split), mesh) for split in ("train", "val"))
-    rest = everywhere(rest, mesh)
-    others, has_head = params, bool(_of_head(model, params, inside=True))
-    if has_head:
-        others = _of_head(model, params, inside=False)
+    has_head = bool(_of_head(model, params, inside=True))
+    others = _of_head(model, params, inside=False) if has_head else params
     slots = dealing_order(num_slots, num_devices)
+    epoch, score = _epochs(
+        model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk_size
+    )
 
     @jax.jit
     def start(others, batch_stats, heads, rates, keys):
-        whole = trees.merge(replicate(others, num_slots), heads)
         return init_population(
-            whole, replicate(batch_stats, num_slots), optimizer, sampler, keys=keys,
-            ema=recipe.ema_decay is not None, learning_rate=rates,
-        )  # fmt: skip
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(states, active, train, rest):
-        states, _ = fit_population(
-            step, states, train, sampler, num_epochs=1, frozen=rest, active=active,
-            chunk_size=chunk_size, mesh=mesh, augment=recipe.augment,
-        )  # fmt: skip
-
-        def whole(train):
-            params = train.final_params if bind is None else bind(train.final_params, rest)
-            return trees.stack_blocks(params), train.batch_stats
-
-        return states, jax.vmap(whole)(states.train)
+            trees.merge(replicate(others, num_slots), heads),
+            replicate(batch_stats, num_slots),
+            optimizer,
+            sampler,
+            keys=keys,
+            ema=recipe.ema_decay is not None,
+            learning_rate=rates,
+        )
 
     def run(rates, start_keys, batch_keys):
         own = slots[: len(rates)]
@@ -291,18 +315,66 @@ def _trainer(
         active = np.isin(np.arange(num_slots), own)
         heads = _compiled_heads(model)(start_keys[place]) if has_head else {}
         states = start(others, batch_stats, heads, rates[place], batch_keys[place])
-        states, active = spread((states, active), mesh)
         kept = None
         for number in range(recipe.num_epochs):
-            states, networks = epoch(states, active, train, rest)
+            states, networks = epoch(states, active)
             if select == "last" and number + 1 < recipe.num_epochs:
                 continue
-            scores = _compiled_scores(model, score_fn, mesh)(*networks, active, val)
-            kept = (scores, networks) if kept is None else _keep_better(kept, (scores, networks))
+            newest = (score(networks, active), networks)
+            kept = newest if kept is None else _keep_better(kept, newest)
         # indexed on the host: on devices that is a collective, where one waits for the other
         return _rows(jax.tree.map(np.asarray, kept), own)
 
     return run
+
+
+def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk_size):
+    """`epoch(states, active) -> (states, networks)` and `score(networks, active) -> [P]`.
+
+    Examples lie on the devices, or are streamed where they are too many.
+    """
+    mesh = candidate_mesh()
+    step = recipe.make_step(model, optimizer, data, bind=bind)
+    rest = everywhere(rest, mesh)
+    options = {"chunk_size": chunk_size, "mesh": mesh, "augment": recipe.augment}
+
+    def whole(train, rest):
+        params = train.final_params if bind is None else bind(train.final_params, rest)
+        return trees.stack_blocks(params), train.batch_stats
+
+    networks_of = jax.jit(jax.vmap(whole, in_axes=(0, None)))
+    if recipe.streams(data):
+
+        def epoch(states, active):
+            window = None if recipe.data_bytes is None else recipe.data_bytes // 2
+            states, _ = fit_population_streamed(
+                step, states, data, sampler, num_epochs=1, frozen=rest, active=active,
+                window_bytes=window, **options,
+            )  # fmt: skip
+            return states, networks_of(states.train, rest)
+
+        def score(networks, active):
+            logits = population_logits(model, *networks, data, "val", data_bytes=recipe.data_bytes)
+            val = data.splits["val"]
+            return _compiled_score_fn(score_fn)(logits, data.labels[val], data.group[val])
+
+        return epoch, score
+
+    train, val = (everywhere(data.examples(split), mesh) for split in ("train", "val"))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def epoch_on_device(states, active, train, rest):
+        states, _ = fit_population(
+            step, states, train, sampler, num_epochs=1, frozen=rest, active=active, **options
+        )
+        return states, jax.vmap(whole, in_axes=(0, None))(states.train, rest)
+
+    def epoch_here(states, active):
+        states, active = spread((states, active), mesh)
+        return epoch_on_device(states, active, train, rest)
+
+    scores = _compiled_scores(model, score_fn, mesh)
+    return epoch_here, lambda networks, active: scores(*networks, spread(active, mesh), val)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -314,52 +386,3 @@ def _keep_better(kept, newest):
         return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return jax.tree.map(newer, kept, newest)
-
-
-def train_network(
-    model: Model,
-    weights: Weights,
-    data: Dataset,
-    recipe: Recipe,
-    *,
-    key: Any,
-    on_epoch: Callable[[float], None] | None = None,
-) -> Weights:
-    """Train all of one network, from the given weights and with the classifier among them.
-
-    Args:
-      model: the network.
-      weights: what it starts from; left as they are.
-      data: trains on "train".
-      recipe: how.
-      key: PRNG key of the order of examples.
-      on_epoch: called after every epoch with its mean loss.
-
-    Returns:
-      `Weights` of the last epoch, with the notes of the given ones.
-
-    Raises:
-      ValueError: as the recipe and its sampler.
-    """
-    sampler = recipe.make_sampler(data)
-    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
-    step = recipe.make_step(recipe.make_model(model), optimizer, data)
-
-    @jax.jit
-    def start(params, batch_stats, key):
-        params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))  # `epoch` donates them
-        train = start_train(params, batch_stats, optimizer, ema=recipe.ema_decay is not None)
-        return init_fit(train, sampler, key)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state, train):
-        return fit(step, state, train, sampler, num_epochs=1, augment=recipe.augment)
-
-    train = jax.tree.map(jnp.asarray, data.examples("train"))
-    state = start(weights.params, weights.batch_stats, key)
-    for _ in range(recipe.num_epochs):
-        state, history = epoch(state, train)
-        if on_epoch is not None:
-            on_epoch(float(history["loss"][0]))
-    params, batch_stats = jax.device_get((state.train.final_params, state.train.batch_stats))
-    return Weights(params, batch_stats, weights.notes)

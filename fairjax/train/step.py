@@ -164,5 +164,6 @@ def start_train(
     # optax starts from Python numbers; training returns arrays: without this, a second compile
     opt_state = jax.tree.map(jnp.asarray, opt_state)
     opt_state = jax.tree.map(lambda x: x.astype(x.dtype) if x.weak_type else x, opt_state)
-    average = params if ema else None
+    # a copy, for a state whose arrays are used twice cannot be donated
+    average = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params) if ema else None
     return TrainState(params, batch_stats, opt_state, jnp.zeros((), jnp.int32), average)

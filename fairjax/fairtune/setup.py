@@ -10,129 +10,44 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from fairjax.data import Dataset, Examples
+from fairjax.fairtune.found import Found
 from fairjax.fairtune.objectives import Objective, check_objectives, objective
-from fairjax.fairtune.search import LEARNING_RATES, Search, evolution, random_search
-from fairjax.fairtune.spaces import Description, MaskSpace, mask_space
+from fairjax.fairtune.search import (
+    LEARNING_RATES,
+    Search,
+    directions_of,
+    evolution,
+    random_search,
+)
+from fairjax.fairtune.spaces import MaskSpace, mask_space
 from fairjax.fairtune.studies import nsga2, tpe
 from fairjax.fairtune.tune import (
-    STATUS_NAMES,
     Rungs,
-    Trials,
     TuneState,
-    best_masks,
-    best_trials,
     init_tune,
     successive_halving,
     tune,
 )
+from fairjax.memory import plan_chunk_size
 from fairjax.models import Model, Weights, kernel_gate
 from fairjax.sharding import (
     candidate_mesh,
     everywhere,
-    plan_chunk_size,
     shard_candidates,
     spread,
 )
 from fairjax.train import (
     Recipe,
     fit_population,
+    fit_population_streamed,
     init_fit,
     map_chunks,
     predict,
     start_train,
+    stream_map,
 )
 
 SearchName = Literal["tpe", "random", "evolution", "nsga2"]
-
-
-class Choice(NamedTuple):
-    """A mask and the learning rates to try with it."""
-
-    space: MaskSpace
-    mask: np.ndarray
-    """bool `[U]`, True = trained."""
-    learning_rates: tuple[float, ...]
-
-    @property
-    def description(self) -> Description:
-        """What it trains, in numbers and words."""
-        return self.space.describe(self.mask)
-
-
-class Found(NamedTuple):
-    """What a search found."""
-
-    space: MaskSpace
-    objectives: tuple[Objective, ...]
-    trials: Trials
-
-    @property
-    def winner(self) -> Choice:
-        """The completed trial of best validation value."""
-        return self.best(1)[0]
-
-    def best_rows(self, count: int) -> np.ndarray:
-        """Rows of the best completed trials in the first objective, best first."""
-        return best_trials(self.trials, count)
-
-    def best(self, count: int) -> list[Choice]:
-        """The choices of `best_rows`."""
-        return [self.choice(int(row)) for row in self.best_rows(count)]
-
-    def table(self) -> list[dict[str, Any]]:
-        """One row per trial as plain values; values of objectives are of the validation split."""
-        trials, rows = self.trials, []
-        for i, status in enumerate(trials.status):
-            row: dict[str, Any] = {"trial": i, "status": STATUS_NAMES[status]}
-            row["epochs"] = int(trials.epochs[i])
-            row["same_as"] = int(trials.same_as[i]) if trials.same_as[i] >= 0 else ""
-            row["learning_rate"] = trials.learning_rates[i]
-            for chosen, value in zip(self.objectives, trials.values[i], strict=True):
-                row[f"val_{chosen.name}"] = value
-            rows.append(row | dict(zip(self.space.units, trials.masks[i].astype(int), strict=True)))
-        return rows
-
-    def describe(self, row: int) -> dict[str, Any]:
-        """One trial as plain values: all that training with its mask again needs."""
-        choice, trials = self.choice(row), self.trials
-        description = choice.description
-        content: dict[str, Any] = {
-            "space": self.space.name,
-            "trial": int(row),
-            "mask": choice.mask.astype(int).tolist(),
-            "units": list(description.units),
-            "learning_rate": choice.learning_rates[0],
-            "trained_parameters": description.num_trained,
-            "percent_trained": description.percent,
-            "objective": self.objectives[0].name,
-            "val_objective": float(trials.values[row, 0]),
-        }
-        if len(self.objectives) > 1:
-            content["pareto_front"] = [
-                {
-                    "mask": trials.masks[i].astype(int).tolist(),
-                    "learning_rate": float(trials.learning_rates[i]),
-                    "val_objectives": trials.values[i].tolist(),
-                }
-                for i in best_masks(trials)
-            ]
-        return content
-
-    def notes(self) -> list[str]:
-        """How many trials failed, and why that can be."""
-        failed = int((self.trials.status == STATUS_NAMES.index("failed")).sum())
-        if not failed:
-            return []
-        return [f"{failed} trials failed: the objective was undefined or the training diverged"]
-
-    def front(self) -> list[Choice]:
-        """The completed trials that no other beats in all objectives."""
-        return [self.choice(int(row)) for row in best_masks(self.trials)]
-
-    def choice(self, row: int) -> Choice:
-        """The mask and rate of one trial."""
-        rate = float(self.trials.learning_rates[row])
-        return Choice(self.space, self.trials.masks[row], (rate,))
 
 
 class MaskSearch(NamedTuple):
@@ -159,7 +74,7 @@ def mask_search(
     key: Any,
     space: str | MaskSpace = "norm_attn_mlp",
     objective: str | tuple[str, ...] = "worst_group_auc",
-    search: SearchName = "tpe",
+    search: SearchName | Search = "tpe",
     num_trials: int = 12,
     num_slots: int = 8,
     learning_rates: tuple[float, float] = LEARNING_RATES,
@@ -180,10 +95,10 @@ def mask_search(
       key: see `search_masks`.
       space: name of a mask space (`mask_space`), or one of your own.
       objective: one or several metrics (`fairtune.objective`).
-      search: what proposes candidates.
+      search: what proposes candidates, by name or one of your own.
       num_trials: T, candidates in all.
       num_slots: P, candidates trained as one population.
-      learning_rates: range, log-uniform.
+      learning_rates: range, log-uniform; a search of your own has its own.
       first_rung: epochs before candidates are first compared, of which the best third goes on;
         None stops nobody early.
       num_brackets: more than one is Hyperband.
@@ -216,20 +131,17 @@ def mask_search(
     rungs = successive_halving(recipe.num_epochs, first=first, num_brackets=num_brackets)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
-    options: dict[str, Any] = {"learning_rates": learning_rates}
-    if search in ("tpe", "nsga2"):
-        facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
-        options |= {"storage": storage, "fingerprint": facts, "worker": worker}
-        options |= {"first_masks": first_masks}
-    elif storage is not None or worker or len(first_masks):
-        raise ValueError(f"storage, worker and first_masks go with tpe or nsga2, not with {search}")
-    if search not in _SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
+    if num_trials < 1 or num_slots < 1:
+        raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
+    if len(objectives) > 1 and len(rungs.epochs) > 1:
+        raise ValueError("early stopping needs a single objective; set first_rung=None")
+    facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
+    studied = {"storage": storage, "fingerprint": facts, "worker": worker}
+    studied |= {"first_masks": first_masks}
+    chosen = _make_search(search, space, objectives, learning_rates, studied)
     program = _make_program(model, weights, data, recipe, space, objectives, rungs, key)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
-    return _assemble(
-        _SEARCHES[search](space, objectives, **options), program, rungs, sizes, chunk_size
-    )
+    return _assemble(chosen, program, rungs, sizes, chunk_size)
 
 
 _objective = objective
@@ -239,6 +151,29 @@ _SEARCHES: dict[str, Callable[..., Search]] = {
     "evolution": evolution,
     "nsga2": nsga2,
 }
+
+
+def _make_search(search, space, objectives, learning_rates, studied) -> Search:
+    """The search of that name, or the given one if it fits; `studied` are options of Optuna's."""
+    if isinstance(search, Search):
+        name = "a search of your own"
+        wanted = (space.num_units, directions_of(objectives))
+        if (search.num_units, tuple(search.maximize)) != wanted:
+            raise ValueError(
+                f"the search must propose masks of {wanted[0]} units and maximise {wanted[1]}, "
+                f"got {search.num_units} and {search.maximize}"
+            )
+    elif search not in _SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
+    elif search in ("tpe", "nsga2"):
+        return _SEARCHES[search](space, objectives, learning_rates=learning_rates, **studied)
+    else:
+        name = search
+    if studied["storage"] is not None or studied["worker"] or len(studied["first_masks"]):
+        raise ValueError(f"storage, worker and first_masks go with tpe or nsga2, not with {name}")
+    if isinstance(search, Search):
+        return search
+    return _SEARCHES[search](space, objectives, learning_rates=learning_rates)
 
 
 class _Program(NamedTuple):
@@ -251,6 +186,9 @@ class _Program(NamedTuple):
     advance: Any
     """`advance(states [P], masks [P, U], active [P], train, (val, frozen), chunk_size=, mesh=)`
     `-> (states, values [P, M])`, jitted."""
+    stream: Any
+    """The same on the host, where examples are too many for a device:
+    `stream(states, masks, active, data, frozen, chunk_size=, mesh=)`; None where they are not."""
     start_data: Any
     frozen: Any
     data: Dataset
@@ -305,7 +243,57 @@ def _make_program(model, weights, data, recipe, space, objectives, rungs, key) -
 
     seed = int(np.asarray(jax.random.key_data(key)).reshape(-1)[-1])
     start_data = (tunable, weights.batch_stats)
-    return _Program(space, objectives, start_fn, advance, start_data, frozen, data, seed)
+    stream = None
+    if recipe.streams(data):
+        stream = _make_stream(network, step, sampler, recipe, space, objectives, num_epochs)
+    return _Program(space, objectives, start_fn, advance, stream, start_data, frozen, data, seed)
+
+
+def _make_stream(network, step, sampler, recipe, space, objectives, num_epochs):
+    """`advance` on examples that are read while candidates train and validate."""
+    expand = jax.jit(jax.vmap(space.expand))
+    window = None if recipe.data_bytes is None else recipe.data_bytes // 2
+
+    @functools.partial(jax.jit, static_argnames="mesh")
+    def logits_of(inputs, trains, active, frozen, mesh):
+        def one(train, frozen, inputs):
+            params = space.bind(train.final_params, frozen)
+            return predict(network, params, train.batch_stats, inputs)
+
+        def every(trains, active, frozen, inputs):
+            return map_chunks(lambda train: one(train, frozen, inputs), trains, 1, active)
+
+        return shard_candidates(every, mesh, num_mapped=2)(trains, active, frozen, inputs)
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None, None))
+    def values_of(logits, labels, group):
+        return jnp.stack(
+            [chosen.measure(logits, labels=labels, group=group) for chosen in objectives]
+        )
+
+    def advance(states, masks, active, data, frozen, *, chunk_size, mesh):
+        states, _ = fit_population_streamed(
+            step,
+            states,
+            data,
+            sampler,
+            num_epochs=num_epochs,
+            mask=expand(masks),
+            frozen=frozen,
+            active=active,
+            chunk_size=chunk_size,
+            mesh=mesh,
+            augment=recipe.augment,
+            window_bytes=window,
+        )
+        on_mesh = functools.partial(logits_of, mesh=mesh)
+        arguments = (states.train, active, frozen)
+        logits = stream_map(on_mesh, data, "val", *arguments, batch_bytes=recipe.data_bytes, axis=1)
+        val = data.splits["val"]
+        return states, values_of(logits, data.labels[val], data.group[val])
+
+    return advance
 
 
 def _assemble(search: Search, program: _Program, rungs: Rungs, sizes, chunk_size) -> MaskSearch:
@@ -333,25 +321,30 @@ def _assemble(search: Search, program: _Program, rungs: Rungs, sizes, chunk_size
         arguments = jax.tree.map(at, (states, masks, active, train, (val, program.frozen)))
         return program.advance.lower(*arguments, chunk_size=num_candidates, mesh=mesh)
 
-    def run(state: TuneState | None = None, on_round=None) -> Found:
+    def make_train_fn():
+        frozen = everywhere(program.frozen, mesh)
+        if program.stream is not None:
+            how = {"chunk_size": chunk_size or 1, "mesh": mesh}
+            return lambda *now: program.stream(*now, program.data, frozen, **how)
         train, val = (everywhere(program.data.examples(split), mesh) for split in ("train", "val"))
-        shared = (val, everywhere(program.frozen, mesh))
         size = chunk_size
         if size is None:
             size = plan_chunk_size(lower, -(-num_slots // mesh.size))
+        how = {"chunk_size": size, "mesh": mesh}
 
         def train_fn(states, masks, active):
-            states, masks, active = spread((states, masks, active), mesh)
+            now = spread((states, masks, active), mesh)
             # wait for all devices: whoever is first at a collective waits only so long for the rest
-            return jax.block_until_ready(
-                program.advance(states, masks, active, train, shared, chunk_size=size, mesh=mesh)
-            )
+            return jax.block_until_ready(program.advance(*now, train, (val, frozen), **how))
 
+        return train_fn
+
+    def run(state: TuneState | None = None, on_round=None) -> Found:
         state = tune(
             search,
             init() if state is None else state,
             program.start_fn,
-            train_fn,
+            make_train_fn(),
             start_data=start_data,
             on_round=on_round,
         )
