@@ -76,8 +76,9 @@ def pictures(count=240):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, count).astype(np.int32)
     group = np.where(rng.random(count) < 0.75, labels, 1 - labels).astype(np.int32)
-    images = rng.normal(110, 30, (count, 10, 10, 3)) + 20 * labels[:, None, None, None]
-    images[..., 0] += 60 * group[:, None, None]
+    images = rng.normal(110, 30, (count, 10, 10, 3))
+    images += (4 * labels + rng.normal(0, 4, count))[:, None, None, None]
+    images[..., 0] += 12 * group[:, None, None]
     rows = np.arange(count, dtype=np.int32)
     train, val, test = np.split(rows, [count // 2, 3 * count // 4])
     splits = {"train": train, "val": val, "test": test}
@@ -89,7 +90,7 @@ def pictures(count=240):
 def test_a_network_of_ones_own_becomes_smaller_and_gives_the_logits_of_the_masked_one():
     model, data = own_network(), pictures()
     params, batch_stats = jax.jit(model.init)(KEY)
-    recipe = Recipe(num_epochs=4, batch_size=20, learning_rate=0.02)
+    recipe = Recipe(num_epochs=8, batch_size=20, learning_rate=0.01)
     weights = train_network(model, Weights(params, batch_stats, ()), data, recipe, key=KEY)
     seen = []
     pruned = pruning.prune(
