@@ -6,9 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from PIL import Image
-
-from experiments import pruning as experiment
 from experiments.image_data import Data, load_data
 from experiments.pruning_stages import (
     CONTROLS,
@@ -18,6 +15,9 @@ from experiments.pruning_stages import (
     rank,
     start_network,
 )
+from PIL import Image
+
+from experiments import pruning as experiment
 from experiments.run import Run, main
 from fairjax import pruning
 from fairjax.data.augment import eval_preprocess
@@ -114,8 +114,10 @@ def test_controls_prune_nothing_or_as_many_channels_of_the_same_layer():
         for row, candidates in proposed.items()
     }
     assert pruned == {"tuned": [0], "random": [5], "random_best": [5, 5, 5]}
-    one, several = ([plan.keep["features/13"].tolist() for _, plan in proposed[row]]
-                    for row in ("random", "random_best"))  # fmt: skip
+    one, several = (
+        [plan.keep["features/13"].tolist() for _, plan in proposed[row]]
+        for row in ("random", "random_best")
+    )
     assert one[0] in several and len({tuple(keep) for keep in several}) == 3
 
 

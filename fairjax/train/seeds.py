@@ -348,9 +348,16 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
         def epoch(states, active):
             window = None if recipe.data_bytes is None else recipe.data_bytes // 2
             states, _ = fit_population_streamed(
-                step, states, data, sampler, num_epochs=1, frozen=rest, active=active,
-                window_bytes=window, **options,
-            )  # fmt: skip
+                step,
+                states,
+                data,
+                sampler,
+                num_epochs=1,
+                frozen=rest,
+                active=active,
+                window_bytes=window,
+                **options,
+            )
             return states, networks_of(states.train, rest)
 
         def score(networks, active):
