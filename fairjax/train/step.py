@@ -1,6 +1,6 @@
 """One gradient step as a pure function, and the state that it changes."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     """float32 `[B]`; 0 marks padding, other values weigh the loss."""
 
 
+@runtime_checkable
 class Step(Protocol):
     """A gradient step, as `make_step` makes it."""
 
