@@ -3,6 +3,7 @@
     python -m experiments.fairtune                       synthetic lesions by skin tone
     python -m experiments.fairtune --num-seeds 5 --objective worst_group_auc@bound
     python -m experiments.fairtune lesions_jpeg --data.manual-dir lesions
+    python -m experiments.fairtune csv --data.csv my.csv --data.image-root images --data.label y
     python -m experiments.fairtune ham10000_sex --data.manual-dir DIR --weights vit_base.safetensors
 
 Rows of the table, each trained with several seeds: `full` fine-tuning, the `linear` probe, `all_on`
@@ -11,94 +12,107 @@ Rows of the table, each trained with several seeds: `full` fine-tuning, the `lin
 the validation split by the same objective.
 """
 
+import csv
 import dataclasses
-import math
+import json
+import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, fairtune_report, results
-from experiments.fairtune_rows import train_rows
-from experiments.fairtune_stages import Task, search_masks
-from experiments.image_data import Augment, Data, load_data, make_augment
-from fairjax.data import Dataset
-from fairjax.data.augment import eval_preprocess
-from fairjax.fairbatch import fairbatch
-from fairjax.fairtune import (
-    MaskSpace,
-    Rungs,
-    add_lora,
-    best_trials,
-    check_objectives,
-    mask_space,
-    objective,
-    successive_halving,
+from experiments import results
+from experiments.cli import (
+    Count,
+    Hidden,
+    NonNegative,
+    Positive,
+    Replicates,
+    Seeds,
+    Smoothing,
+    Whole,
+    check_numbers,
+    phase,
+    progress,
+    say,
 )
-from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights
+from experiments.data import Augment, Data, load_data, make_augment
+from experiments.files import load_arrays, replacing, save_arrays, write_atomically
+from experiments.run import Run, main, timed
+from fairjax import fairtune, models, report, train
+from fairjax.data import Dataset
+from fairjax.fairtune import Choice, Found, MaskSearch
 from fairjax.optimizers import Optimizer, Schedule
-from fairjax.sharding import candidate_mesh
+from fairjax.report.search import search_figures, search_sentence
+from fairjax.train.recipe import Dtype
 
 COMPARED = ("accuracy", "auc", "worst_group_auc", "auc_gap", "equalized_odds_difference")
+PROBE_RATES, PROBE_EPOCHS = (1e-4, 1.0), 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """FairTune on images."""
 
-    about: str = ""
+    about: Hidden = ""
     data: Data = Data()
+    seeds: Seeds = Seeds()
     model: str = "vit_micro"
-    image_size: int = 64
+    image_size: Count = 64
     augment: Augment = "flips"
     """flips of whole images, or random crops with a horizontal flip"""
     weights: Path | None = None
     """file of pre-trained weights; vit_micro's ship with fairjax"""
     space: str = "norm_attn_mlp"
     """mask space, by its readable or its published name"""
-    lora_rank: int = 8
+    lora_rank: Count = 8
     """of the space `lora`"""
     objective: tuple[str, ...] = ("worst_group_auc",)
-    """what the search optimises on validation; "@bound" takes the pessimistic 95 %% bound"""
+    """what the search optimises on validation; "@bound" takes the pessimistic 95 % bound"""
     search: Literal["tpe", "random", "evolution", "nsga2"] = "tpe"
     guided_start: bool = False
     """the first masks from gates trained by gradients (tpe, nsga2)"""
-    num_trials: int = 12
-    num_slots: int = 8
+    num_trials: Count = 12
+    num_slots: Count = 8
     """candidates trained as one population"""
-    num_epochs: int = 4
+    num_epochs: Count = 4
     early_stopping: bool = True
     """successive halving: only the best third goes on after first_rung, 3 first_rung, ... epochs"""
-    first_rung: int = 2
-    num_brackets: int = 1
+    first_rung: Count = 2
+    num_brackets: Count = 1
     """more than one is Hyperband"""
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"
-    warmup_epochs: float = 1
-    batch_size: int = 32
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.0
+    warmup_epochs: NonNegative = 1
+    batch_size: Count = 32
+    weight_decay: NonNegative = 0.01
+    label_smoothing: Smoothing = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: losses weigh as much in all classes, by their share of the training split"""
-    learning_rates: tuple[float, float] = (1e-4, 3e-3)
+    ema_decay: Smoothing = 0.0
+    """above 0, the moving average of the parameters is what is measured and kept"""
+    dtype: Dtype = "float32"
+    """of activations and products"""
+    checkpoint_blocks: bool = False
+    """recompute blocks in the backward pass: a third more work, much less memory"""
+    learning_rates: tuple[Positive, Positive] = (1e-4, 3e-3)
     """range of the search, log-uniform"""
-    num_rates: int = 2
+    num_rates: Count = 2
     """learning rates tried for the other rows, evenly inside that range"""
     select: Literal["best", "last"] = "last"
     """epoch whose parameters are kept in the final training, by validation"""
-    num_finalists: int = 3
+    num_finalists: Count = 3
     """best trials of the search that are trained with all seeds; the best on average is the row"""
-    num_seeds: int = 3
-    chunk_size: int | None = None
+    num_seeds: Count = 3
+    chunk_size: Count | None = None
     """candidates trained at the same time; none asks the compiler what fits into memory"""
-    num_replicates: int = 200
-    """bootstrap replicates behind the 95 %% intervals"""
+    num_replicates: Replicates = 200
+    """bootstrap replicates behind the 95 % intervals"""
     storage: str | None = None
     """Optuna storage; default a journal in the run folder"""
-    worker: int = 0
+    worker: Whole = 0
     """number of this process among those that share --storage, each with its own --out"""
     out: Path | None = None
     """result folder; default runs/fairtune-<time>"""
@@ -156,8 +170,13 @@ PRESETS = {
     ),
     "lesions_jpeg": dataclasses.replace(
         LESIONS,
-        about="the synthetic lesions as JPEG files, drawn once, read like HAM10000 and cached",
+        about="the synthetic lesions as JPEG files, drawn once, read from disk and cached",
         data=Data("lesions_jpeg", Path("lesions"), ("skin_tone",), balance=("val",)),
+    ),
+    "csv": dataclasses.replace(
+        LESIONS,
+        about="a CSV and a folder of images of yours: --data.csv, --data.image-root, --data.label",
+        data=Data("csv"),
     ),
     "ham10000_sex": paper_preset("ham10000", "sex"),
     "ham10000_age": paper_preset("ham10000", "age_multi"),
@@ -170,44 +189,30 @@ PRESETS = {
 }
 
 
+class Task(NamedTuple):
+    """What the stages share."""
+
+    config: Config
+    run: Run
+    data: Dataset
+    model: models.Model
+    weights: models.Weights
+    recipe: train.Recipe
+
+
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
-    for name in (
-        "num_epochs",
-        "num_trials",
-        "num_slots",
-        "num_finalists",
-        "num_seeds",
-        "num_rates",
-        "first_rung",
-    ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.num_replicates < 2:
-        raise ValueError(f"num_replicates must be at least 2, got {config.num_replicates}")
-    if len(config.objective) > 1 and config.search == "evolution":
-        raise ValueError("search evolution takes one objective; use nsga2 or tpe for several")
+    check_numbers(config)
     if config.guided_start and config.search not in ("tpe", "nsga2"):
         raise ValueError(f"guided_start goes with tpe or nsga2, not with {config.search}")
     check_weights(config)
-    dataset = load_data(config.data, config.image_size, config.augment)
-    model, weights = load_network(config, dataset.num_classes)
-    task = make_task(config, dataset, model)
-    val = dataset.examples("val")
-    check_objectives(
-        task.objectives,
-        val.labels,
-        group=val.group,
-        group_names=dataset.group_names,
-        num_classes=dataset.num_classes,
-    )
-    params = weights.params
-    if config.space == "lora":
-        params = add_lora(params, jax.random.key(config.data.seed), rank=config.lora_rank)
-    space = mask_space(params, config.space)
-    rungs = make_rungs(config)
-    run = common.Run("fairtune", config, out=config.out, resume=config.resume)
-    return lambda: run_all(task, space, rungs, params, weights, run)
+    recipe = make_recipe(config)
+    run = Run("fairtune", config, out=config.out, resume=config.resume)
+    phase(f"reading {config.data.source}")
+    data = load_data(config.data, image_size=config.image_size, augment=config.augment)
+    task = Task(config, run, data, *load_network(config, data.num_classes), recipe)
+    make_search(task)
+    return lambda: run_all(task)
 
 
 def check_weights(config: Config) -> None:
@@ -221,144 +226,242 @@ def check_weights(config: Config) -> None:
         raise FileNotFoundError(f"{config.weights}: no such file of weights")
 
 
-def load_network(config: Config, num_classes: int) -> tuple[Model, Weights]:
+def make_recipe(config: Config) -> train.Recipe:
+    """How candidates and rows are trained."""
+    return train.Recipe(
+        num_epochs=config.num_epochs,
+        batch_size=config.batch_size,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        warmup_epochs=config.warmup_epochs,
+        weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing,
+        class_weights="balanced" if config.class_weights == "balanced" else None,
+        ema_decay=config.ema_decay or None,
+        dtype=config.dtype,
+        checkpoint_blocks=config.checkpoint_blocks,
+        augment=make_augment(config.augment, config.image_size),
+    )
+
+
+def load_network(config: Config, num_classes: int) -> tuple[models.Model, models.Weights]:
     """The pre-trained network with a fresh classifier."""
-    key = jax.random.key(config.data.seed)
+    key = jax.random.key(config.seeds.start)
     if config.weights is None:
-        return load_pretrained(config.model, num_classes, key, image_size=config.image_size)
-    model = image_model(config.model, num_classes, image_size=config.image_size)
-    weights = load_weights(config.weights, model, key)
-    # also where the file holds a classifier of as many classes
-    fresh = jax.jit(lambda key: model.init(key)[0]["head"])(key)
-    return model, weights._replace(params={**weights.params, "head": fresh})
+        model, weights = models.load_pretrained(
+            config.model, num_classes, key, image_size=config.image_size
+        )
+    else:
+        model = models.image_model(config.model, num_classes, image_size=config.image_size)
+        weights = models.load_weights(config.weights, model, key)
+        # also where the file holds a classifier of as many classes
+        weights = weights._replace(params=models.fresh_head(model, weights.params, key))
+    if config.space == "lora":
+        weights = weights._replace(
+            params=fairtune.add_lora(weights.params, key, rank=config.lora_rank)
+        )
+    return model, weights
 
 
-def make_task(config: Config, dataset: Dataset, model: Model) -> Task:
-    train = dataset.examples("train")
-    mean, std = model.config.mean, model.config.std
-    devices = jax.devices()
-    mesh = candidate_mesh(devices[: math.gcd(config.num_slots, len(devices))])
-    task = Task(
-        config=config,
-        dataset=dataset,
-        model=model,
-        objectives=tuple(
-            objective(name, num_groups=dataset.num_groups) for name in config.objective
-        ),
-        sampler=fairbatch(
-            train.labels,
-            train.group,
-            num_classes=dataset.num_classes,
-            num_groups=dataset.num_groups,
-            batch_size=config.batch_size,
-            criterion="none",
-        ),
-        train=train,
-        val=dataset.examples("val"),
-        augment=make_augment(config.augment, config.image_size, mean, std),
-        preprocess=eval_preprocess(config.image_size, mean, std),
-        class_weights=balanced_weights(train.labels, dataset.num_classes)
-        if config.class_weights == "balanced"
-        else None,
-        mesh=mesh,
+def make_search(task: Task, first_masks: Any = ()) -> MaskSearch:
+    """The configured search, checked; nothing of it has begun."""
+    config = task.config
+    stored: dict[str, Any] = {}
+    if config.search in ("tpe", "nsga2"):
+        storage = config.storage or str(task.run.folder / "study.journal")
+        stored = {"storage": storage, "first_masks": first_masks}
+    return fairtune.mask_search(
+        *task[3:5],
+        task.data,
+        task.recipe,
+        key=jax.random.key(config.seeds.batches),
+        space=config.space,
+        objective=config.objective,
+        search=config.search,
+        num_trials=config.num_trials,
+        num_slots=config.num_slots,
+        learning_rates=config.learning_rates,
+        first_rung=config.first_rung if config.early_stopping else None,
+        num_brackets=config.num_brackets,
+        worker=config.worker,
+        chunk_size=config.chunk_size,
+        **stored,
     )
-    return task._replace(train=task.everywhere(train), val=task.everywhere(task.val))
 
 
-def balanced_weights(labels: np.ndarray, num_classes: int) -> jax.Array:
-    """float32 `[K]`: inverse to the share of each class, 1 on average over examples.
-
-    Raises:
-      ValueError: a class without training examples.
-    """
-    counts = np.bincount(labels, minlength=num_classes)
-    if not counts.all():
-        raise ValueError(f"class_weights: class {int(counts.argmin())} has no training examples")
-    return jnp.asarray(len(labels) / (num_classes * counts), jnp.float32)
-
-
-def make_rungs(config: Config) -> Rungs:
-    first = config.first_rung if config.early_stopping else config.num_epochs
-    return successive_halving(config.num_epochs, first=first, num_brackets=config.num_brackets)
-
-
-def run_all(
-    task: Task, space: MaskSpace, rungs: Rungs, params: dict, weights: Weights, run: common.Run
-) -> None:
+def run_all(task: Task) -> None:
     """Search, train all rows, judge them on the test split, write the folder."""
+    config, run, data = task.config, task.run.start(), task.data
     timing: dict[str, float] = {}
-    config, batch_stats = task.config, weights.batch_stats
     with timed(timing, "search_s"):
-        state = search_masks(task, space, rungs, params, batch_stats, run)
-    trials = state.trials
-    fairtune_report.write_trials(run, task, space, trials)
-    finalists = best_trials(trials, task.maximize[0], config.num_finalists)
+        found = search(task)
     with timed(timing, "train_s"):
-        rows, place = train_rows(
-            task,
-            space,
-            trials.masks[finalists],
-            trials.learning_rates[finalists],
-            params,
-            batch_stats,
-            run,
-        )
-    winner = finalists[place]
-    mask = trials.masks[winner]
-    fairtune_report.write_mask(run, task, space, trials, winner)
-    names = list(rows)
-    logits = np.stack([rows[name].logits for name in names])
-    test = task.dataset.examples("test")
-    with timed(timing, "judge_s"):
-        metrics, intervals = results.judge(
-            logits,
-            test,
-            num_groups=task.dataset.num_groups,
-            shown=COMPARED,
-            num_replicates=config.num_replicates,
-        )
-    by_row, notes = results.summarise(names, metrics, intervals, task.dataset.group_names)
+        rows, winner = train_rows(task, found)
+    write_search(run, task, found, winner)
+    logits = {name: row["logits"] for name, row in rows.items()}
+    shown = {"shown": COMPARED, "num_replicates": config.num_replicates}
+    compared = results.judge(logits, data, timing, **shown)
+    by_row, notes = report.summarise(list(rows), compared, data.group_names)
     for name, row in rows.items():
-        by_row[name] |= {"learning_rate": float(row.learning_rate)}
-        by_row[name] |= {"percent_trained": float(row.percent)}
-        by_row[name] |= {"val_objective": float(np.mean(row.values))}
-    summary = run.finish(
-        data=common.data_summary(task.dataset),
-        results=by_row,
-        timing=timing,
-        notes=[
-            f"mask: {space.describe(mask).text}",
-            *weights.notes,
-            *fairtune_report.trial_notes(trials),
-            *notes,
-        ],
-    )
+        by_row[name] |= {"learning_rate": float(row["learning_rate"])}
+        by_row[name] |= {"percent_trained": float(row["percent"])}
+        by_row[name] |= {"val_objective": float(np.mean(row["values"]))}
+    mask = f"mask: {found.choice(winner).description.text}"
+    notes = [mask, *task.weights.notes, *found.notes(), *notes]
     results.show(
         run,
-        summary,
-        title=f"FairTune on {task.dataset.name}",
+        data,
+        by_row,
+        timing=timing,
+        notes=notes,
+        title=f"FairTune on {data.name}",
         question="Which parts of the network should be fine-tuned for the fairest result?",
-        answer=fairtune_report.one_sentence(by_row, task.dataset.name),
+        answer=search_sentence(by_row, data.name),
         shown=("percent_trained", *COMPARED),
-        figures=fairtune_report.figures(
-            space, trials, rungs, task.objectives, dict(zip(names, logits, strict=True)),
-            test, task.dataset,
+        figures=search_figures(found, logits, data),
+    )
+
+
+def search(task: Task) -> Found:
+    """Train the candidates of the search, or those that an interrupted run left."""
+    config, run = task.config, task.run
+    job = make_search(task, guided_start(task) if config.guided_start else ())
+    restored = run.restore(job.init()) if config.resume else None
+    rounds, state = (0, None) if restored is None else restored
+    run.rewrite_history(row for row in run.history() if row.get("round", np.inf) <= rounds)
+    bar, began = progress(config.num_trials, "trials"), time.perf_counter()
+    before = 0 if state is None else state.trials.epochs_trained
+
+    def on_round(state):
+        nonlocal rounds
+        rounds += 1
+        run.save(rounds, state)
+        speed = (state.trials.epochs_trained - before) / (time.perf_counter() - began)
+        name = job.objectives[0].name
+        line = f"search: {state.trials.summary(name)}; {speed:.2f} candidate epochs/s"
+        bar.update(state.trials.num_ended - bar.n)
+        say(line)
+        run.log({"round": rounds, "line": line})
+
+    phase("compiling the search")
+    with bar:
+        return job.run(state, on_round)
+
+
+def guided_start(task: Task) -> tuple[np.ndarray, ...]:
+    """The first masks of the search, from gates trained by gradients; kept in the run folder."""
+    path, data = task.run.folder / "guided.npz", task.data
+    if not path.exists():
+        phase("gates for a guided start")
+        masks, gates = fairtune.guided_masks(
+            task.model,
+            fairtune.mask_space(task.weights.params, task.config.space, head=task.model.head),
+            task.weights.params,
+            task.weights.batch_stats,
+            data.examples("train"),
+            data.examples("val"),
+            key=jax.random.key(task.config.seeds.batches),
+            num_masks=task.config.num_slots,
+            num_groups=data.num_groups,
+        )
+        save_arrays(path, masks=masks, gates=gates)
+    return tuple(load_arrays(path)["masks"])
+
+
+def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int]:
+    """All rows of the table, and the trial whose mask is the row `fairtune`.
+
+    Rows that an interrupted run finished are read from its folder.
+    """
+    config, run, params = task.config, task.run, task.weights.params
+    rates = middle_rates(config.learning_rates, config.num_rates)
+    space = lambda name: fairtune.mask_space(params, name, head=task.model.head)
+    choices = {
+        "full": Choice(space("full"), np.zeros(0, bool), rates),
+        "linear": Choice(
+            space("linear"), np.zeros(0, bool), middle_rates(PROBE_RATES, config.num_rates)
         ),
-    )  # fmt: skip
+        "all_on": Choice(found.space, np.ones(found.space.num_units, bool), rates),
+    }
+    finalists = found.best(config.num_finalists)
+    choices |= {f"finalist_{i + 1}": choice for i, choice in enumerate(finalists)}
+    rows = {}
+    with progress(len(choices), "rows") as bar:
+        for name, choice in choices.items():
+            path = run.folder / f"{name}.npz"
+            if not path.exists():
+                phase(f"training {name}")
+                train_row(task, found, name, choice)
+                run.may_stop()
+            rows[name] = load_arrays(path)
+            bar.update(1)
+    names = [name for name in rows if name.startswith("finalist_")]
+    means = np.array([rows[name]["scores"].mean() for name in names])
+    best = int(np.where(np.isnan(means), -np.inf, means).argmax())
+    with replacing(run.folder / "fairtune.safetensors") as path:
+        shutil.copyfile(run.folder / f"{names[best]}.safetensors", path)
+    candidates = {name: rows.pop(name) for name in names}
+    return rows | {"fairtune": candidates[names[best]]}, int(found.best_rows(best + 1)[-1])
 
 
-class timed:
-    """Add the seconds of a block to `timing[name]`."""
+def train_row(task: Task, found: Found, name: str, choice: Choice) -> None:
+    """Train one row with all seeds and write it into the run folder."""
+    config, run, chosen = task.config, task.run, found.objectives[0]
+    began = time.perf_counter()
+    keys = {
+        "start_keys": train.seed_keys(config.num_seeds, config.seeds.start),
+        "batch_keys": train.seed_keys(config.num_seeds, config.seeds.batches),
+    }
+    arguments = task.model, task.weights, task.data
+    if name == "linear":
+        recipe = dataclasses.replace(task.recipe, num_epochs=PROBE_EPOCHS)
+        tuned = train.linear_probe(
+            *arguments, recipe, score_fn=chosen.score, learning_rates=choice.learning_rates, **keys
+        )
+    else:
+        tuned = fairtune.refit_choice(
+            *arguments, task.recipe, choice, chosen, select=config.select,
+            chunk_size=config.chunk_size or 1, **keys,
+        )  # fmt: skip
+    if name.startswith("finalist_"):
+        with replacing(run.folder / f"{name}.safetensors") as path:
+            models.save_weights(path, task.model, *tuned.weights(0))
+    values = tuned.scores * (1 if chosen.maximize else -1)
+    save_arrays(
+        run.folder / f"{name}.npz",
+        scores=tuned.scores,
+        values=values,
+        logits=tuned.logits("test"),
+        learning_rate=tuned.learning_rate,
+        percent=choice.description.percent,
+    )
+    line = (
+        f"{name}: learning rate {tuned.learning_rate:.1e}, validation {values.mean():.4f}, "
+        f"{time.perf_counter() - began:.0f} s"
+    )
+    say(line)
+    run.log({"row": name, "line": line})
 
-    def __init__(self, timing: dict[str, float], name: str):
-        self.timing, self.name = timing, name
 
-    def __enter__(self):
-        self.began = time.perf_counter()
+def middle_rates(bounds: tuple[float, float], count: int) -> tuple[float, ...]:
+    """`count` learning rates evenly inside a range, by their logarithms."""
+    return tuple(float(rate) for rate in np.geomspace(*bounds, count + 2)[1:-1])
 
-    def __exit__(self, *_):
-        self.timing[self.name] = time.perf_counter() - self.began
+
+def write_search(run: Run, task: Task, found: Found, winner: int) -> None:
+    """`trials.csv`, and `mask.json`: everything that training with the found mask again needs."""
+    trained = {
+        "model": task.config.model,
+        "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
+    }
+    text = json.dumps(found.describe(winner) | trained, indent=2)
+    write_atomically(run.folder / "mask.json", text + "\n")
+    rows = found.table()
+    with replacing(run.folder / "trials.csv") as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from experiments.cli import progress, table
 from fairjax.models import Model, Weights, image_model, load_weights
 from tests.golden.filling import filled, noise
 
@@ -106,11 +107,14 @@ def logit_error(case: Case, references: dict[str, np.ndarray]) -> float:
 
 
 def main() -> None:
-    references = golden()
-    print(f"{'model':42} {'source':20} max error")
-    for case in CASES:
-        model = case.key.partition("/")[2]
-        print(f"{model:42} {case.source:20} {logit_error(case, references):.1e}", flush=True)
+    """Print the error of every network."""
+    references, rows = golden(), []
+    with progress(len(CASES), "networks") as bar:
+        for case in CASES:
+            model = case.key.partition("/")[2]
+            rows.append([model, case.source, f"{logit_error(case, references):.1e}"])
+            bar.update(1)
+    print(table(["model", "source", "largest error"], rows))
 
 
 if __name__ == "__main__":

@@ -4,53 +4,59 @@
     python -m experiments.plan tpu                               one TPU v5e chip; needs libtpu
     python -m experiments.plan tpu --device v6e:2x2 --space full --batch-size 16
 
-For a TPU no TPU is needed, only `pip install libtpu`: the program that trains a population for an
-epoch is compiled for the chip and its memory read off. The answer was compiled, not extrapolated.
+For a TPU no TPU is needed, only `pip install libtpu`: the very program that `experiments.fairtune`
+runs, a population that trains and validates, is compiled for the chip and its memory read off. The
+answer was compiled, not extrapolated.
 """
 
 import dataclasses
-import os
-import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
-from experiments import common
-from fairjax.data import Examples
-from fairjax.data.augment import compose, normalize, random_flip
-from fairjax.fairbatch import fairbatch
-from fairjax.fairtune import mask_space
-from fairjax.models import image_model
-from fairjax.optimizers import Optimizer, make_optimizer
-from fairjax.sharding import free_bytes, program_bytes
-from fairjax.train import fit_population, init_fit, make_step, start_train
+from experiments.cli import Count, Hidden, Range, check_numbers, say, table
+from experiments.data import Augment, make_augment
+from experiments.run import main
+from fairjax.data import Dataset
+from fairjax.fairtune import MaskSearch, mask_search
+from fairjax.memory import find_device, free_bytes, gib, hbm_bytes, largest_fit, program_bytes
+from fairjax.models import Weights, image_model
+from fairjax.optimizers import Optimizer
+from fairjax.train import Recipe
+from fairjax.train.recipe import Dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Memory of a population of candidates."""
 
-    about: str = ""
+    about: Hidden = ""
     device: str = "here"
     """"here", or a TPU slice such as v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x2"""
     model: str = "vit_base_patch16_224"
-    image_size: int = 224
+    image_size: Count = 224
     space: str = "norm"
     """mask space of `experiments.fairtune`: fewer parameters to tune, more candidates"""
-    num_classes: int = 2
-    num_images: int = 10_000
-    """that lie on the device, uint8"""
-    batch_size: int = 32
+    num_classes: Annotated[int, Range(2)] = 2
+    num_groups: Annotated[int, Range(2)] = 2
+    num_images: Annotated[int, Range(8)] = 10_000
+    """training images that lie on the device, uint8"""
+    num_val: Annotated[int, Range(8)] = 1000
+    """validation images that lie beside them"""
+    augment: Augment = "crop"
+    """see `experiments.fairtune`; crops are cut from images that are 8 / 7 as large"""
+    objective: str = "worst_group_auc"
+    batch_size: Count = 32
+    num_epochs: Count = 1
+    """before candidates are first compared"""
     optimizer: Optimizer = "adamw"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """of activations and products"""
     checkpoint_blocks: bool = True
     """recompute blocks in the backward pass: a third more work, much less memory"""
-    max_candidates: int = 256
+    max_candidates: Count = 256
     """more than this are not asked for"""
 
 
@@ -62,6 +68,7 @@ PRESETS = {
         model="vit_micro",
         image_size=16,
         num_images=64,
+        num_val=16,
         batch_size=8,
         max_candidates=4,
     ),
@@ -70,140 +77,53 @@ PRESETS = {
 
 def prepare_run(config: Config):
     """Check everything; returns the function that compiles."""
-    for name in ("num_images", "batch_size", "max_candidates"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    check_numbers(config)
     device, num_devices = find_device(config.device)
-    lower = population_program(config, device)
+    search = make_search(config)
+    lower = lambda count: search.lower(count, device)
     available = hbm_bytes(device) if config.device != "here" else free_bytes()
     return lambda: report(config, lower, available, device.device_kind, num_devices)
 
 
-def find_device(name: str) -> tuple[Any, int]:
-    """The device to compile for, and how many there are of it.
-
-    Raises:
-      ValueError: libtpu is missing, or knows no such slice.
-    """
-    if name == "here":
-        return jax.devices()[0], jax.local_device_count()
-    from jax.experimental import topologies
-
-    # libtpu would otherwise ask a cloud machine's metadata server, which is not there
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # noqa: BLE001  whatever the plugin raises, the user's to mend
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device {name}: {reason}; give 'here' or a TPU slice such as v5e:2x2, with libtpu "
-            "installed (pip install libtpu)"
-        ) from error
-    return devices[0], len(devices)
-
-
-def hbm_bytes(device: Any) -> int:
-    """Memory that a program may use on a device one can only compile for.
-
-    The compiler says it when asked for far too much.
-    """
-    on = SingleDeviceSharding(device)
-    huge = jax.ShapeDtypeStruct((2**40,), jnp.float32)
-    try:
-        jax.jit(lambda x: x * x, in_shardings=on, out_shardings=on).lower(huge).compile()
-    except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"available HBM \(([\d.]+)([GM])\)", str(error))
-        if found:
-            return int(float(found[1]) * {"G": 2**30, "M": 2**20}[found[2]])
-        raise
-    raise ValueError(f"{device.device_kind} sets no limit of memory")
-
-
-def population_program(config: Config, device: Any) -> Callable[[int], Any]:
-    """`lower(P)`: an epoch of P candidates, all at the same time, lowered for `device`."""
-    overrides = {"image_size": config.image_size}
-    if config.model.startswith("vit"):
-        overrides |= {"dtype": config.dtype, "checkpoint_blocks": config.checkpoint_blocks}
-    model = image_model(config.model, config.num_classes, **overrides)
-    zeros = np.zeros(config.num_images, np.int32)
-    sampler = fairbatch(
-        zeros,
-        zeros,
-        num_classes=config.num_classes,
-        num_groups=1,
-        batch_size=config.batch_size,
-        criterion="none",
-    )
-    total_steps = max(2, sampler.batches_per_epoch)
-    optimizer = make_optimizer(config.optimizer, total_steps=total_steps)
+def make_search(config: Config) -> MaskSearch:
+    """The search that `experiments.fairtune` runs, on shapes alone: no weights, no images."""
+    model = image_model(config.model, config.num_classes, image_size=config.image_size)
     params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
-    space = mask_space(params, config.space)
-    step = make_step(model, optimizer, bind=space.bind)
-    augment = compose(random_flip(horizontal=0.5), normalize(model.config.mean, model.config.std))
-    tunable, frozen = space.partition(params)
-
-    def start(tunable, batch_stats, rates):
-        def one(rate):
-            train = start_train(tunable, batch_stats, optimizer, learning_rate=rate)
-            return init_fit(train, sampler, jax.random.key(0))
-
-        return jax.vmap(one)(rates)
-
-    def epoch(states, masks, data, frozen):
-        return fit_population(
-            step,
-            states,
-            data,
-            sampler,
-            masks=jax.vmap(space.expand)(masks),
-            frozen=frozen,
-            shared_batches=True,
-            num_epochs=1,
-            augment=augment,
-        )[0]
-
-    on = SingleDeviceSharding(device)
-    jitted = jax.jit(epoch, in_shardings=on, out_shardings=on, donate_argnums=0)
-    pixels = (config.num_images, config.image_size, config.image_size, 3)
-    ids = jax.ShapeDtypeStruct((config.num_images,), jnp.int32)
-    data = Examples(jax.ShapeDtypeStruct(pixels, jnp.uint8), ids, ids)
-
-    def lower(num_candidates: int):
-        rates = jax.ShapeDtypeStruct((num_candidates,), jnp.float32)
-        states = jax.eval_shape(start, tunable, batch_stats, rates)
-        masks = jax.ShapeDtypeStruct((num_candidates, space.num_units), bool)
-        return jitted.lower(states, masks, data, frozen)
-
-    return lower
-
-
-def largest_fit(cost: Callable[[int], float], available: float, most: int) -> dict[int, float]:
-    """Bytes of every population that was compiled and fits, the largest last.
-
-    Costs grow almost linearly, so each guess extrapolates from the two largest that fit.
-
-    Raises:
-      ValueError: not even one candidate fits.
-    """
-    fits, too_many = {1: cost(1)}, most + 1
-    if fits[1] > available:
-        need = "more" if np.isinf(fits[1]) else gib(fits[1])
-        raise ValueError(
-            f"one candidate needs {need} GiB, the device has {gib(available)}; use a smaller "
-            "--batch-size, fewer --num-images or a smaller --model"
-        )
-    while (n := max(fits)) + 1 < too_many:
-        before = max((size for size in fits if size < n), default=0)
-        each = (fits[n] - fits[before]) / (n - before) if before else fits[1]
-        # once a guess was too much, halve what is left
-        highest = too_many - 1 if too_many > most else (n + too_many) // 2
-        guess = int(np.clip(n + (available - fits[n]) // max(each, 1), n + 1, highest))
-        bytes_needed = cost(guess)
-        if bytes_needed <= available:
-            fits[guess] = bytes_needed
-        else:
-            too_many = guess
-    return fits
+    size = config.image_size * 8 // 7 if config.augment == "crop" else config.image_size
+    counts = {"train": config.num_images, "val": config.num_val, "test": 0}
+    ends = np.cumsum(list(counts.values()))
+    rows = np.arange(ends[-1], dtype=np.int32)
+    data = Dataset(
+        name="shapes",
+        inputs=np.broadcast_to(np.uint8(0), (len(rows), size, size, 3)),
+        labels=rows % config.num_classes,
+        group=rows // config.num_classes % config.num_groups,
+        label_names=tuple(map(str, range(config.num_classes))),
+        group_names=tuple(map(str, range(config.num_groups))),
+        splits={
+            split: rows[end - count : end]
+            for (split, count), end in zip(counts.items(), ends, strict=True)
+        },
+    )
+    recipe = Recipe(
+        num_epochs=config.num_epochs,
+        batch_size=config.batch_size,
+        optimizer=config.optimizer,
+        dtype=config.dtype,
+        checkpoint_blocks=config.checkpoint_blocks,
+        augment=make_augment(config.augment, config.image_size),
+    )
+    return mask_search(
+        model,
+        Weights(params, batch_stats, ()),
+        data,
+        recipe,
+        key=jax.random.key(0),
+        space=config.space,
+        objective=config.objective,
+        search="random",
+        num_slots=1,
+    )
 
 
 def report(
@@ -212,7 +132,7 @@ def report(
     """Find the largest population and print what it needs."""
 
     def cost(num_candidates: int) -> float:
-        common.say(f"compiling for {num_candidates}")
+        say(f"compiling for {num_candidates}")
         try:
             return program_bytes(lower(num_candidates))
         except jax.errors.JaxRuntimeError as error:
@@ -223,7 +143,7 @@ def report(
     fits = largest_fit(cost, available, config.max_candidates)
     most = max(fits)
     rows = [[str(size), gib(fits[size])] for size in sorted(fits)]
-    print(common.table(["candidates at a time", "GiB of one device"], rows))
+    print(table(["candidates at a time", "GiB of one device"], rows))
     if most > 1:
         each = (fits[most] - fits[1]) / (most - 1)
         print(f"\n{each / 2**20:.1f} MiB for every further candidate")
@@ -235,10 +155,5 @@ def report(
     )
 
 
-def gib(num_bytes: float) -> str:
-    """Bytes as GiB with two decimals."""
-    return f"{num_bytes / 2**30:.2f}"
-
-
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

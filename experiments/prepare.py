@@ -1,7 +1,7 @@
 """Image sets from what was downloaded: decoded once, split, counted and shown.
 
-    python -m experiments.prepare lesions --out lesions          draw JPEGs in HAM10000's layout
-    python -m experiments.prepare ham10000 --manual-dir lesions  read them as HAM10000 is read
+    python -m experiments.prepare lesions --out lesions     draw synthetic lesions as JPEG files
+    python -m experiments.prepare synthetic_lesions --manual-dir lesions
     python -m experiments.prepare fitzpatrick17k --manual-dir DIR --size 144 --tfds-dir DIR2
 
 Names what is missing, or decodes into the cache that training reads, prints the counts of every
@@ -11,7 +11,7 @@ Interrupt and repeat as often as needed.
 
 import csv
 import dataclasses
-import sys
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
+from experiments.cli import Count, Hidden, Seed, check_numbers, phase, table
+from experiments.files import write_atomically
+from experiments.run import data_summary, main
 from fairjax.data import SPLITS, Dataset
-from fairjax.data.augment import (
-    color_jitter,
-    compose,
-    random_resized_crop,
-)
+from fairjax.data.augment import color_jitter, compose, random_resized_crop
 from fairjax.data.image_tables import ImageTable, image_dataset
-from fairjax.data.lesions import synthetic_lesions, write_ham10000
+from fairjax.data.lesion_files import check_folder, write_lesions
+from fairjax.data.lesions import synthetic_lesions
 from fairjax.data.named import RECIPES, Recipe, read_named
 
 _GALLERY_ROWS, _GALLERY_COLUMNS = 12, 6
@@ -36,28 +35,28 @@ _GALLERY_ROWS, _GALLERY_COLUMNS = 12, 6
 
 @dataclasses.dataclass(frozen=True)
 class Lesions:
-    """Synthetic lesions as JPEG files and a CSV in the raw layout of HAM10000."""
+    """Synthetic lesions as JPEG files with a CSV and a mark that they are synthetic."""
 
     out: Path = Path("lesions")
-    """folder to write"""
-    num_images: int = 1000
-    height: int = 450
-    width: int = 600
+    """folder to write, new or empty"""
+    num_images: Count = 1000
+    height: Count = 450
+    width: Count = 600
     domain: Literal["target", "source"] = "target"
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
     """A named set from its raw files."""
 
-    about: str
-    name: str
+    about: Hidden
+    name: Hidden
     manual_dir: Path = Path(".")
     """folder with the downloaded files"""
     out: Path | None = None
     """folder of the results; prepared/NAME by default"""
-    size: int = 72
+    size: Count = 72
     """side of the decoded images, a little more than the training crop"""
     sensitive: tuple[str, ...] = ()
     """attributes that make the groups; the set's first by default"""
@@ -65,6 +64,8 @@ class Named:
     """rows whose attribute is unknown"""
     on_error: Literal["error", "skip"] = "error"
     """images that cannot be read"""
+    seed: Seed = 0
+    """of the split; 0 is the published one"""
     cache_dir: Path | None = None
     """where decoded images are kept"""
     allow_small_groups: bool = False
@@ -80,13 +81,18 @@ PRESETS: dict[str, Any] = {"lesions": Lesions()} | {
 
 def prepare(config: Lesions | Named) -> Callable[[], None]:
     """Everything that can fail for bad input; what is returned prints and draws."""
+    check_numbers(config)
     if isinstance(config, Lesions):
         return _prepare_lesions(config)
-    recipe, table = read_named(config.name, config.manual_dir)
+    if results_folder(config).resolve() == config.manual_dir.resolve():
+        raise ValueError(f"--out must not be the folder of the raw files, {config.manual_dir}")
+    phase(f"reading {config.name}")
+    recipe, table = read_named(config.name, config.manual_dir, seed=config.seed)
     data = image_dataset(
         table,
         config.sensitive or recipe.sensitive,
         size=config.size,
+        seed=config.seed,
         unknown=config.unknown,
         window=recipe.window,
         array_key=recipe.array_key,
@@ -97,20 +103,27 @@ def prepare(config: Lesions | Named) -> Callable[[], None]:
     return lambda: _finish(config, recipe, table, data)
 
 
+def results_folder(config: Named) -> Path:
+    """Where the splits, the gallery and the summary go."""
+    return config.out if config.out is not None else Path("prepared") / config.name
+
+
 def _prepare_lesions(config: Lesions) -> Callable[[], None]:
+    check_folder(config.out)  # before drawing, which takes a while
+    phase(f"drawing {config.num_images} images")
     lesions = synthetic_lesions(
         jax.random.key(config.seed),
         config.num_images,
         (config.height, config.width),
         config.domain,
     )
-    path = write_ham10000(lesions, config.out)
+    path = write_lesions(lesions, config.out)
     return lambda: print(f"{len(lesions.labels)} synthetic images and {path}")
 
 
 def _finish(config: Named, recipe: Recipe, table: ImageTable, data: Dataset) -> None:
     """Counts on stdout, files in the folder of results."""
-    out = config.out if config.out is not None else Path("prepared") / config.name
+    out = results_folder(config)
     (out / "splits").mkdir(parents=True, exist_ok=True)
     print(f"{recipe.title}\nlicence to check: {recipe.licence}; home: {recipe.home}")
     print(counts_table(data))
@@ -119,9 +132,9 @@ def _finish(config: Named, recipe: Recipe, table: ImageTable, data: Dataset) -> 
     for split in SPLITS:
         _write_split(out / "splits" / f"{split}.csv", config.manual_dir, table, data, split)
     save_gallery(out / "gallery.png", data)
-    summary = common.data_summary(data)
+    summary = data_summary(data)
     summary["cells"] = {split: data.cell_counts(split).tolist() for split in SPLITS}
-    common.write_atomically(out / "summary.json", common.json.dumps(summary, indent=2) + "\n")
+    write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if config.tfds_dir is not None:
         from fairjax.data.named.builder import write_tfds
 
@@ -138,7 +151,7 @@ def counts_table(data: Dataset) -> str:
         for g, group in enumerate(data.group_names)
     ]
     rows.append(["all", *(str(counts[split].sum()) for split in SPLITS)])
-    return common.table(["label, group", *SPLITS], rows)
+    return table(["label, group", *SPLITS], rows)
 
 
 def _write_split(path: Path, root: Path, table: ImageTable, data: Dataset, split: str) -> None:
@@ -200,14 +213,5 @@ def save_gallery(path: Path, data: Dataset) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
-def main() -> None:
-    """The command line."""
-    try:
-        common.main(prepare, PRESETS, description=(__doc__ or "").splitlines()[0])
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(common.INTERRUPTED)
-
-
 if __name__ == "__main__":
-    main()
+    main(prepare, PRESETS, description=__doc__ or "")

@@ -19,9 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import common
+from experiments.cli import (
+    Count,
+    Hidden,
+    NonNegative,
+    Positive,
+    Replicates,
+    Seed,
+    Seeds,
+    check_numbers,
+    phase,
+    progress,
+    say,
+    table,
+)
+from experiments.files import replacing
+from experiments.run import Run, data_summary, main, timed
 from fairjax.data import Dataset, Examples
-from fairjax.data.augment import compose, eval_preprocess, normalize, random_flip
+from fairjax.data.augment import compose, random_flip
 from fairjax.data.lesions import (
     BORDER_NAMES,
     GROUP_NAMES,
@@ -29,30 +44,37 @@ from fairjax.data.lesions import (
     SHAPE_NAMES,
     synthetic_lesions,
 )
-from fairjax.fairbatch import fairbatch
 from fairjax.losses import predictions
 from fairjax.metrics import bootstrap
 from fairjax.models import Model, image_model, save_weights
+from fairjax.sampling import shuffled
 from fairjax.train import TrainState, fit, init_fit, init_train, make_step, predict
+
+
+@dataclasses.dataclass(frozen=True)
+class AllSeeds(Seeds):
+    """What is drawn at random."""
+
+    data: Seed = 0
+    """of the images"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Multi-task training on synthetic lesions."""
 
-    about: str = ""
+    about: Hidden = ""
+    seeds: AllSeeds = AllSeeds()
     model: Literal["vit_micro", "vgg_micro"] = "vit_micro"
-    num_images: int = 40_000
-    """drawn, of which 70 %% train, 10 %% watch and 20 %% test"""
-    num_epochs: int = 15
-    batch_size: int = 32
-    learning_rate: float = 0.001
+    num_images: Count = 40_000
+    """drawn, of which 70 % train, 10 % watch and 20 % test"""
+    num_epochs: Count = 15
+    batch_size: Count = 32
+    learning_rate: Positive = 0.001
     """peak; rises over the first tenth of the steps and falls as a cosine"""
-    weight_decay: float = 0.05
-    num_replicates: int = 200
-    """bootstrap replicates behind the 95 %% intervals"""
-    seed: int = 0
-    """of images, initial parameters and batches"""
+    weight_decay: NonNegative = 0.05
+    num_replicates: Replicates = 200
+    """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
     """result folder; default runs/pretrain-<time>"""
     resume: bool = False
@@ -79,7 +101,6 @@ TASKS = {
     "border": BORDER_NAMES,
 }
 SIZES = tuple(len(names) for names in TASKS.values())
-EVALUATION_BATCH = 256
 
 
 def source_dataset(key: jax.Array, n: int) -> Dataset:
@@ -120,19 +141,14 @@ def joint_model(model: Model) -> Model:
         joint = shape[:, :, None, None] + colours[:, None, :, None] + border[:, None, None, :]
         return joint.reshape(len(logits), -1), out, batch_stats
 
-    return Model(model.init, apply, model.config)
+    return model._replace(apply=apply)
 
 
-def correct(model: Model, state: TrainState, examples: Examples) -> dict[str, jax.Array]:
+def correct(
+    model: Model, params: Any, batch_stats: Any, examples: Examples
+) -> dict[str, jax.Array]:
     """Which answers of a joint model are right, float32 `[N]` per task."""
-    config = model.config
-    logits = predict(
-        model,
-        state,
-        examples.inputs,
-        batch_size=EVALUATION_BATCH,
-        preprocess=eval_preprocess(config.image_size, config.mean, config.std),
-    )
+    logits = predict(model, params, batch_stats, examples.inputs)
     found = jnp.unravel_index(predictions(logits), SIZES)
     wanted = jnp.unravel_index(examples.labels, SIZES)
     return {
@@ -142,35 +158,33 @@ def correct(model: Model, state: TrainState, examples: Examples) -> dict[str, ja
 
 def prepare_run(config: Config):
     """Check everything, draw the images; returns the function that trains."""
-    for name, least in (("num_epochs", 1), ("batch_size", 1), ("num_replicates", 2)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    check_numbers(config)
     least = max(20, 2 * config.batch_size)  # a batch of training images, a few in every split
     if config.num_images < least:
-        raise ValueError(f"num_images must be at least {least}, got {config.num_images}")
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {config.learning_rate}")
-    if not config.weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {config.weight_decay}")
-    run = common.Run("pretrain", config, out=config.out, resume=config.resume)
-    return lambda: train_and_report(config, run)
+        raise ValueError(f"--num-images must be at least {least}, got {config.num_images}")
+    run = Run("pretrain", config, out=config.out, resume=config.resume)
+    return lambda: train_and_report(config, run.start())
 
 
-def train_and_report(config: Config, run: common.Run) -> None:
+def train_and_report(config: Config, run: Run) -> None:
     """Draw, train, write the weights and what they reach on the test split."""
-    data_key, model_key, fit_key = jax.random.split(jax.random.key(config.seed), 3)
-    common.say(f"drawing {config.num_images} images")
+    # each its own part of its seed, so that equal seeds do not draw the same numbers
+    seeds = config.seeds.data, config.seeds.start, config.seeds.batches
+    data_key, *keys = (jax.random.split(jax.random.key(x), 3)[i] for i, x in enumerate(seeds))
+    phase(f"drawing {config.num_images} images")
     dataset = source_dataset(data_key, config.num_images)
     network = image_model(config.model, sum(SIZES))
-    state, timing = train_network(config, run, dataset, joint_model(network), (model_key, fit_key))
+    model = joint_model(network)
+    state, timing = train_network(config, run, dataset, model, *keys)
     path = run.folder / f"{config.model}.safetensors"
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), (state.params, state.batch_stats))
-    save_weights(path, network, *halves)
-    shipped = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
-    state = state._replace(params=shipped[0], batch_stats=shipped[1])
-    result = judge(config, joint_model(network), state, dataset)
+    with replacing(path) as partial:
+        save_weights(partial, network, *halves)
+    params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
+    phase("judging on the test split")
+    result = judge(config, model, params, batch_stats, dataset)
     run.finish(
-        data=common.data_summary(dataset),
+        data=data_summary(dataset),
         results={config.model: result},
         timing=timing,
         notes=dataset.notes,
@@ -181,20 +195,21 @@ def train_and_report(config: Config, run: common.Run) -> None:
         low, high = result["ci95"][task]
         groups = (f"{accuracy:.4f}" for accuracy in result["group_accuracy"][task].values())
         rows.append([task, f"{result['tasks'][task]:.4f}", f"{low:.4f} to {high:.4f}", *groups])
-    print(common.table(columns, rows))
+    print(table(columns, rows))
     print(f"\n{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
-def train_network(config: Config, run: common.Run, dataset: Dataset, model: Model, keys):
+def train_network(
+    config: Config, run: Run, dataset: Dataset, model: Model, start_key: Any, batch_key: Any
+) -> tuple[TrainState, dict[str, float]]:
     """Train epoch by epoch, resuming where asked; returns the final state and the timing."""
     train, val = (jax.tree.map(jnp.asarray, dataset.examples(split)) for split in ("train", "val"))
-    sampler = fairbatch(
-        dataset.examples("train").labels,
-        dataset.examples("train").group,
+    sampler = shuffled(
+        labels=dataset.examples("train").labels,
+        group=dataset.examples("train").group,
         num_classes=dataset.num_classes,
         num_groups=dataset.num_groups,
         batch_size=config.batch_size,
-        criterion="none",
     )
     num_steps = sampler.batches_per_epoch * config.num_epochs
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, num_steps // 10, num_steps)
@@ -202,29 +217,35 @@ def train_network(config: Config, run: common.Run, dataset: Dataset, model: Mode
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
     )
     step = make_step(model, optimizer)
-    augment = compose(
-        random_flip(horizontal=0.5, vertical=0.5), normalize(model.config.mean, model.config.std)
-    )
+    augment = compose(random_flip(horizontal=0.5, vertical=0.5))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state, train, val):
-        def accuracies(train_state):
-            return jax.tree.map(jnp.mean, correct(model, train_state, val))
+        def accuracies(state, val):
+            right = correct(model, state.params, state.batch_stats, val)
+            return jax.tree.map(jnp.mean, right)
 
         return fit(
-            step, state, train, sampler, num_epochs=1, augment=augment, evaluate_fn=accuracies
+            step,
+            state,
+            train,
+            sampler,
+            num_epochs=1,
+            augment=augment,
+            evaluate_fn=accuracies,
+            evaluate_data=val,
         )
 
-    model_key, fit_key = keys
-    state = jax.jit(lambda key: init_train(model, optimizer, key))(model_key)
-    state = init_fit(state, sampler, fit_key)
-    began = time.perf_counter()
-    compiled = epoch.lower(state, train, val).compile()
-    timing = {"compile_s": time.perf_counter() - began, "train_s": 0.0}
+    state = jax.jit(lambda key: init_train(model, optimizer, key))(start_key)
+    state = init_fit(state, sampler, batch_key)
+    timing = {"train_s": 0.0}
+    phase("compiling")
+    with timed(timing, "compile_s"):
+        compiled = epoch.lower(state, train, val).compile()
     restored = run.restore(state) if config.resume else None
     done, state = (0, state) if restored is None else restored
     run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
-    with common.progress(config.num_epochs, "epochs", done) as bar:
+    with progress(config.num_epochs, "epochs", done) as bar:
         for number in range(done + 1, config.num_epochs + 1):
             began = time.perf_counter()
             state, history = jax.block_until_ready(compiled(state, train, val))
@@ -233,23 +254,25 @@ def train_network(config: Config, run: common.Run, dataset: Dataset, model: Mode
             reached = jax.tree.map(lambda leaf: float(leaf[0]), history["evaluation"])
             row = {"epoch": number, "loss": float(history["loss"][0]), "val": reached}
             run.log(row)
-            run.save(number, state)
-            bar.update(1)
             tasks = ", ".join(f"{task} {accuracy:.3f}" for task, accuracy in reached.items())
-            common.say(
+            say(
                 f"epoch {number} of {config.num_epochs}: loss {row['loss']:.4f}, "
                 f"accuracy {tasks} ({seconds:.0f} s)"
             )
+            run.save(number, state)
+            bar.update(1)
     return state.train, timing
 
 
-def judge(config: Config, model: Model, state: TrainState, dataset: Dataset) -> dict[str, Any]:
+def judge(
+    config: Config, model: Model, params: Any, batch_stats: Any, dataset: Dataset
+) -> dict[str, Any]:
     """Test accuracy per task, per task and skin, and their intervals."""
     test = jax.tree.map(jnp.asarray, dataset.examples("test"))
 
     @jax.jit
-    def measure(state, test, key):
-        right = correct(model, state, test)
+    def measure(params, batch_stats, test, key):
+        right = correct(model, params, batch_stats, test)
 
         def accuracies(weights):
             total = weights.sum()
@@ -261,7 +284,7 @@ def judge(config: Config, model: Model, state: TrainState, dataset: Dataset) -> 
         )
         return right, intervals
 
-    right, intervals = jax.device_get(measure(state, test, jax.random.key(config.seed)))
+    right, intervals = jax.device_get(measure(params, batch_stats, test, jax.random.key(0)))
     tasks = {task: values.mean() for task, values in right.items()}
     group = np.asarray(test.group)
     return {
@@ -276,4 +299,4 @@ def judge(config: Config, model: Model, state: TrainState, dataset: Dataset) -> 
 
 
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

@@ -2,91 +2,115 @@
 
     python -m experiments.pruning                        synthetic lesions by skin tone, vgg_micro
     python -m experiments.pruning --num-seeds 5          the same with a spread over seeds
-    python -m experiments.pruning smoke                  seconds, for tests
+    python -m experiments.pruning csv --data.csv my.csv --data.image-root images --data.label y
     python -m experiments.pruning fitzpatrick17k --data.manual-dir DIR --weights vgg11.safetensors
     python -m experiments.pruning isic2019 --data.manual-dir DIR --weights baseline.safetensors \
         --num-epochs 0                                   prunes a baseline of your own
 
-Trains a baseline, then prunes it in rounds: candidates from every (layer, count, score, trade-off)
-are evaluated on validation as one program, the best are fine-tuned as a population, and the best of
-those is kept while validation FATE improves. Rows of the table are `baseline`, `pruned` and three
-controls that repeat its rounds: `tuned` trains as long and prunes nothing, `random` prunes as many
-channels of the same layer at random, `random_best` takes the best on validation of as many random
-plans as `pruned` had finalists.
+Rows of the table are `baseline`, `pruned` (see `fairjax.pruning.prune`) and three controls that
+repeat its rounds: `tuned` trains as long and prunes nothing, `random` prunes as many channels of
+the same layer at random, `random_best` takes the best on validation of as many random plans as
+`pruned` had finalists.
 """
 
 import dataclasses
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import common, pruning_report, results
-from experiments.image_data import Data, load_data
-from experiments.pruning_stages import (
-    SHOWN,
-    Progress,
-    Start,
-    Task,
-    advance,
-    blank_progress,
-    judge,
-    make_task,
+from experiments import results, timing
+from experiments.cli import (
+    Count,
+    Hidden,
+    NonNegative,
+    Positive,
+    Replicates,
+    Seed,
+    Share,
+    Whole,
+    check_numbers,
+    phase,
+    progress,
+    say,
+    table,
 )
-from fairjax import pruning
-from fairjax.data import Dataset
-from fairjax.models import Model, image_model, load_pretrained, load_weights, save_weights
-from fairjax.pruning import PrunePlan, Score
+from experiments.data import Data, load_data, make_augment
+from experiments.files import replacing
+from experiments.run import Run, main, timed
+from fairjax import pruning, report
+from fairjax.data.augment import color_jitter, compose, cutout, random_affine, random_flip
+from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights, save_weights
+from fairjax.pruning import Pruned, PruneRounds, PruneState, Score
+from fairjax.report.pruning import pruning_figures, pruning_sentence
+from fairjax.train import Recipe, predict, train_network
+from fairjax.train.recipe import Dtype
 
+ROWS: tuple[str, ...] = ("baseline", "pruned", "tuned", "random", "random_best")
+SHOWN = ("accuracy", "macro_f1", "auc", "eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp", "fate")
 # dark skin is rare, and rates on it want many images of it; as many of light skin are enough
 LESIONS = Data(num_train=3200, num_val=4800, num_test=9600, balance=("val", "test"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """What is drawn at random, apart from the data (--data.seed)."""
+
+    start: Seed = 0
+    """of the classifier or network that a baseline begins with; seeds take those that follow"""
+    batches: Seed = 0
+    """of the orders of examples and the scores, likewise"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Sensitive-channel pruning of an image network."""
 
-    about: str = ""
+    about: Hidden = ""
     data: Data = LESIONS
+    seeds: Seeds = Seeds()
     model: str = "vgg_micro"
-    image_size: int = 64
+    image_size: Count = 64
     weights: Path | None = None
     """of the baseline, to begin with; none takes what ships with fairjax, else fresh ones"""
     layers: tuple[str, ...] = ("features/11", "features/13")
     """layers whose channels may go"""
-    counts: tuple[int, ...] = (8, 16, 32, 64)
+    counts: tuple[Count, ...] = (8, 16, 32, 64)
     """channels that a round may remove from one layer"""
     scores: tuple[Score, ...] = ("snnl",)
     """what ranks channels; see fairjax.pruning.score_channels"""
-    trade_offs: tuple[float, ...] = (0.0, 1.0)
+    trade_offs: tuple[NonNegative, ...] = (0.0, 1.0)
     """how much to protect channels that separate the labels"""
-    num_rounds: int = 2
-    num_finalists: int = 2
-    """best candidates of a round that are fine-tuned"""
+    num_rounds: Count = 2
+    num_finalists: Count = 2
+    """best plans of a round that are fine-tuned"""
     disparity: str = "eodd"
     """what FATE wants low; the published code takes eodd_scp"""
     accuracy: str = "macro_f1"
     """what FATE wants high, as published; "accuracy" would reward calling everything benign"""
-    max_accuracy_drop: float = 0.02
+    max_accuracy_drop: Share = 0.02
     """a round that loses more of the baseline's validation accuracy or macro F1, relatively, is
     not taken"""
-    num_seeds: int = 1
-    num_epochs: int = 3
+    num_seeds: Count = 1
+    num_epochs: Whole = 3
     """of the baseline; 0 takes --weights as the baseline"""
-    finetune_epochs: int = 1
+    finetune_epochs: Count = 1
     """of every round"""
-    batch_size: int = 32
-    learning_rate: float = 0.002
+    batch_size: Count = 32
+    learning_rate: Positive = 0.002
     schedule: Literal["cosine", "step"] = "cosine"
-    """rise over a tenth of the steps and fall to 0: from its full size at once it spoils what the
-    weights have learned; or, as published, fall to a tenth after half of the steps"""
-    weight_decay: float = 1e-5
+    """a rise over a tenth of the steps, without which it spoils what the weights have learned, and
+    a fall to 0; or, as published, a fall to a tenth after half of the steps"""
+    weight_decay: NonNegative = 1e-5
     augment: Literal["flip", "published"] = "flip"
     """"published" also turns, zooms, shears, changes colours and cuts a square out"""
-    num_replicates: int = 100
-    """bootstrap replicates behind the 95 %% intervals"""
+    dtype: Dtype = "float32"
+    """of activations in training (vision transformers)"""
+    checkpoint_blocks: bool = False
+    """recompute blocks in the backward pass: slower, much less memory (vision transformers)"""
+    num_replicates: Replicates = 100
+    """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
     """result folder; default runs/pruning-<time>"""
     resume: bool = False
@@ -122,6 +146,10 @@ PRESETS = {
         num_epochs=1,
         num_replicates=4,
     ),
+    "csv": Config(
+        about="a CSV and a folder of images of yours: --data.csv, --data.image-root, --data.label",
+        data=Data("csv"),
+    ),
     "fitzpatrick17k": dataclasses.replace(
         _PUBLISHED,
         about="114 skin conditions by skin type, VGG-11 at 224 px; needs a GPU or TPU",
@@ -137,125 +165,218 @@ PRESETS = {
 
 
 def prepare_run(config: Config):
-    """Check and read everything; returns the function that trains."""
-    for name in ("num_rounds", "num_finalists", "num_seeds", "finetune_epochs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.num_epochs < 0 or (config.num_epochs == 0 and config.weights is None):
-        raise ValueError(
-            f"num_epochs must be at least 1, or 0 with --weights, got {config.num_epochs}"
+    """Read and check everything; returns the function that trains."""
+    check_numbers(config)
+    if config.num_epochs == 0 and config.weights is None:
+        raise ValueError("--num-epochs must be at least 1, or 0 with --weights, got 0")
+    architecture = image_model(config.model, 2, image_size=config.image_size).config
+    pruning.check_layers(config.layers, architecture.channel_graph)
+    run = Run("pruning", config, out=config.out, resume=config.resume)
+    phase(f"reading {config.data.source}")
+    data = load_data(config.data, image_size=config.image_size)
+    pruning.check_cells(data, "test")
+    model = image_model(config.model, data.num_classes, image_size=config.image_size)
+    names = [field.name for field in dataclasses.fields(PruneRounds)][3:]  # what is no option
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    weights, recipe = start_weights(config, model, 0), make_recipe(config, config.finetune_epochs)
+    rounds = pruning.prune_rounds(model, weights, data, recipe, **settings)
+    return lambda: run_all(config, run, rounds)
+
+
+def make_recipe(config: Config, num_epochs: int) -> Recipe:
+    """How the baseline and every round are trained."""
+    augment = make_augment("flips", config.image_size)
+    if config.augment == "published":  # short of AutoAugment
+        augment = compose(
+            random_flip(horizontal=0.5, vertical=0.5),
+            random_affine(180.0, scale=(0.8, 1.2), shear=10.0),
+            color_jitter(brightness=32 / 255, saturation=0.5),
+            cutout(16),
         )
-    for name in ("accuracy", "disparity"):
-        if getattr(config, name) not in SHOWN[:-1]:
-            raise ValueError(
-                f"{name} must be one of {', '.join(SHOWN[:-1])}, got {getattr(config, name)!r}"
-            )
-    for name in ("layers", "counts", "scores", "trade_offs"):
-        if not getattr(config, name):
-            raise ValueError(f"--{name.replace('_', '-')}: give at least one")
-    num_candidates = (
-        len(config.layers) * len(config.counts) * len(config.scores) * len(config.trade_offs)
+    return Recipe(
+        num_epochs=num_epochs,
+        batch_size=config.batch_size,
+        sampler="class_balanced",
+        optimizer="sgd_nesterov",
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        warmup_epochs=0.1 * num_epochs if config.schedule == "cosine" else 0.0,
+        drops=(0.5,),
+        weight_decay=config.weight_decay,
+        augment=augment,
+        dtype=config.dtype,
+        checkpoint_blocks=config.checkpoint_blocks,
     )
-    if num_candidates < config.num_finalists:
-        raise ValueError(
-            f"num_finalists is {config.num_finalists}, but there are {num_candidates} candidates"
-        )
-    _check_layers(config, image_model(config.model, 2, image_size=config.image_size))
-    dataset = load_data(config.data, config.image_size)
-    _check_cells(dataset)
-    model, start = load_network(config, dataset.num_classes)
-    task = make_task(config, model, start, dataset)
-    run = common.Run("pruning", config, out=config.out, resume=config.resume)
-    return lambda: train_and_report(task, run)
 
 
-def _check_layers(config: Config, model: Model) -> None:
-    """Before images are drawn or decoded: are there such layers, with that many channels?"""
-    graph = model.config.channel_graph
-    for layer in config.layers:
-        if layer not in graph:
-            raise ValueError(f"--layers: no layer {layer!r}; {config.model} has {', '.join(graph)}")
-        if not 0 < min(config.counts) <= max(config.counts) < graph[layer].size:
-            raise ValueError(
-                f"--counts must be at least 1 and below {graph[layer].size}, the number of "
-                f"channels of {layer}; got {', '.join(map(str, config.counts))}"
-            )
-
-
-def _check_cells(dataset: Dataset) -> None:
-    """Rates are compared between groups within a class, so two classes must be in every group."""
-    for split in ("val", "test"):
-        counts = dataset.cell_counts(split)
-        if (counts > 0).all(1).sum() < 2:
-            label, group = np.argwhere(counts == 0)[0]
-            raise ValueError(
-                f"the {split} split has fewer than two classes in every group (such as no "
-                f"{dataset.label_names[label]} of {dataset.group_names[group]}): it needs more "
-                "images"
-            )
-
-
-def load_network(config: Config, num_classes: int) -> tuple[Model, Start]:
-    """The model, and what gives the parameters that the baseline of a seed starts from."""
-    name, size = config.model, config.image_size
-    model = image_model(name, num_classes, image_size=size)
-    path = config.weights
+def start_weights(config: Config, model: Model, seed: int) -> Weights:
+    """What the baseline of a seed begins with."""
+    key, path = jax.random.key(config.seeds.start + seed), config.weights
     if path is not None:
-        notes = load_weights(path, model, jax.random.key(0)).notes
-        if config.num_epochs == 0 and notes:
+        weights = load_weights(path, model, key)
+        if config.num_epochs == 0 and weights.notes:
             raise ValueError(
-                f"{path} is no baseline for {num_classes} classes ({'; '.join(notes)}); "
+                f"{path} is no baseline for these data ({'; '.join(weights.notes)}); "
                 "train one with --num-epochs"
             )
-        return model, lambda key: load_weights(path, model, key)[:2]
-    if name.endswith("_micro"):
-        return model, lambda key: load_pretrained(name, num_classes, key, image_size=size)[1][:2]
-    return model, jax.jit(model.init)
+        return weights
+    if config.model.endswith("_micro"):
+        classes, size = model.config.num_classes, config.image_size
+        return load_pretrained(config.model, classes, key, image_size=size)[1]
+    params, batch_stats = jax.jit(model.init)(key)
+    return Weights(params, batch_stats, ())
 
 
-def train_and_report(task: Task, run: common.Run) -> None:
+def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     """Every seed and row, then test metrics, the smaller network and the page."""
-    progress = blank_progress(task)
-    restored = run.restore(progress)
-    if restored is not None:
-        progress = Progress(*map(_whole_number, restored[1]))
-    run.rewrite_history(row for row in run.history() if row["step"] <= progress.step)
-    began = time.perf_counter()
-    while progress.seed < task.config.num_seeds:
-        progress = advance(task, run, progress)
-        run.save(progress.step, progress)
-    timing = {"train_s": time.perf_counter() - began}
-    by_row, notes = judge(task, progress.logits)
-    base, final = progress.networks["baseline"], progress.networks["pruned"]
-    small = pruning.slice_channels(
-        final.params, final.batch_stats, PrunePlan(final.keep), task.model.config.channel_graph
+    seconds: dict[str, float] = {}
+    with timed(seconds, "train_s"):
+        done = train(config, run.start(), rounds)
+    data = rounds.data
+    compared = results.judge(
+        dict(zip(ROWS, np.moveaxis(done.logits, 1, 0), strict=True)),
+        data,
+        seconds,
+        shown=SHOWN[:-1],
+        num_replicates=config.num_replicates,
+        evaluate_fn=pruning.evaluate_pruned,
     )
-    save_weights(run.folder / "pruned.safetensors", task.model, *small)
-    sizes = pruning_report.compare_sizes(task.model, (base.params, base.batch_stats), small)
-    by_row["pruned"] |= sizes
-    summary = run.finish(
-        data=common.data_summary(task.dataset), results=by_row, timing=timing, notes=notes
-    )
-    size_rows = pruning_report.size_table(sizes)
+    fate = rounds.fate(compared.metrics, {k: v[:1] for k, v in compared.metrics.items()})
+    compared = compared._replace(metrics={**compared.metrics, "fate": fate})
+    by_row, notes = report.summarise(ROWS, compared, data.group_names)
+    notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
+    phase("the smaller network, its scores and its speed")
+    first = done.states["baseline"]
+    base = Weights(first.params, first.batch_stats, ())
+    pruned = rounds.finish(done.states["pruned"], base, key=batch_key(config, config.num_seeds - 1))
+    with replacing(run.folder / "pruned.safetensors") as path:
+        save_weights(path, rounds.model, pruned.weights.params, pruned.weights.batch_stats)
+    sizes = compare_sizes(rounds, base, pruned)
+    by_row["pruned"]["num_parameters"] = list(sizes["parameters"])
+    before_ms, after_ms = sizes["ms per 64 images"]
+    seconds |= {"forward_before_s": before_ms / 1e3, "forward_after_s": after_ms / 1e3}
+    phase("drawing the report")
+    names = (config.disparity, config.accuracy)
     results.show(
         run,
-        summary,
-        title=f"Sensitive-channel pruning on {task.dataset.name}",
+        data,
+        by_row,
+        timing=seconds,
+        notes=notes,
+        title=f"Sensitive-channel pruning on {data.name}",
         question="Does removing channels that carry the group make the model fairer?",
-        answer=pruning_report.one_sentence(by_row),
+        answer=pruning_sentence(by_row),
         shown=SHOWN,
-        figures=pruning_report.figures(task, run.history(), base, final, sizes),
-        legend="; ".join(
-            f"{name}: {before} before, {after} after" for name, before, after in size_rows
-        ),
+        figures=pruning_figures(rounds, base, pruned, run.history(), names=names, sizes=sizes),
     )
-    print(common.table(["size, last seed", "before", "after"], size_rows))
+    size_rows = [[name, *(f"{value:,.6g}" for value in pair)] for name, pair in sizes.items()]
+    print(table(["size, last seed", "before", "after"], size_rows))
 
 
-def _whole_number(value: Any) -> Any:
-    """Counters come back from a checkpoint as arrays."""
-    return int(value) if np.ndim(value) == 0 and not isinstance(value, dict) else value
+class Progress(NamedTuple):
+    """Where a run stands; saved after every step, which is one round or less."""
+
+    step: Any
+    seed: Any
+    row: Any
+    """index into ROWS of the row in progress"""
+    states: dict[str, PruneState]
+    """of this seed; rows ahead hold the baseline"""
+    logits: Any
+    """test logits of finished rows `[S, R, N, K]`"""
+
+
+def train(config: Config, run: Run, rounds: PruneRounds) -> Progress:
+    """All seeds and rows; goes on where an interrupted run stopped."""
+    blank, data = rounds.init(start_weights(config, rounds.model, 0)), rounds.data
+    shape = (config.num_seeds, len(ROWS), len(data.splits["test"]), data.num_classes)
+    now = Progress(0, 0, 0, dict.fromkeys(ROWS, blank), np.zeros(shape, np.float32))
+    restored = run.restore(now) if config.resume else None
+    now = now if restored is None else restored[1]
+    run.rewrite_history(row for row in run.history() if row["step"] <= now.step)
+    phase("compiling and training the baseline")
+    rounds_epochs = config.num_rounds * config.finetune_epochs
+    per_seed = config.num_epochs + (len(ROWS) - 1) * rounds_epochs
+    with progress(config.num_seeds * per_seed, "epochs") as bar:
+        while now.seed < config.num_seeds:
+            # rows may end early: what the rows before could take at most counts as done
+            done = now.seed * per_seed + (now.row > 0) * config.num_epochs
+            done += max(0, int(now.row) - 1) * rounds_epochs
+            bar.update(int(done) - bar.n)
+            now = train_row(config, run, rounds, now, bar)
+    return now
+
+
+def train_row(config: Config, run: Run, rounds: PruneRounds, now: Progress, bar: Any) -> Progress:
+    """Train what is left of a row and look at the test split, once."""
+    seed, row = int(now.seed), ROWS[int(now.row)]
+    key, place = batch_key(config, seed), {"seed": seed, "row": row}
+    states: dict[str, PruneState] = dict(now.states)
+    if row == "baseline":
+        weights = start_weights(config, rounds.model, seed)
+        if config.num_epochs:
+            recipe = make_recipe(config, config.num_epochs)
+            apart = jax.random.split(key, 1)[0]  # rounds fold their numbers into the key itself
+            weights = train_network(
+                rounds.model,
+                weights,
+                rounds.data,
+                recipe,
+                key=apart,
+                on_epoch=lambda _: bar.update(),
+            )
+        state = rounds.init(weights)
+        states = dict.fromkeys(ROWS, state)
+        val = {name: state.base[name] for name in SHOWN[:-1]}
+        run.log(place | {"step": int(now.step) + 1, "round": 0, "val": val})
+    else:
+
+        def on_round(state: PruneState) -> None:
+            nonlocal now
+            now = now._replace(step=int(now.step) + 1, states={**states, row: state})
+            decision = rounds.decisions(state)[-1]
+            what = f"{decision.count} of {decision.layer}" if decision.count else "nothing pruned"
+            ending = "" if decision.taken else ", not taken"
+            fate = f"validation FATE {decision.val_fate:+.3f}{ending}"
+            say(f"seed {seed} {row} round {decision.round}: {what}, {fate}")
+            val = {name: decision.val[name] for name in SHOWN[:-1]}
+            run.log(place | {"step": now.step} | decision._asdict() | {"val": val})
+            run.save(now.step, now)
+
+        taken = tuple(d for d in rounds.decisions(states["pruned"]) if d.taken)
+        rule = {
+            "pruned": pruning.sensitive_plans,
+            "tuned": pruning.repeat_unpruned(taken),
+            "random": pruning.repeat_random(taken),
+            "random_best": pruning.repeat_random(taken, config.num_finalists),
+        }[row]
+        take = "better" if row == "pruned" else "all"
+        calls = {"on_round": on_round, "on_epoch": bar.update}
+        states[row] = state = rounds.run(states[row], key=key, propose=rule, take=take, **calls)
+    logits = np.array(now.logits)
+    logits[seed, now.row] = rounds.logits(state.params, state.batch_stats, "test")
+    next_seed, next_row = divmod(seed * len(ROWS) + int(now.row) + 1, len(ROWS))
+    now = Progress(int(now.step) + 1, next_seed, next_row, states, logits)
+    run.save(now.step, now)
+    return now
+
+
+def batch_key(config: Config, seed: int) -> jax.Array:
+    """Of the orders of examples and the scores of a seed."""
+    return jax.random.key(config.seeds.batches + seed)
+
+
+def compare_sizes(rounds: PruneRounds, base: Weights, pruned: Pruned) -> dict[str, tuple]:
+    """Parameters and forward time, before and after."""
+    images = rounds.data.inputs[:1].repeat(64, axis=0)
+    run = jax.jit(lambda w, images: predict(rounds.model, w.params, w.batch_stats, images))
+    before, after = (jax.device_put(w._replace(notes=())) for w in (base, pruned.weights))
+    images = jax.device_put(images)
+    times = timing.paired(lambda: run(after, images), lambda: run(before, images), repeats=5)
+    after_ms, before_ms = (1e3 * float(np.median(side)) for side in times)
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(w.params)) for w in (before, after)]
+    return {"parameters": tuple(counts), "ms per 64 images": (before_ms, after_ms)}
 
 
 if __name__ == "__main__":
-    common.main(prepare_run, PRESETS, description=__doc__ or "")
+    main(prepare_run, PRESETS, description=__doc__ or "")

@@ -4,147 +4,48 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
-from fairjax import report
-from fairjax.data import Examples
-from fairjax.metrics import Intervals, bootstrap, evaluate, prepare, undefined
-
-_SHORT = {
-    "equal_opportunity": "EqOpp",
-    "equalized_odds": "EqOdds",
-    "demographic_parity": "DemPar",
-    "_difference": " diff",
-    "_deviation": " dev",
-    "worst_group_": "worst ",
-    "_": " ",
-}
+from experiments.cli import phase, table
+from experiments.files import replacing
+from experiments.run import Run, data_summary, timed
+from fairjax import metrics, report
+from fairjax.data import Dataset
+from fairjax.metrics import Comparison
 
 
 def judge(
-    logits: Any,
-    test: Examples,
+    logits: Mapping[str, np.ndarray],
+    data: Dataset,
+    timing: dict[str, float],
     *,
-    num_groups: int,
     shown: Sequence[str],
     num_replicates: int,
-    evaluate_fn: Callable[..., dict[str, jax.Array]] = evaluate,
-) -> tuple[dict[str, np.ndarray], Intervals]:
-    """Test metrics of R rows with S seeds each, and 95 % intervals of their means over seeds.
-
-    A replicate resamples test examples, the same ones for all networks, and seeds.
-
-    Args:
-      logits: `[R, S, N, K]`.
-      test: the N examples.
-      num_groups: G.
-      shown: the metrics that get intervals.
-      num_replicates: of the bootstrap.
-      evaluate_fn: `evaluate_fn(prepared, weights)`, like `fairjax.metrics.evaluate`.
-
-    Returns:
-      `(metrics, intervals)`: name -> `[R, S, ...]`, and bounds `{"mean": {name: [R]},
-      "vs_first": {name: [R]}}`, the latter of the change from the first row.
-    """
-    num_rows, num_seeds, num_test, num_classes = logits.shape
-
-    @jax.jit
-    def measure(logits, test):
-        def one(logits):
-            return prepare(logits, labels=test.labels, group=test.group, num_groups=num_groups)
-
-        prepared = jax.vmap(one)(logits.reshape(-1, num_test, num_classes))
-        return prepared, jax.vmap(evaluate_fn)(prepared)
-
-    @jax.jit
-    def intervals(prepared, key):
-        def metric_fn(weights):
-            examples, seeds = weights[:num_test], weights[num_test:]
-            metrics = jax.vmap(lambda one: evaluate_fn(one, examples))(prepared)
-            share = (seeds / seeds.sum())[None]
-            means = {
-                name: jnp.sum(metrics[name].reshape(num_rows, num_seeds) * share, axis=1)
-                for name in shown
-            }
-            return {"mean": means, "vs_first": {k: v - v[:1] for k, v in means.items()}}
-
-        strata = jnp.concatenate([jnp.zeros(num_test, jnp.int32), jnp.ones(num_seeds, jnp.int32)])
-        return bootstrap(
-            metric_fn,
-            num_test + num_seeds,
-            key=key,
-            strata=strata,
-            batch_size=1,
+    evaluate_fn: Callable[..., dict[str, jax.Array]] = metrics.evaluate,
+) -> Comparison:
+    """Compare rows by their test logits `[S, N, K]`; looked at once, when all are trained."""
+    phase("judging on the test split")
+    test = data.examples("test")
+    with timed(timing, "judge_s"):
+        return metrics.compare_rows(
+            np.stack(list(logits.values())),
+            labels=test.labels,
+            group=test.group,
+            num_groups=data.num_groups,
+            shown=shown,
             num_replicates=num_replicates,
+            key=jax.random.key(0),
+            evaluate_fn=evaluate_fn,
         )
-
-    prepared, metrics = measure(jnp.asarray(logits), jax.tree.map(jnp.asarray, test))
-    metrics = {
-        name: np.asarray(value).reshape(num_rows, num_seeds, *value.shape[1:])
-        for name, value in metrics.items()
-    }
-    return metrics, jax.device_get(intervals(prepared, jax.random.key(0)))
-
-
-def summarise(
-    rows: Sequence[str],
-    metrics: Mapping[str, np.ndarray],
-    intervals: Intervals,
-    group_names: Sequence[str],
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The `results` of `summary.json` by row, and notes on what is undefined; see `judge`."""
-    results, notes = {}, []
-    for i, row in enumerate(rows):
-        own = {name: values[i] for name, values in metrics.items()}
-        scalars = [name for name, values in own.items() if values.ndim == 1]
-        result: dict[str, Any] = {name: own[name].mean() for name in scalars}
-        for name in ("group_auc", "group_accuracy"):
-            result[name] = dict(zip(group_names, own[name].mean(0), strict=True))
-        result["std"] = {name: own[name].std(ddof=min(1, len(own[name]) - 1)) for name in scalars}
-        result["per_seed"] = {name: own[name] for name in scalars}
-        for key, part in (("ci95", "mean"), (f"ci95_vs_{rows[0]}", "vs_first")):
-            lower, upper = intervals.lower[part], intervals.upper[part]
-            result[key] = {name: [lower[name][i], upper[name][i]] for name in lower}
-        results[row] = result
-        per_seed = [
-            undefined({name: values[seed] for name, values in own.items()}, group_names)
-            for seed in range(len(own["accuracy"]))
-        ]
-        notes += [f"{row}: {sentence}" for sentence in sorted(set().union(*per_seed))]
-    return results, notes
-
-
-def table(
-    results: Mapping[str, Any], shown: Sequence[str]
-) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Columns, and per row the cells: "mean ± std" with the interval as second line, if any."""
-    columns = ["row"]
-    for name in shown:
-        for long, brief in _SHORT.items():
-            name = name.replace(long, brief)
-        columns.append(name)
-    cells = []
-    for row, result in results.items():
-        line = [(row, "")]
-        for name in shown:
-            low, high = result["ci95"].get(name, (None, None))
-            span = "" if low is None else f"[{low:.4f}, {high:.4f}]"
-            spread = f" ± {_number(result['std'][name])}" if name in result["std"] else ""
-            line.append((f"{_number(result[name])}{spread}", span))
-        cells.append(line)
-    return columns, cells
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None or not np.isfinite(value) else f"{value:.4f}"
 
 
 def show(
-    run: common.Run,
-    summary: Mapping[str, Any],
+    run: Run,
+    data: Dataset,
+    by_row: Mapping[str, Any],
     *,
+    timing: Mapping[str, float],
+    notes: Sequence[str],
     title: str,
     question: str,
     answer: str,
@@ -152,11 +53,14 @@ def show(
     figures: Mapping[str, str],
     legend: str = "",
 ) -> None:
-    """Print the table, the notes and the answer, and write `report.html`.
+    """Write `summary.json` and `report.html`, print the table, the notes and the answer.
 
     Args:
       run: the run.
-      summary: what `run.finish` returned.
+      data: what it trained on.
+      by_row: `report.summarise`'s results, and what else is known of each row.
+      timing: seconds of what was measured.
+      notes: what the reader should know.
       title: heading of the page.
       question: what was asked, one sentence.
       answer: what came out, one sentence.
@@ -164,32 +68,35 @@ def show(
       figures: heading -> SVG.
       legend: what to know about the columns.
     """
-    columns, cells = table(summary["results"], shown)
-    print(common.table(columns, [[value for value, _ in line] for line in cells]))
-    notes = [*summary["data"]["notes"], *summary["notes"]]
-    for note in notes:
+    summary = run.finish(data=data_summary(data), results=by_row, timing=timing, notes=notes)
+    columns, cells = report.table_cells(summary["results"], shown)
+    print(table(columns, [[value for value, _ in line] for line in cells]))
+    every_note = [*summary["data"]["notes"], *summary["notes"]]
+    for note in every_note:
         print(f"note: {note}")
     config, page = summary["config"], run.folder / "report.html"
-    report.write_report(
-        page,
-        title=title,
-        question=question,
-        answer=answer,
-        columns=columns,
-        rows=cells,
-        caption=(
-            f"Test split, mean ± standard deviation over {config['num_seeds']} seeds; below, 95 % "
-            f"bootstrap interval of the mean ({config['num_replicates']} replicates resampling "
-            f"test examples and seeds). {legend}"
-        ),
-        figures=figures,
-        notes=notes,
-        command=summary["command"],
-        facts={
-            "device": summary["device"],
-            "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
-            "data": f"{summary['data']['name']}, fingerprint {summary['data']['fingerprint']}",
-            "time": ", ".join(f"{k} {v:.1f}" for k, v in summary["timing"].items()),
-        },
+    caption = (
+        f"Test split, mean ± standard deviation over {config['num_seeds']} seeds; below, 95 % "
+        f"bootstrap interval of the mean ({config['num_replicates']} replicates resampling test "
+        f"examples and seeds). {legend}"
     )
+    with replacing(page) as partial:
+        report.write_report(
+            partial,
+            title=title,
+            question=question,
+            answer=answer,
+            columns=columns,
+            rows=cells,
+            caption=caption,
+            figures=figures,
+            notes=every_note,
+            command=summary["command"],
+            facts={
+                "device": summary["device"],
+                "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
+                "data": f"{summary['data']['name']}, fingerprint {summary['data']['fingerprint']}",
+                "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
+            },
+        )
     print(f"\n{answer}\nresults in {run.folder}, page {page}")

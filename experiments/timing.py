@@ -1,7 +1,6 @@
 """Fair timing of two ways to do the same thing, taking turns in one run."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.common import device_name, versions
+from experiments.cli import command
+from experiments.run import device_name, versions
 
 
 class Paired(NamedTuple):
@@ -67,7 +67,7 @@ def claim(
         "compile_s": compile_s,
         "quality": quality or {},
         "notes": notes,
-        "command": "python -m experiments.benchmark " + " ".join(sys.argv[1:]),
+        "command": command(),
         "device": device_name(),
         "versions": versions("torch", "torchvision", "fairlearn"),
     }

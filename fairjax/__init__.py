@@ -1,7 +1,51 @@
 """Fair classifiers, fast: published fairness methods as pure JAX functions on one engine.
 
-Import the room you need: `fairjax.fairbatch`, `fairjax.metrics`, `fairjax.data`, `fairjax.models`,
-`fairjax.losses`, `fairjax.train`, `fairjax.sharding`, `fairjax.report`.
+What most programs need is here; everything else is in its room: `fairjax.metrics`, `fairjax.data`,
+`fairjax.models`, `fairjax.losses`, `fairjax.train`, `fairjax.fairtune`, `fairjax.pruning`, ...
+`fairjax.fairbatch` is the function; its module is reached by `from fairjax.fairbatch import ...`.
+
+Import fairjax before JAX computes anything: affected CPU compilers are then told not to hand sums
+to a library that gets them wrong.
 """
 
+import os
+import sys
+import warnings
+from importlib.metadata import version
+
 __version__ = "0.1.0"
+
+# First jaxlib whose CPU compiler gives sums to YNNPACK by default, and the first one built after
+# the mends: 0.10.2 computes wrong sums (jax#39103), 0.10.2 and 0.11.0 crash or hang at rank 7 and
+# more (jax#39257). An unknown flag aborts the process: widen this only for versions that know it.
+_WRONG_SUMS = ((0, 10, 2), (0, 11, 1))
+_FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def _guard_sums(jaxlib: str) -> None:
+    """Switch the faulty fusion of sums off, or warn where it is too late to."""
+    release = tuple(int(part) for part in jaxlib.split(".")[:3] if part.isdecimal())
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not _WRONG_SUMS[0] <= release < _WRONG_SUMS[1] or _FUSIONS in flags:
+        return  # sums are right, or the user has decided
+    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX's public functions start the backend
+    started = getattr(bridge, "backends_are_initialized", lambda: False)()
+    if not started:
+        os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}=-reduce".strip()
+    elif sys.modules["jax"].default_backend() == "cpu":
+        warnings.warn(
+            f"jaxlib {jaxlib} may compute wrong sums on CPU and JAX has started already: "
+            f"import fairjax before using JAX, or set XLA_FLAGS={_FUSIONS}=-reduce",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+_guard_sums(version("jaxlib"))
+
+# The guard comes before every import that could start JAX.
+from fairjax.data import load_csv as load_csv
+from fairjax.data import load_image_table as load_image_table
+from fairjax.fairbatch import fairbatch as fairbatch
+from fairjax.metrics import fairness_metrics as fairness_metrics
+from fairjax.models import load_pretrained as load_pretrained

@@ -7,6 +7,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Real
+
+Array = jax.Array | np.ndarray
 
 _FEW_CLASSES = 8
 
@@ -15,13 +18,31 @@ Distance = Literal["cosine", "euclidean"]
 _TEMPERATURES = (0.01, 100.0)
 
 
+def _check_logits(logits: Array, labels: Array | None = None) -> None:
+    """Refuse logits and labels whose shapes or dtypes do not fit."""
+    floating = jnp.issubdtype(logits.dtype, jnp.floating)
+    if not floating or logits.ndim < 1 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits must be floating [B, K] with K >= 2, got {logits.dtype} {list(logits.shape)}; "
+            "give [B, 2] logits where a network has one sigmoid output z [B, 1], such as "
+            "concatenate([zeros_like(z), z], 1)"
+        )
+    if labels is None:
+        return
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels must be integer {list(logits.shape[:-1])}, one for each row of logits, "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+
+
 def cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
+    logits: Float[Array, "*B K"],
+    labels: Int[Array, "*B"],
     *,
-    label_smoothing: float | jax.Array = 0.0,
-    class_weights: jax.Array | None = None,
-) -> jax.Array:
+    label_smoothing: float | Float[jax.Array, ""] = 0.0,
+    class_weights: Float[Array, " K"] | None = None,
+) -> Float[jax.Array, "*B"]:
     """Softmax cross-entropy of each example, in nats.
 
     Args:
@@ -34,7 +55,15 @@ def cross_entropy(
 
     Returns:
       float32 `[B]`. Safe under jit, vmap and grad.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, such as logits `[B, 1]` or float labels.
+
+    >>> round(float(cross_entropy(jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([0]))[0]), 3)
+    0.288
     """
+    _check_logits(logits, labels)
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.shape[-1] > _FEW_CLASSES:
         log_total = jax.nn.logsumexp(logits, axis=-1)
         own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
@@ -50,7 +79,7 @@ def cross_entropy(
         uniform = log_total - jnp.mean(logits, axis=-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     if class_weights is not None:
-        loss = loss * class_weights[labels]
+        loss = loss * jnp.asarray(class_weights)[labels]
     return loss
 
 
@@ -70,8 +99,14 @@ def balanced_class_weights(labels: np.ndarray, num_classes: int) -> jax.Array:
     return jnp.asarray(len(labels) / (num_classes * counts), jnp.float32)
 
 
-def predictions(logits: jax.Array) -> jax.Array:
-    """Arg-max class int32 `[B]` of logits `[B, K]`, the first of equals."""
+def predictions(logits: Float[Array, "*B K"]) -> Int[jax.Array, "*B"]:
+    """Arg-max class int32 `[B]` of logits `[B, K]`, the first of equals.
+
+    Raises:
+      ValueError: logits are not floating `[B, K]` with K >= 2.
+    """
+    _check_logits(logits)
+    logits = jnp.asarray(logits)
     if logits.shape[-1] > _FEW_CLASSES:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     highest, preds = logits[..., 0], jnp.zeros(logits.shape[:-1], jnp.int32)
@@ -82,16 +117,16 @@ def predictions(logits: jax.Array) -> jax.Array:
 
 
 def soft_nearest_neighbor_loss(
-    features: jax.Array,
-    classes: jax.Array,
+    features: Float[Array, "B *axes C"],
+    classes: Int[Array, " B"],
     *,
     num_classes: int,
     distance: Distance = "cosine",
-    temperature: float | jax.Array | None = 1.0,
+    temperature: float | Float[jax.Array, ""] | None = 1.0,
     self_in_numerator: bool = False,
-    weights: jax.Array | None = None,
+    weights: Real[Array, " B"] | Bool[Array, " B"] | None = None,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, " C"]:
     """How far examples of one class lie from each other in each channel, in nats.
 
     Low means that neighbours share their class, so that the channel carries the class; features
@@ -117,8 +152,9 @@ def soft_nearest_neighbor_loss(
       float32 `[C]`. Safe under jit, vmap and grad.
 
     Raises:
-      ValueError: fewer than 2 dimensions, lengths that differ, unknown distance, a temperature
-        given as a number that is not positive, or `chunk_size` below 1.
+      ValueError: fewer than 2 dimensions, lengths that differ, classes that are no integers,
+        unknown distance, a temperature given as a number that is not positive, or `chunk_size`
+        below 1.
 
     Source: Frosst et al., ICML 2019, equation 1; per channel as in Kong et al., MICCAI 2024.
     """
@@ -127,6 +163,8 @@ def soft_nearest_neighbor_loss(
             "features must be [B, ..., C] and classes [B], "
             f"got shapes {features.shape} and {classes.shape}"
         )
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(f"classes must be integer ids, got {classes.dtype}")
     if distance not in ("cosine", "euclidean"):
         raise ValueError(f"distance must be 'cosine' or 'euclidean', got {distance!r}")
     if isinstance(temperature, (int, float)) and not temperature > 0:
@@ -134,7 +172,8 @@ def soft_nearest_neighbor_loss(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     batch, num_channels = len(features), features.shape[-1]
-    weights = jnp.ones(batch) if weights is None else weights.astype(jnp.float32)
+    classes = jnp.asarray(classes)
+    weights = jnp.ones(batch) if weights is None else jnp.asarray(weights).astype(jnp.float32)
     members = jax.nn.one_hot(classes, num_classes, axis=0) * weights[None]
     # A cosine distance is at most 2, so that exp(-distance / temperature) cannot underflow.
     bounded = distance == "cosine" and isinstance(temperature, (int, float)) and temperature >= 0.1
@@ -155,7 +194,7 @@ def soft_nearest_neighbor_loss(
         batch_size = None if chunk_size == 1 else chunk_size
         return jax.lax.map(channel_loss, channels, batch_size=batch_size)
 
-    channels = features.astype(jnp.float32).reshape(-1, num_channels).T
+    channels = jnp.asarray(features).astype(jnp.float32).reshape(-1, num_channels).T
     channels = channels.reshape(num_channels, batch, -1)
     if chunk_size is not None:
         return losses(channels, chunk_size)

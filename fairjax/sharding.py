@@ -1,6 +1,5 @@
 """The candidate axis over devices and their memory."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -71,57 +70,3 @@ def shard_candidates(
         return jax.tree.map(lambda leaf: leaf[:num_candidates], results) if missing else results
 
     return sharded
-
-
-def plan_chunk_size(
-    lower: Callable[[int], Any],
-    num_candidates: int,
-    *,
-    available_bytes: int | None = None,
-) -> int:
-    """How many candidates to train at the same time so that the program fits into memory.
-
-    Compiles for one and for two candidates and takes the growth between them as the price of
-    each; nothing runs.
-
-    Args:
-      lower: `lower(chunk_size)` is the lowered program, as from `jax.jit(fn).lower(...)`.
-      num_candidates: P, per device.
-      available_bytes: of one device; default is what it has free.
-
-    Returns:
-      The largest chunk size that divides P and fits.
-
-    Raises:
-      ValueError: not even one candidate fits.
-    """
-    if available_bytes is None:
-        available_bytes = free_bytes()
-    one = program_bytes(lower(1))
-    if one > available_bytes:
-        raise ValueError(
-            f"one candidate needs {one / 2**30:.2f} GiB and {available_bytes / 2**30:.2f} GiB are "
-            "free; use smaller batches or a smaller network"
-        )
-    if num_candidates == 1:
-        return 1
-    each = max(program_bytes(lower(2)) - one, 1)
-    affordable = 1 + (available_bytes - one) // each
-    divisors = [size for size in range(1, num_candidates + 1) if num_candidates % size == 0]
-    return max(size for size in divisors if size <= affordable)
-
-
-def free_bytes() -> int:
-    """Memory that the first device has free, in bytes; virtual CPU devices share the machine's."""
-    device = jax.devices()[0]
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-
-
-def program_bytes(lowered: Any) -> int:
-    """Arguments, results and temporaries of a lowered program at once, by its compiler."""
-    stats: Any = lowered.compile().memory_analysis()
-    held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
-    return held - stats.alias_size_in_bytes

@@ -1,7 +1,48 @@
-"""Strict settings for every test: no silent promotion, eight virtual CPU devices."""
+"""Strict settings for every test: types checked, no silent promotion, eight virtual CPU devices."""
 
-import jax
+import types
+
+import jaxtyping
+import pytest
+
+# Shapes in signatures are checked by beartype; the hook sees only what is imported after it.
+jaxtyping.install_import_hook("fairjax", "type_checks.check")
+
+import fairjax  # noqa: E402, F401, I001  (before JAX starts, for the guard in it)
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+collect_ignore = ["golden"]  # scripts that made the golden files, with libraries of their own
+
+
+def expects_an_error(test):
+    """Does a test, or a helper of its file that it names, use `pytest.raises`?"""
+    named = (test.__globals__.get(name) for name in test.__code__.co_names)
+    helpers = [each for each in named if isinstance(each, types.FunctionType)]
+    return any("raises" in each.__code__.co_names for each in [test, *helpers])
+
+
+class Calls:
+    """Where a test or an example is run under other rules than the strict ones above."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        if isinstance(item, pytest.DoctestItem):  # as a user runs it
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                return (yield)
+        if not expects_an_error(item.function):
+            return (yield)
+        # What is handed over is wrong on purpose: the library's own errors are to be seen.
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return (yield)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def pytest_configure(config):
+    # Registered, because hooks written into this file would see only what lies under tests/.
+    config.pluginmanager.register(Calls())

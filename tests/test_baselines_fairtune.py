@@ -1,5 +1,7 @@
 """The PyTorch twin of FairTune trains what fairjax trains, and the benchmark's rows hold."""
 
+import dataclasses
+import importlib.util
 import random
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmark import PRESETS, prepare
 from experiments.benchmarks import fairtune as benchmark
 from fairjax.fairtune import mask_space, objective
 from fairjax.models import image_model, save_weights
@@ -110,6 +113,24 @@ def test_one_more_norm_or_bias_candidate_of_vit_tiny_costs_under_2_percent_of_th
         assert 0 < benchmark.memory_share(params, name) < 0.02
 
 
+def test_a_package_that_the_other_side_needs_and_lacks_is_named_before_anything_runs(
+    monkeypatch, tmp_path
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torchvision" else find(name)
+    )
+    out = tmp_path / "claims.jsonl"
+    with pytest.raises(ValueError, match="images needs torchvision: pip install torchvision"):
+        prepare(dataclasses.replace(PRESETS["images"], out=out))
+    assert not out.exists()
+
+
+def test_too_few_timed_trials_are_refused():
+    with pytest.raises(ValueError, match="num_timed must be at least 2, got 1"):
+        next(benchmark.claims(num_timed=1))
+
+
 def test_the_benchmark_gives_a_row_per_claim():
     rows = {row["claim"]: row for row in benchmark.claims(quick=True)}
     assert list(rows) == [
@@ -124,8 +145,7 @@ def test_the_benchmark_gives_a_row_per_claim():
         assert 0 <= values["mean_val_worst_group_auc"] <= 1
     early = rows["fairtune_search_early_stopping"]["quality"]["ours"]
     assert early["candidate_epochs"] < benchmark.QUICK.num_trials * benchmark.QUICK.num_epochs
-    flops = [rows["fairtune_refit_last3"]["quality"][side]["gflop_per_step"]
-             for side in ("ours", "theirs")]  # fmt: skip
-    assert flops[0] < 0.7 * flops[1]
+    refit = rows["fairtune_refit_last3"]["quality"]
+    assert refit["ours"]["gflop_per_step"] < 0.7 * refit["theirs"]["gflop_per_step"]
     cached = rows["fairtune_prefix_cache"]["quality"]
     assert cached["ours"]["first_loss"] == pytest.approx(cached["theirs"]["first_loss"], rel=1e-4)

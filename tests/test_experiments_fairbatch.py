@@ -1,5 +1,6 @@
 """The FairBatch experiment as a user meets it: its folder, its resumption, its error lines."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import common
 from experiments import fairbatch as experiment
+from experiments.run import Run, main
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {"experiment", "config", "versions", "device", "data", "results", "timing", "notes"}
@@ -46,12 +47,10 @@ def test_a_run_prints_a_table_and_leaves_a_complete_folder(finished):
                 low, high = result["ci95"][name]
                 assert low <= result[name] + 1e-6 and result[name] - 1e-6 <= high
         assert set(result["group_auc"]) == {"z=0", "z=1"}
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in logged(folder)] == [1, 2, 3, 4]
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 5 and "<script" not in page and "http://" not in page.split(
-        "</style>"
-    )[0]  # fmt: skip
+    head = page.split("</style>")[0]
+    assert page.count("<svg") == 5 and "<script" not in page and "http://" not in head
 
 
 def test_an_existing_run_is_not_overwritten(finished):
@@ -66,8 +65,8 @@ def test_an_existing_run_is_not_overwritten(finished):
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     folder, _ = finished
     out = tmp_path / "out"
-    config = experiment.dataclasses.replace(experiment.PRESETS["smoke"], out=out)
-    save, calls = common.Run.save, []
+    config = dataclasses.replace(experiment.PRESETS["smoke"], out=out)
+    save, calls = Run.save, []
 
     def killed(self, step, state):
         save(self, step, state)
@@ -75,7 +74,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, m
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(common.Run, "save", killed)
+    monkeypatch.setattr(Run, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         experiment.prepare_run(config)()
     assert not (out / "summary.json").exists()
@@ -86,30 +85,82 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, m
     resumed, whole = (json.loads((f / "summary.json").read_text()) for f in (out, folder))
     for row, result in whole["results"].items():
         assert np.isclose(resumed["results"][row]["auc"], result["auc"], atol=1e-5)
-    assert len((out / "history.jsonl").read_text().splitlines()) == 4
+    assert len(logged(out)) == 4
 
 
 def test_resuming_with_other_settings_is_refused(finished):
     folder, _ = finished
     process = run("smoke", "--out", folder, "--resume", "--batch-size", "50")
     assert process.returncode == 2
-    assert "batch_size was 100" in process.stderr
+    assert "--batch-size was 100" in process.stderr
 
 
 def test_a_run_fine_tunes_the_models_of_another(finished, tmp_path):
     folder, _ = finished
     process = run("smoke", "--pretrained", folder, "--out", tmp_path / "out")
     assert process.returncode == 0, process.stderr
-    rows = [json.loads(x) for x in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
-    before = [json.loads(x) for x in (folder / "history.jsonl").read_text().splitlines()]
+    rows, before = logged(tmp_path / "out"), logged(folder)
     assert rows[0]["rows"]["plain"]["loss"] < before[0]["rows"]["plain"]["loss"]
 
 
+def logged(folder):
+    """The rows of `history.jsonl`."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def train_only(out, **changes):
+    """The history of a run of two rows, plain and with the rates."""
+    config = dataclasses.replace(
+        experiment.PRESETS["smoke"],
+        out=out,
+        criteria=("equal_opportunity",),
+        signals=("rate",),
+        **changes,
+    )
+    experiment.prepare_run(config)()
+    return logged(out)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    return train_only(tmp_path_factory.mktemp("usual") / "out")
+
+
+def test_shares_move_within_an_epoch_where_batches_update_them(usual, tmp_path):
+    often = train_only(tmp_path / "out", update_every=5)[0]["rows"]
+    first = usual[0]["rows"]
+    natural = np.asarray(first["plain"]["shares"])
+    moved = lambda rows: np.asarray(rows["equal_opportunity@rate"]["shares"]) - natural
+    # one full pass before the epoch
+    np.testing.assert_allclose(moved(first), [[0, 0], [0.04, -0.04]], atol=1e-6)
+    # before batch 1 there is nothing to go by; updates 2 to 4 agree in both seeds
+    step = 0.04 * (2**-0.5 + 3**-0.5 + 4**-0.5)
+    np.testing.assert_allclose(moved(often), [[0, 0], [step, -step]], atol=1e-6)
+    np.testing.assert_allclose(often["plain"]["shares"], natural, atol=1e-6)
+
+
+def test_parameters_and_batches_have_seeds_of_their_own(usual, tmp_path):
+    losses = {"usual": usual[-1]["rows"]["plain"]["loss"]}
+    for name in ("start", "batches"):
+        seeds = experiment.Seeds(**{name: 7})
+        losses[name] = train_only(tmp_path / name, seeds=seeds)[-1]["rows"]["plain"]["loss"]
+    assert len(set(losses.values())) == 3
+
+
+def test_a_seed_trains_alike_alone_and_beside_others(usual, tmp_path):
+    alone = train_only(tmp_path / "alone", num_seeds=1)
+    second = train_only(tmp_path / "second", num_seeds=1, seeds=experiment.Seeds(1, 1))
+    losses = [history[-1]["rows"]["plain"]["loss"] for history in (alone, second, usual)]
+    assert np.isclose(np.mean(losses[:2]), losses[2], atol=1e-5) and losses[0] != losses[1]
+
+
 BAD = {
-    "step_size must be in (0, 1]": ["--step-size", "2"],
+    "--step-size must be above 0 and at most 1": ["--step-size", "2"],
     "number of non-empty": ["--batch-size", "2"],
-    "does not exist": ["--pretrained", "nowhere"],
-    "num_seeds must be at least 1": ["--num-seeds", "0"],
+    "--pretrained needs a finished run's folder": ["--pretrained", "nowhere"],
+    "update_every must divide the 20 batches": ["--update-every", "3"],
+    "--update-every takes the signal": ["--update-every", "5", "--signal-split", "val"],
+    "--num-seeds must be at least 1": ["--num-seeds", "0"],
     "--data.csv takes one file": ["--data.source", "csv"],
     "--resume needs --out": ["--resume"],
 }
@@ -120,7 +171,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fairbatch", "smoke", *BAD[message]])
     with pytest.raises(SystemExit) as leave:
-        common.main(experiment.prepare_run, experiment.PRESETS, description="")
+        main(experiment.prepare_run, experiment.PRESETS, description="")
     assert leave.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -130,7 +181,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, monkeyp
 def test_unknown_flags_are_errors(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fairbatch", "--sensitve", "sex"])
     with pytest.raises(SystemExit) as leave:
-        common.main(experiment.prepare_run, experiment.PRESETS, description="")
+        main(experiment.prepare_run, experiment.PRESETS, description="")
     assert leave.value.code == 2
 
 

@@ -83,6 +83,35 @@ def test_with_three_groups_the_worst_pair_exchanges_mass():
     np.testing.assert_allclose(after[1], [1 / 3, 1 / 3 - 0.1, 1 / 3 + 0.1], atol=1e-6)
 
 
+# By label, which way the share of the worse group moves when only that label's cells differ.
+STEPS = {
+    "none": [0, 0, 0],
+    "equal_opportunity": [0, 1, 0],
+    "equalized_odds": [1, 1, 1],
+    "demographic_parity": [-1, 1, -1],
+}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_watches_its_labels_and_steps_its_way(criterion):
+    sampler = make(
+        np.repeat([0, 1, 2], 20),
+        np.tile([0, 1], 30),
+        num_classes=3,
+        batch_size=12,
+        criterion=criterion,
+        step_size=0.1,
+        positive_class=1,
+    )
+    before = sampler.init()
+    for label, step in enumerate(STEPS[criterion]):
+        losses = jnp.full((3, 2), 0.5).at[label, 1].set(0.9)  # group 1 is the worse
+        moved = sampler.update(losses, before).shares - before.shares
+        expected = np.zeros((3, 2))
+        expected[label] = [-0.1 * step, 0.1 * step]
+        np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_renaming_groups_renames_the_shares(criterion):
     labels, group = two_by_two()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fairjax.data import Examples
-from fairjax.fairtune import guided_masks, mask_space_from_rules, tpe
+from fairjax.fairtune import guided_masks, mask_space_from_rules, objective, tpe
 from fairjax.models import Model
 
 NUM_BLOCKS = 4
@@ -63,7 +63,7 @@ def test_the_gate_of_the_block_that_helps_the_worst_group_comes_out_highest():
 
 def test_a_search_asks_for_the_given_masks_first():
     masks = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 1, 1]], bool)
-    search = tpe(SPACE, maximize=(True,), first_masks=tuple(masks))
+    search = tpe(SPACE, [objective("auc", num_groups=2)], first_masks=tuple(masks))
     state = search.init(0)
     one, state = search.ask(state, 2)
     other, state = search.ask(state, 3)

@@ -119,6 +119,31 @@ def test_patients_stay_together_and_given_splits_are_checked(folder):
         load(folder, path=path, id_column="patient")
 
 
+def test_three_files_are_named_after_their_folder_and_a_column_may_give_the_split(folder):
+    parts = {"train": range(0, 12), "val": range(12, 18), "test": range(18, 24)}
+    (folder / "clinic").mkdir()
+    path = {name: write(folder / "clinic", f"{name}.csv", rows) for name, rows in parts.items()}
+    three = load(folder, path=path, image_root=folder)
+    assert three.name == "clinic"
+    write(folder, part=lambda i: next(name for name, rows in parts.items() if i in rows))
+    one = load(folder, split="part")
+    assert one.name == "my" and one.fingerprint == three.fingerprint
+    with pytest.raises(ValueError, match="give three files or the split column 'part', not both"):
+        load(folder, path=path, split="part")
+    write(folder, part=lambda i: "dev")
+    with pytest.raises(ValueError, match="line 2: split column 'part' holds 'dev', accepted are"):
+        load(folder, split="part")
+
+
+def test_the_call_of_the_readme_needs_no_size(folder):
+    write(folder, diagnosis=lambda i: i % 2)
+    cache = folder / "cache"
+    data = load_image_table(
+        folder / "my.csv", folder, label="diagnosis", sensitive="sex", cache_dir=cache
+    )
+    assert data.inputs.shape == (ROWS, 256, 256, 3)
+
+
 def test_medfair_pickles_are_read_in_row_order_and_swapped_to_rgb(folder):
     parts = {"train": range(0, 12), "val": range(12, 18), "test": range(18, 24)}
     path = {name: write(folder, f"{name}.csv", rows) for name, rows in parts.items()}
@@ -162,6 +187,15 @@ def test_skipped_images_are_in_no_split_and_are_named(folder):
         ({"Gender": lambda i: "M"}, {}, "1 group"),
         ({"Gender": lambda i: "MF"[i == 0]}, {}, "Group 'female' has no rows in split"),
         ({}, {"label": {"y": {"0": 0, "1": 2}}}, "without gaps"),
+        ({}, {"label": {"y": {"0": 0}, "z": {"0": 0}}}, "must map one column"),
+        ({}, {"label": {"y": {"0": 0, "1": 1}}, "positive": "1"}, "does not go with a label that"),
+        ({}, {"sensitive": ()}, "sensitive must name attributes"),
+        ({}, {"sensitive": ("sex", "sex")}, "sensitive must name attributes, each once"),
+        ({}, {"sensitive": "age", "age_cuts": (float("nan"),)}, "increasing ages"),
+        ({}, {"window": (5, 5)}, "window must be two increasing finite numbers"),
+        ({}, {"window": (0, float("inf"))}, "window must be two increasing finite numbers"),
+        ({}, {"split": (0.5, 0.5, 0.5)}, "my: split ratios must be three positive numbers"),
+        ({}, {"image_root": "/nowhere"}, "/nowhere: no such folder of images"),
         ({}, {"unknown": "keep"}, '"drop" or "group"'),
     ],
 )

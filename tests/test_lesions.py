@@ -1,4 +1,4 @@
-"""The synthetic lesions: deterministic, biased as documented, written as HAM10000 is."""
+"""The synthetic lesions: deterministic, biased as documented, written as what they are."""
 
 import csv
 
@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fairjax.data.lesion_files import IMAGES, MARKER, METADATA, has_lesions, write_lesions
 from fairjax.data.lesions import (
     DOMAINS,
     GROUP_NAMES,
+    LABEL_NAMES,
     lesions_dataset,
     synthetic_lesions,
-    write_ham10000,
 )
 
 KEY = jax.random.key(0)
@@ -95,21 +96,65 @@ def test_the_dataset_keeps_each_lesion_in_one_split(target):
     assert all((data.cell_counts(split) > 0).all() for split in data.splits)
 
 
-def test_writing_out_gives_the_raw_layout_of_ham10000(tmp_path):
+def test_files_are_named_and_marked_as_synthetic_and_hold_the_lesions(tmp_path):
     lesions = synthetic_lesions(KEY, 9, size=32)
-    path = write_ham10000(lesions, tmp_path)
+    path = write_lesions(lesions, tmp_path / "drawn")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["image_id"] for row in rows] == [f"ISIC_{i:07d}" for i in range(9)]
-    assert len(list((tmp_path / "HAM10000_images_part_1").iterdir())) == 5
-    assert len(list((tmp_path / "HAM10000_images_part_2").iterdir())) == 4
-    malignant = [int(row["dx"] in ("mel", "akiec")) for row in rows]
-    np.testing.assert_array_equal(malignant, lesions.labels)
+    assert [row["image_id"] for row in rows] == [f"synthetic_{i:07d}" for i in range(9)]
+    images = sorted((tmp_path / "drawn" / IMAGES).iterdir())
+    assert [image.stem for image in images] == [row["image_id"] for row in rows]
+    assert [row["diagnosis"] for row in rows] == [LABEL_NAMES[k] for k in lesions.labels]
     tones = [GROUP_NAMES.index(row["skin_tone"] + " skin") for row in rows]
     np.testing.assert_array_equal(tones, lesions.group)
-    with Image.open(tmp_path / "HAM10000_images_part_1" / "ISIC_0000000.jpg") as image:
+    assert rows[2]["lesion_id"] == rows[3]["lesion_id"] and rows[2]["sex"] == rows[3]["sex"]
+    assert "show no\npatients" in (tmp_path / "drawn" / MARKER).read_text()
+    names = [path.name for path in (tmp_path / "drawn").rglob("*") if path.name != MARKER]
+    assert all("synthetic" in name for name in names)
+    with Image.open(images[0]) as image:
         error = np.abs(np.asarray(image).astype(int) - lesions.images[0])
     assert image.size == (32, 32) and error.mean() < 6
+
+
+def test_equal_lesions_give_equal_files(tmp_path):
+    lesions = synthetic_lesions(jax.random.key(3), 4, 32)
+    for folder in ("a", "b"):
+        write_lesions(lesions, tmp_path / folder)
+    files = sorted((tmp_path / "a").rglob("*.*"))
+    assert len(files) == 6
+    for path in files:
+        twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_nothing_is_written_into_a_folder_with_other_files(tmp_path):
+    lesions = synthetic_lesions(KEY, 4, size=16)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds files already \(thesis.txt\)"):
+        write_lesions(lesions, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ValueError, match="thesis.txt: is a file"):
+        write_lesions(lesions, tmp_path / "thesis.txt")
+    write_lesions(lesions, tmp_path / "drawn")
+    with pytest.raises(ValueError, match="holds other synthetic images"):
+        write_lesions(lesions, tmp_path / "drawn", quality=50)
+    with pytest.raises(ValueError, match="holds other synthetic images"):
+        write_lesions(synthetic_lesions(jax.random.key(1), 4, size=16), tmp_path / "drawn")
+
+
+def test_the_same_lesions_are_left_as_they_are_and_completed_after_an_interruption(tmp_path):
+    lesions = synthetic_lesions(KEY, 4, size=16)
+    (tmp_path / "drawn").mkdir()
+    path = write_lesions(lesions, tmp_path / "drawn")
+    image = tmp_path / "drawn" / IMAGES / "synthetic_0000001.jpg"
+    content, written = image.read_bytes(), image.stat().st_mtime_ns
+    assert write_lesions(lesions, tmp_path / "drawn") == path
+    assert image.stat().st_mtime_ns == written
+    image.unlink()
+    path.unlink()  # it is written last, so an interruption leaves none
+    assert not has_lesions(tmp_path / "drawn")
+    assert write_lesions(lesions, tmp_path / "drawn").name == METADATA
+    assert image.read_bytes() == content and has_lesions(tmp_path / "drawn")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
+import functools
+from typing import Any
+
 import fairlearn.metrics as fl
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import oracle
 import pytest
@@ -422,10 +426,47 @@ def test_overall_calibration_and_brier_are_those_of_one_group_and_match_scikit_l
     close(m.brier_score(logits, labels=labels), expected)
 
 
+def test_numpy_arrays_of_any_width_give_what_jax_arrays_give():
+    logits, labels, group = random_split(7, 80, 3, 2)
+    narrow: dict[str, Any] = {"labels": labels, "group": group}
+    wide: dict[str, Any] = {name: np.asarray(ids, np.int64) for name, ids in narrow.items()}
+    numbers = np.asarray(logits, np.float64)
+    for function in (m.fairness_metrics, m.group_auc, m.group_brier_score):
+        ours = function(numbers, **wide, num_groups=2)
+        jax.tree.map(close, ours, function(logits, **narrow, num_groups=2))
+    preds = logits.argmax(-1)
+    count = functools.partial(m.group_counts, num_groups=2, num_classes=3)
+    counts = count(np.asarray(preds), **wide, weights=np.arange(80) % 2)
+    masked = count(preds, **narrow, weights=jnp.arange(80) % 2 == 1)
+    close(counts.confusion, masked.confusion)
+    deciles = np.asarray(preds) + 1
+    close(
+        m.roc_auc(deciles, labels=wide["labels"]),
+        m.roc_auc(preds.astype(jnp.float32), labels=labels),
+    )
+
+
+def test_fairness_metrics_is_one_compiled_program_also_inside_jit_and_vmap():
+    logits, labels, group = random_split(8, 40, 2, 2)
+    function = lambda x: m.fairness_metrics(x, labels=labels, group=group, num_groups=2)
+    assert len(jax.make_jaxpr(function)(logits).eqns) == 1
+    alone = function(logits)
+    jax.tree.map(close, jax.jit(function)(logits), alone)
+    jax.tree.map(lambda x, y: close(x[0], y), jax.vmap(function)(logits[None]), alone)
+
+
 # Mistakes.
 
 
-def test_mistakes_are_named():
+@pytest.fixture
+def untyped():
+    """Mistakes as a user makes them: without the type checks that the tests switch on."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_mistakes_are_named(untyped):
     ids, logits = jnp.zeros(3, jnp.int32), jnp.zeros((3, 2))
     with pytest.raises(ValueError, match="agg must be one of .* got 'max'"):
         m.equalized_odds_difference(counts_of([(1, 1, 1, 1)] * 2), agg="max")  # pyright: ignore
@@ -433,43 +474,89 @@ def test_mistakes_are_named():
         m.demographic_parity_ratio(counts_of([(1, 1, 1, 1)] * 2), method="all")  # pyright: ignore
     with pytest.raises(ValueError, match="missing must be one of"):
         m.eodd(counts_of([(1, 1, 1, 1)] * 2), missing="nan")  # pyright: ignore
-    with pytest.raises(ValueError, match="preds must be integer ids, got float32"):
-        m.group_counts(jnp.zeros(3), labels=ids, group=ids, num_groups=2)
-    with pytest.raises(ValueError, match="one value per example"):
-        m.group_counts(ids, labels=ids, group=ids[:2], num_groups=2)
     with pytest.raises(ValueError, match="at least one example"):
         m.roc_auc(jnp.zeros(0), labels=ids[:0])
     with pytest.raises(ValueError, match="num_groups must be at least 1"):
         m.group_auc(jnp.zeros(3), labels=ids, group=ids, num_groups=0)
-    with pytest.raises(ValueError, match=r"logits must be \[N, K\]"):
-        m.fairness_metrics(jnp.zeros(3), labels=ids, group=ids, num_groups=1)
     with pytest.raises(ValueError, match="num_bins must be at least 1"):
         m.expected_calibration_error(logits, labels=ids, num_bins=0)
+    with pytest.raises(ValueError, match=r"objectives must be \[P, M\], got shape \(3,\)"):
+        m.pareto_front(jnp.zeros(3))
 
 
-# Intersections.
+IDS = jnp.zeros(3, jnp.int32)
+GROUPED = {"group": IDS, "num_groups": 2}
+# Each function with arguments that it takes.
+CALLS = {
+    "fairness_metrics": (m.fairness_metrics, {"logits": jnp.zeros((3, 2)), **GROUPED}),
+    "prepare": (m.prepare, {"logits": jnp.zeros((3, 2)), **GROUPED}),
+    "group_calibration_error": (
+        m.group_calibration_error,
+        {"logits": jnp.zeros((3, 2)), **GROUPED},
+    ),
+    "group_brier_score": (m.group_brier_score, {"logits": jnp.zeros((3, 2)), **GROUPED}),
+    "expected_calibration_error": (
+        m.expected_calibration_error,
+        {"logits": jnp.zeros((3, 2))},
+    ),
+    "brier_score": (m.brier_score, {"logits": jnp.zeros((3, 2))}),
+    "group_auc": (m.group_auc, {"scores": jnp.zeros(3), **GROUPED}),
+    "rank_scores": (m.rank_scores, {"scores": jnp.zeros(3), **GROUPED}),
+    "roc_auc": (m.roc_auc, {"scores": jnp.zeros(3)}),
+    "group_counts": (m.group_counts, {"preds": IDS, **GROUPED}),
+}
+UNFIT = {
+    "logits": [jnp.zeros((3, 1)), jnp.zeros(3), jnp.zeros((3, 2), jnp.int32), jnp.zeros((4, 2))],
+    "scores": [jnp.zeros((3, 1)), jnp.zeros((1, 3, 2)), jnp.zeros(3, bool), jnp.zeros(2)],
+    "preds": [jnp.zeros(3), jnp.zeros((3, 2), jnp.int32), IDS[:2]],
+    "labels": [jnp.zeros(3), jnp.zeros((3, 1), jnp.int32), jnp.zeros(3, bool), IDS[:2], [0, 1, 0]],
+    "group": [jnp.zeros(3), jnp.zeros((3, 1), jnp.int32), jnp.zeros(3, bool), IDS[:2], [0, 1, 0]],
+    "weights": [jnp.ones((3, 1)), jnp.ones(2), 1.0],
+}
 
 
-def test_intersections_have_readable_names_and_drop_what_nobody_is():
-    sex, race = np.array([0, 1, 1, 0, 1]), np.array([1, 0, 1, 1, 0])
-    result = m.intersect_groups(
-        {"sex": (("Female", "Male"), sex), "race": (("Black", "White"), race)}
-    )
-    assert result.group_names == ("Female & White", "Male & Black", "Male & White")
-    assert result.empty == ("Female & Black",)
-    assert result.group.tolist() == [0, 1, 2, 0, 1] and result.group.dtype == np.int32
+@pytest.mark.parametrize("name", CALLS)
+def test_shapes_and_dtypes_that_do_not_fit_are_refused_by_name_also_under_jit(name, untyped):
+    function, fitting = CALLS[name]
+    fitting = {**fitting, "labels": IDS}
+    if name not in ("rank_scores", "prepare"):
+        fitting["weights"] = jnp.ones(3)
+    (first,) = set(fitting) & {"logits", "scores", "preds"}
+    num_groups = {"num_groups": fitting.pop("num_groups")} if "group" in fitting else {}
+
+    def call(arrays):
+        others = {key: value for key, value in arrays.items() if key != first}
+        return function(arrays[first], **others, **num_groups)
+
+    jax.eval_shape(call, fitting)
+    for argument in fitting:
+        for wrong in UNFIT[argument]:
+            with pytest.raises(ValueError, match=f"{argument} must be|one value per .*{argument}"):
+                call({**fitting, argument: wrong})
+            if isinstance(wrong, jax.Array):
+                with pytest.raises(ValueError, match=f"{argument} must|one value per"):
+                    jax.jit(call)({**fitting, argument: wrong})
 
 
-def test_one_attribute_intersects_to_itself():
-    result = m.intersect_groups({"sex": (("Female", "Male"), np.array([1, 0, 1]))})
-    assert result.group.tolist() == [1, 0, 1] and result.group_names == ("Female", "Male")
+def test_the_remedy_for_the_output_of_a_sigmoid_network_gives_its_own_probabilities(untyped):
+    z = jnp.array([[0.3], [-1.2], [2.0]])
+    labels = jnp.array([0, 1, 1])
+    with pytest.raises(ValueError, match=r"concatenate\(\[zeros_like\(z\), z\], 1\)"):
+        m.brier_score(z, labels=labels)
+    expected = jnp.square(jax.nn.sigmoid(z[:, 0]) - labels.astype(jnp.float32)).mean()
+    close(m.brier_score(jnp.concatenate([jnp.zeros_like(z), z], 1), labels=labels), expected)
 
 
-def test_intersection_mistakes_are_named():
-    names = ("Female", "Male")
-    with pytest.raises(ValueError, match="attribute 'sex', row 1: id 2 has no name"):
-        m.intersect_groups({"sex": (names, np.array([0, 2]))})
-    with pytest.raises(ValueError, match="lengths"):
-        m.intersect_groups({"a": (names, np.array([0])), "b": (names, np.array([0, 1]))})
-    with pytest.raises(ValueError, match="at least one attribute"):
-        m.intersect_groups({})
+def test_weights_of_another_length_are_refused_for_prepared_and_ranked_scores(untyped):
+    prepared = m.prepare(jnp.zeros((3, 2)), labels=IDS, group=IDS, num_groups=1)
+    with pytest.raises(ValueError, match="one value per example"):
+        m.evaluate(prepared, jnp.ones(4))
+    with pytest.raises(ValueError, match="one value per example"):
+        m.ranked_auc(prepared.ranked, jnp.ones(4))
+
+
+def test_labels_and_groups_cannot_be_swapped_unnoticed():
+    with pytest.raises(TypeError, match="positional argument"):
+        m.fairness_metrics(jnp.zeros((3, 2)), IDS, IDS, num_groups=1)  # pyright: ignore
+    with pytest.raises(TypeError, match="positional argument"):
+        m.roc_auc(jnp.zeros(3), IDS)  # pyright: ignore

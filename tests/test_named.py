@@ -3,207 +3,38 @@
 import csv
 import json
 import sys
-import zipfile
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from raw_sets import (
+    MAKERS,
+    PEOPLE,
+    SEX,
+    make_chexpert,
+    make_gf3300,
+    make_ham10000,
+    make_ol3i,
+    make_papila,
+    make_synthetic_lesions,
+    picture,
+    rows,
+)
 
 from experiments import prepare
-from fairjax.data.lesions import synthetic_lesions, write_ham10000
+from experiments.run import main
+from fairjax.data import split_by_id, synthetic_lesions
+from fairjax.data.lesion_files import MARKER
 from fairjax.data.named import RECIPES, load_named, read_named
-
-PEOPLE = 30
-SEX = ("female", "male")
-
-
-def picture(path, value=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (24, 20), (value % 256, 40, 90)).save(path)
-
-
-def rows(path, header, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = [header, *(",".join(map(str, line)) for line in lines)]
-    path.write_text("\n".join(text) + "\n")
-
-
-def make_ham10000(folder):
-    lines = []
-    for i in range(2 * PEOPLE):
-        dx = ("nv", "mel", "bcc", "akiec", "bkl", "df", "vasc")[i % 7]
-        person = i // 2
-        age = "" if person == 0 else 20.0 + 2 * person
-        sex = "unknown" if person == 1 else SEX[person % 2]
-        lines.append((f"HAM_{person}", f"ISIC_{i}", dx, "histo", age, sex, "back", "vidir"))
-        picture(folder / f"HAM10000_images_part_{1 + i % 2}" / f"ISIC_{i}.jpg", i)
-    rows(
-        folder / "HAM10000_metadata.csv",
-        "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset",
-        lines,
-    )
-
-
-def make_fitzpatrick(folder):
-    lines = []
-    for i in range(2 * PEOPLE):
-        part = ("malignant", "benign", "non-neoplastic")[i % 3]
-        condition = ("vitiligo", "acne", "melanoma")[i % 3]
-        scale = -1 if i < 3 else 1 + i % 6
-        lines.append((f"hash{i:02d}", scale, 3, condition, "nine", part, "", f"http://x/{i}", ""))
-        picture(folder / "images" / f"hash{i:02d}.jpg", i)
-    rows(
-        folder / "fitzpatrick17k.csv",
-        "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,"
-        "three_partition_label,qc,url,url_alphanum",
-        lines,
-    )
-
-
-def make_papila(folder):
-    for eye in ("OD", "OS"):
-        sheet: list[list[Any]] = [
-            ["ID", "Age", "Gender", "Diagnosis", "Refractive_Defect"],
-            ["", "", "", "", "d1"],
-        ]
-        for i in range(PEOPLE):
-            sheet.append([f"#{i:03d}", 40 + 2 * i, i % 2, (0, 1, 0, 1, 2)[i % 5], 0.5])
-            picture(folder / "FundusImages" / f"RET{i:03d}{eye}.jpg", i)
-        write_xlsx(folder / "ClinicalData" / f"patient_data_{eye.lower()}.xlsx", sheet)
-
-
-def write_xlsx(path, sheet):
-    """A minimal spreadsheet: shared strings for text, plain values for numbers."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts, body = [], ""
-    for r, line in enumerate(sheet, 1):
-        cells = ""
-        for c, value in enumerate(line):
-            place = f"{'ABCDEFGH'[c]}{r}"
-            if isinstance(value, str):
-                texts.append(value)
-                cells += f'<c r="{place}" t="s"><v>{len(texts) - 1}</v></c>' if value else ""
-            else:
-                cells += f'<c r="{place}"><v>{value}</v></c>'
-        body += f'<row r="{r}">{cells}</row>'
-    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    shared = "".join(f"<si><t>{text}</t></si>" for text in texts)
-    with zipfile.ZipFile(path, "w") as book:
-        book.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
-        book.writestr(
-            "xl/worksheets/sheet1.xml",
-            f"<worksheet {space}><sheetData>{body}</sheetData></worksheet>",
-        )
-
-
-def make_ol3i(folder):
-    (folder / "Image_Slices").mkdir(parents=True)
-    lines = []
-    for i in range(2 * PEOPLE):
-        np.save(
-            folder / "Image_Slices" / f"s{i}.npy", np.linspace(-1000, 1000 + i, 400).reshape(20, 20)
-        )
-        lines.append((f"/data/s{i}.npy", i % 5 == 0, "MF"[i % 2], 30 + i))
-    lines = [(a, int(b), c, d) for a, b, c, d in lines]
-    rows(folder / "ol3i.csv", "path,label_1y,sex,age", lines)
-
-
-def make_oasis1(folder):
-    lines = []
-    for i in range(2 * PEOPLE):
-        subject = f"OAS1_{i:04d}_MR1"
-        cdr = "" if i < 5 else (0, 0.5, 0, 1)[i % 4]
-        lines.append((subject, "MF"[i // 2 % 2], "R", 20 + i, 2, 3, 29, cdr, 1344, 0.7, 1.3, "N/A"))
-        name = f"{subject}_mpr_n4_anon_111_t88_gfc_tra_90.gif"
-        path = folder / "disc1" / subject / "PROCESSED" / "MPRAGE" / "T88_111" / name
-        path.parent.mkdir(parents=True)
-        Image.new("L", (17, 20), 3 * i).save(path)
-    rows(
-        folder / "oasis_cross-sectional.csv",
-        "ID,M/F,Hand,Age,Educ,SES,MMSE,CDR,eTIV,nWBV,ASF,Delay",
-        lines,
-    )
-
-
-def make_chexpert(folder):
-    for part, start, stop in (("train", 0, 50), ("valid", 50, 60)):
-        lines = []
-        for i in range(start, stop):
-            place = f"{part}/patient{i // 2:05d}/study1/view{i % 2 + 1}_frontal.jpg"
-            picture(folder / place, i)
-            sex, healthy = ("Female", "Male", "Unknown")[i // 2 % 3], "1.0" if i % 3 else ""
-            lines.append((f"CheXpert-v1.0-small/{place}", sex, 20 + i, "Frontal", "AP", healthy))
-        rows(folder / f"{part}.csv", "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding", lines)
-
-
-def make_gf3300(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = [*range(1, 31), *range(2101, 2113), *range(2401, 2413)]
-    for i in numbers:
-        np.savez(
-            folder / f"data_{i:04d}.npz",
-            rnflt=np.full((20, 20), float(i % 350), np.float32),
-            glaucoma=np.array(i % 2),
-            male=np.array(i // 2 % 2),
-            race=np.array(i % 3),
-            age=np.array(40.5 + i % 40),
-            md=np.array(-1.0),
-        )
-
-
-def make_isic2019(folder):
-    classes = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
-    truth, facts = [], []
-    for i in range(2 * PEOPLE):
-        one_hot = [float(k == i % 8) for k in range(8)]
-        truth.append((f"ISIC_{i:03d}", *one_hot, 0.0))
-        facts.append(
-            (
-                f"ISIC_{i:03d}",
-                "" if i == 3 else 50 + i % 30,
-                "back",
-                f"L{i // 2}" if i % 4 else "",
-                "" if i == 7 else SEX[i // 8 % 2],
-            )
-        )
-        picture(folder / "ISIC_2019_Training_Input" / f"ISIC_{i:03d}.jpg", i)
-    rows(folder / "ISIC_2019_Training_GroundTruth.csv", f"image,{','.join(classes)},UNK", truth)
-    rows(
-        folder / "ISIC_2019_Training_Metadata.csv",
-        "image,age_approx,anatom_site_general,lesion_id,sex",
-        facts[::-1],
-    )
-
-
-def make_utkface(folder):
-    for i in range(3 * PEOPLE):
-        picture(
-            folder / "part1" / f"{10 + i % 80}_{i % 2}_{i // 2 % 3}_2017{i:04d}.jpg.chip.jpg", i
-        )
-    picture(folder / "part1" / "61_1_20170109150557335.jpg.chip.jpg")
-
-
-MAKERS = {
-    "ham10000": make_ham10000,
-    "fitzpatrick17k": make_fitzpatrick,
-    "fitzpatrick17k_114": make_fitzpatrick,
-    "papila": make_papila,
-    "ol3i": make_ol3i,
-    "oasis1": make_oasis1,
-    "chexpert": make_chexpert,
-    "gf3300": make_gf3300,
-    "isic2019": make_isic2019,
-    "utkface": make_utkface,
-}
 
 
 def run(monkeypatch, *args):
     """Exit status of `python -m experiments.prepare ...`."""
     monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
     try:
-        prepare.main()
+        main(prepare.prepare, prepare.PRESETS, description="")
     except SystemExit as leave:
         return leave.code
     return 0
@@ -213,10 +44,8 @@ def run(monkeypatch, *args):
 def test_a_named_set_is_prepared_from_its_raw_layout(name, tmp_path, monkeypatch, capsys):
     raw, out = tmp_path / "raw", tmp_path / "out"
     MAKERS[name](raw)
-    status = run(
-        monkeypatch, name, "--manual-dir", raw, "--out", out, "--size", 16,
-        "--cache-dir", tmp_path / "cache", "--allow-small-groups",
-    )  # fmt: skip
+    arguments = ("--manual-dir", raw, "--out", out, "--size", 16, "--allow-small-groups")
+    status = run(monkeypatch, name, *arguments, "--cache-dir", tmp_path / "cache")
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert "licence to check" in printed.out and "label, group" in printed.out
@@ -274,9 +103,8 @@ def test_fitzpatrick17k_drops_unknown_types_and_codes_skin_and_malignancy(tmp_pa
     assert group("skin_binary", "hash08") == "types I-III"  # type III
     assert group("skin_binary", "hash09") == "types IV-VI"
     assert group("skin_type", "hash09") == "type IV"
-    assert [label(f"hash{i:02d}") for i in (3, 4, 5)] == [
-        "malignant", "not malignant", "not malignant",
-    ]  # fmt: skip
+    assert label("hash03") == "malignant"
+    assert label("hash04") == label("hash05") == "not malignant"
 
 
 def test_fitzpatrick17k_conditions_are_coded_alphabetically(tmp_path):
@@ -385,20 +213,97 @@ def test_a_missing_image_and_a_wrong_label_name_their_lines(tmp_path):
         read_named("ham10000", tmp_path)
 
 
-def test_lesions_written_by_prepare_are_read_back_as_ham10000(tmp_path, monkeypatch, capsys):
-    status = run(
-        monkeypatch, "lesions", "--out", tmp_path, "--num-images", 80, "--height", 32,
-        "--width", 32,
-    )  # fmt: skip
-    assert status == 0 and "80 synthetic images" in capsys.readouterr().out
-    data = load_named(
-        "ham10000", tmp_path, size=32, sensitive="skin_tone", cache_dir=tmp_path / "c",
-        allow_small_groups=True,
-    )  # fmt: skip
-    lesions = synthetic_lesions(jax.random.key(0), 80, 32)
+def test_lesions_drawn_by_prepare_are_prepared_as_what_they_are(tmp_path, monkeypatch, capsys):
+    raw, cache = tmp_path / "lesions", tmp_path / "cache"
+    size = ("--num-images", 200, "--height", 32, "--width", 32)
+    assert run(monkeypatch, "lesions", "--out", raw, *size) == 0
+    assert "200 synthetic images" in capsys.readouterr().out
+    written = sorted(raw.rglob("*"))
+    assert run(monkeypatch, "lesions", "--out", raw, *size) == 0  # the same again: left as it is
+    capsys.readouterr()
+    arguments = ("--manual-dir", raw, "--out", tmp_path / "out", "--cache-dir", cache)
+    assert run(monkeypatch, "synthetic_lesions", *arguments, "--size", 32) == 0
+    printed = capsys.readouterr().out
+    assert "drawn and not photographed" in printed and "no patients" in printed
+    assert sorted(raw.rglob("*")) == written
+    data = load_named("synthetic_lesions", raw, size=32, cache_dir=cache)
+    lesions = synthetic_lesions(jax.random.key(0), 200, 32)
+    assert data.group_names == ("dark", "light")
     np.testing.assert_array_equal(data.labels, lesions.labels)
     np.testing.assert_array_equal(data.group == 0, lesions.group == 1)
     assert np.abs(data.inputs.astype(int) - lesions.images).mean() < 6
+    owners = [set(lesions.lesion[rows]) for rows in data.splits.values()]
+    assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+
+
+def test_prepare_draws_nothing_into_a_folder_that_holds_files(tmp_path, monkeypatch, capsys):
+    make_ham10000(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert run(monkeypatch, "lesions", "--out", tmp_path, "--num-images", 8) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(f"error: {tmp_path}: holds files already") and "\n" not in line
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "synthetic_lesions"])
+def test_every_reader_of_a_real_set_refuses_a_folder_of_synthetic_images(name, tmp_path):
+    MAKERS[name](tmp_path)
+    read_named(name, tmp_path)
+    make_synthetic_lesions(tmp_path / "drawn")
+    (tmp_path / "drawn" / MARKER).rename(tmp_path / MARKER)
+    with pytest.raises(ValueError, match=f"holds synthetic images .*, which are not {name}"):
+        read_named(name, tmp_path)
+
+
+def test_a_real_table_whose_images_lie_in_a_marked_folder_is_refused(tmp_path):
+    make_ham10000(tmp_path)
+    (tmp_path / "HAM10000_images_part_2" / MARKER).write_text("drawn")
+    with pytest.raises(ValueError, match="images_part_2: holds synthetic images"):
+        read_named("ham10000", tmp_path)
+
+
+def test_prepare_does_not_write_its_results_among_the_raw_files(tmp_path, monkeypatch, capsys):
+    make_ham10000(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(monkeypatch, "ham10000", "--manual-dir", tmp_path, "--out", tmp_path) == 2
+    assert "--out must not be the folder of the raw files" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+SPLIT_BY_ID = [name for name, recipe in RECIPES.items() if recipe.seeds is not None]
+
+
+@pytest.mark.parametrize("name", SPLIT_BY_ID)
+def test_a_seed_draws_another_split_and_seed_0_the_published_one(name, tmp_path):
+    MAKERS[name](tmp_path)
+    (_, published), (_, same), (_, other) = (
+        read_named(name, tmp_path, seed=seed) for seed in (0, 0, 7)
+    )
+    assert published.splits is not None and same.splits is not None and other.splits is not None
+    ids = published.ids
+    if ids is None:  # faces: every file is its own person
+        ids = np.array([path.name for path in published.paths])
+    shares = {"papila": (0.3, 0.66), "oasis1": (0.3, 0.66)}.get(name, (0.2, 0.5))
+    seeds = {"papila": (5, 15), "fitzpatrick17k": (5, 6), "fitzpatrick17k_114": (5, 6)}
+    expected = split_by_id(
+        ids, held_out=shares[0], test_share=shares[1], seeds=seeds.get(name, (0, 0))
+    )
+    for split in expected:
+        np.testing.assert_array_equal(published.splits[split], expected[split])
+        np.testing.assert_array_equal(published.splits[split], same.splits[split])
+    assert not np.array_equal(published.splits["train"], other.splits["train"])
+    assert "not the published" in other.notes[-1]
+
+
+def test_a_split_that_comes_with_the_files_stays_whatever_the_seed(tmp_path):
+    make_gf3300(tmp_path)
+    (_, one), (_, other) = (read_named("gf3300", tmp_path, seed=seed) for seed in (0, 3))
+    assert one.splits is not None and other.splits is not None
+    for split, rows_of_split in one.splits.items():
+        np.testing.assert_array_equal(rows_of_split, other.splits[split])
+    assert other.notes[-1] == "The split comes with the files; seed 3 changes nothing."
+    with pytest.raises(ValueError, match="seed must be a whole number .* got -1"):
+        read_named("gf3300", tmp_path, seed=-1)
 
 
 @pytest.mark.parametrize("name", ["ham10000", "oasis1"])
@@ -420,12 +325,3 @@ def test_the_tensorflow_dataset_holds_the_same_rows(name, tmp_path):
     assert {example["id"].decode() for example in source} == expected
     assert builder.info.features["label"].names == list(table.label_names)
     assert source[0]["image"].shape[-1] == 3
-
-
-def test_equal_lesions_give_equal_files(tmp_path):
-    lesions = synthetic_lesions(jax.random.key(3), 4, 32)
-    for folder in ("a", "b"):
-        write_ham10000(lesions, tmp_path / folder)
-    for path in sorted((tmp_path / "a").rglob("*.*")):
-        twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
-        assert path.read_bytes() == twin.read_bytes()

@@ -15,10 +15,11 @@ from fairjax.data import Examples
 from fairjax.fairbatch import fairbatch
 from fairjax.fairtune import add_lora, mask_space
 from fairjax.losses import cross_entropy
+from fairjax.memory import plan_chunk_size
 from fairjax.models import image_model
 from fairjax.optimizers import make_optimizer
 from fairjax.sampling import shuffled
-from fairjax.sharding import candidate_mesh, plan_chunk_size
+from fairjax.sharding import candidate_mesh
 from fairjax.train import (
     Batch,
     fit,

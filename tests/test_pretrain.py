@@ -14,11 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import fairjax.models
-from experiments import common
 from experiments import pretrain as experiment
+from experiments.run import Run
 from fairjax.losses import cross_entropy
 from fairjax.models import Model, image_model, load_pretrained, load_weights
-from fairjax.train import start_train
 
 FOLDER = Path(fairjax.models.__file__).parent
 NAMES = ("vgg_micro", "vit_micro")
@@ -81,9 +80,8 @@ def test_a_name_without_weights_is_refused():
 @pytest.fixture(scope="module")
 def fresh_images():
     dataset = experiment.source_dataset(jax.random.key(2024), 1536)
-    return jax.tree.map(jnp.asarray, experiment.Examples(
-        dataset.inputs, dataset.labels, dataset.group
-    ))  # fmt: skip
+    examples = experiment.Examples(dataset.inputs, dataset.labels, dataset.group)
+    return jax.tree.map(jnp.asarray, examples)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,10 +90,8 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name, fresh_images):
     (line,) = re.findall(rf"^\| `{name}` \|(.*)\|$", card, re.MULTILINE)
     stated = np.array([float(cell) for cell in line.split("|")[: len(experiment.TASKS) + 1]])
     network, weights = load_pretrained(name, None, KEY)
-    state = start_train(weights.params, weights.batch_stats, experiment.optax.identity())
-    right = jax.jit(
-        lambda state, examples: experiment.correct(experiment.joint_model(network), state, examples)
-    )(state, fresh_images)
+    model = experiment.joint_model(network)
+    right = jax.jit(lambda *args: experiment.correct(model, *args))(*weights[:2], fresh_images)
     found = np.array([np.mean(right[task]) for task in experiment.TASKS])
     assert abs(found.mean() - stated[0]) < 0.02
     assert np.abs(found - stated[1:]).max() < 0.04  # three standard errors of one task
@@ -126,13 +122,13 @@ def test_a_run_leaves_weights_that_load_and_a_summary(finished):
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     config = dataclasses.replace(finished, out=tmp_path / "out")
-    save = common.Run.save
+    save = Run.save
 
     def killed(self, step, state):
         save(self, step, state)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common.Run, "save", killed)
+    monkeypatch.setattr(Run, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         experiment.prepare_run(config)()
     monkeypatch.undo()
@@ -145,9 +141,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path, m
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_images": 10}, "num_images must be at least 64, got 10"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"num_epochs": 0}, "num_epochs must be at least 1"),
+        ({"num_images": 10}, "--num-images must be at least 64, got 10"),
+        ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
+        ({"num_epochs": 0}, "--num-epochs must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_drawn(change, message, tmp_path):

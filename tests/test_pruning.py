@@ -15,6 +15,8 @@ from fairjax.losses import cross_entropy, soft_nearest_neighbor_loss
 from fairjax.models import VGGConfig, image_model, mlp
 from fairjax.models.vgg import vgg
 from fairjax.pruning import PrunePlan
+from fairjax.pruning.evaluate import dense_chain
+from fairjax.train import Batch, make_step, start_train
 
 SMALL_VGG = {"image_size": 16, "features": (6, "M", 8, "M"), "classifier": (10, 9), "pool_size": 2}
 MODELS = {
@@ -28,8 +30,11 @@ MODELS = {
 
 
 def make(name):
-    """A network whose biases and batch statistics are not at their neutral start."""
-    model = MODELS[name]()
+    """A network whose biases and batch statistics are not at their neutral start.
+
+    It takes its inputs as they are, which need not be images.
+    """
+    model = MODELS[name]()._replace(preprocess=None)
     params, stats = jax.jit(model.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
     params, stats = jax.tree.map(
@@ -112,27 +117,29 @@ def test_pruned_weights_stay_put_in_training_even_with_weight_decay(networks, mo
     model, params, stats, inputs = networks("vit")
     graph = model.config.channel_graph
     plan = random_plan(model, graph)
-    masks = jax.jit(lambda p: pruning.channel_masks(p, plan, graph, mode=mode))(params)
+    keep = jax.jit(
+        lambda p: jax.tree.map(
+            lambda factor: factor > 0, pruning.channel_masks(p, plan, graph, mode=mode)
+        )
+    )(params)
     masked = mask(params, plan, graph, mode)
-    optimizer = optax.chain(optax.adamw(0.01, weight_decay=0.1), pruning.hold_pruned(masks))
+    optimizer = optax.adamw(0.01, weight_decay=0.1)
     labels = jnp.arange(24) % 3
+    batch = Batch(inputs, labels, jnp.zeros(24, jnp.int32), jnp.ones(24))
+    step = jax.jit(make_step(model, optimizer))
+    state, _ = step(start_train(masked, stats, optimizer), batch, jax.random.key(0), mask=keep)
 
     @jax.jit
-    def step(params, opt_state):
-        grads = jax.grad(lambda p: cross_entropy(model.apply(p, stats, inputs)[0], labels).mean())(
-            params
-        )
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, grads
+    def gradients(params):
+        loss = lambda p: cross_entropy(model.apply(p, stats, inputs)[0], labels).mean()
+        return jax.grad(loss)(params)
 
-    trained, _, grads = step(masked, optimizer.init(masked))
-    hidden = grads["blocks"]["0"]["mlp"]["fc1"]["kernel"]
+    hidden = gradients(masked)["blocks"]["0"]["mlp"]["fc1"]["kernel"]
     pruned = ~np.asarray(plan.keep["blocks/0/mlp/fc1"])
     assert np.abs(hidden[:, pruned]).max() > 0  # GELU passes gradients to pruned units
-    leaves = zip(*map(jax.tree.leaves, (trained, masks, masked)), strict=True)
-    for after, factor, before in leaves:
-        pruned = np.broadcast_to(factor == 0, after.shape)
+    leaves = zip(*map(jax.tree.leaves, (state.params, keep, masked)), strict=True)
+    for after, kept, before in leaves:
+        pruned = np.broadcast_to(~kept, after.shape)
         np.testing.assert_array_equal(after[pruned], 0.0)
         assert pruned.all() or np.abs(after - before)[~pruned].max() > 1e-4
 
@@ -389,8 +396,6 @@ def test_metrics_of_many_plans_are_those_of_one_masked_network_after_another(net
 
 
 def test_one_layer_feeds_the_head_through_linear_layers_only_where_the_graph_says_so(networks):
-    from fairjax.pruning.search import dense_chain
-
     chains = {
         ("vgg", "features/3"): ("classifier/0", "classifier/3", "head"),
         ("vgg", "features/0"): (),
@@ -399,20 +404,20 @@ def test_one_layer_feeds_the_head_through_linear_layers_only_where_the_graph_say
         ("vit", "blocks/0/mlp/fc1"): (),
     }
     for (name, layer), chain in chains.items():
-        assert dense_chain(networks(name)[0].config.channel_graph, layer) == chain
+        assert dense_chain(networks(name)[0].config.channel_graph, layer, head="head") == chain
 
 
-def test_candidates_rank_by_validation_fate_and_undefined_plans_never_win(networks):
+def test_plans_rank_by_validation_fate_and_undefined_plans_never_win(networks):
     model, params, stats, inputs = networks("vgg")
     data = examples(inputs)
     scores = {
         name: scores_of(model, params, stats, data, layers=["features/3"], score=name)
         for name in ("snnl", "magnitude")
     }
-    candidates, plans = pruning.candidate_plans(
+    proposals, plans = pruning.propose_plans(
         scores, layer="features/3", counts=(1, 4), trade_offs=(0.0, 1.0)
     )
-    assert candidates[3] == ("features/3", 4, "snnl", 1.0)
+    assert proposals[3] == ("features/3", 4, "snnl", 1.0)
     np.testing.assert_array_equal(8 - plans.keep["features/3"].sum(1), [1, 4] * 4)
     table = {"accuracy": jnp.array([0.8, 0.6, 0.8, 0.9]), "eodd": jnp.array([0.1, 0.1, 0.2, 0.1])}
     base = {"accuracy": jnp.array(0.8), "eodd": jnp.array(0.2)}
@@ -420,14 +425,6 @@ def test_candidates_rank_by_validation_fate_and_undefined_plans_never_win(networ
     np.testing.assert_allclose(values, [0.5, 0.25, 0.0, 0.625], atol=1e-6)
     ranked = pruning.rank_plans(values.at[3].set(jnp.nan))
     np.testing.assert_array_equal(ranked, [0, 1, 2, 3])
-
-
-def test_the_pareto_front_keeps_what_nothing_beats():
-    accuracy = [0.9, 0.8, 0.7, 0.8, np.nan, 0.9]
-    fairness = [0.1, 0.5, 0.4, 0.5, 0.9, 0.05]
-    np.testing.assert_array_equal(
-        pruning.pareto_front(accuracy, fairness), [True, True, False, True, False, False]
-    )
 
 
 def test_the_papers_disparities_stand_beside_the_usual_metrics():

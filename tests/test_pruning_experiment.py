@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import common
 from experiments import pruning as experiment
 from experiments.image_data import Data, load_data
 from experiments.pruning_stages import (
@@ -19,6 +18,7 @@ from experiments.pruning_stages import (
     rank,
     start_network,
 )
+from experiments.run import Run, main
 from fairjax import pruning
 from fairjax.data.augment import eval_preprocess
 from fairjax.models import image_model, load_weights, save_weights
@@ -32,7 +32,7 @@ def test_a_run_interrupted_between_rounds_resumes_to_the_same_results(tmp_path, 
     task = experiment.make_task(SMALL, model, network, dataset)
 
     def start(name, resume=False):
-        return common.Run("pruning", SMALL, out=tmp_path / name, resume=resume)
+        return Run("pruning", SMALL, out=tmp_path / name, resume=resume).start()
 
     whole = start("whole")
     experiment.train_and_report(task, whole)
@@ -73,10 +73,10 @@ def test_a_run_interrupted_between_rounds_resumes_to_the_same_results(tmp_path, 
     [
         ("no layer 'conv1'; vgg_micro has features/0", {"layers": ("conv1",)}),
         ("below 128, the number of channels of features/13", {"counts": (128,)}),
-        ("num_rounds must be at least 1", {"num_rounds": 0}),
+        ("--num-rounds must be at least 1", {"num_rounds": 0}),
         ("or 0 with --weights, got 0", {"num_epochs": 0}),
         ("--scores: give at least one", {"scores": ()}),
-        ("num_train must be a positive multiple of 4", {"data": Data(num_train=6)}),
+        ("num-train must be a positive multiple of 4", {"data": Data(num_train=6)}),
         (
             "val split has fewer than two classes in every group",
             {"data": Data(num_train=40, num_val=8, num_test=12)},
@@ -207,7 +207,7 @@ def test_missing_files_of_a_named_set_end_with_one_line_and_status_2(
     ]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit) as leave:
-        common.main(experiment.prepare_run, experiment.PRESETS, description="")
+        main(experiment.prepare_run, experiment.PRESETS, description="")
     assert leave.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "get them from" in lines[0]

@@ -84,11 +84,14 @@ def test_bytes_are_those_that_placing_allocates_and_decide_where_data_goes(tmp_p
     assert placed.inputs.dtype == jnp.uint8
     size = device_bytes(data, "train")
     assert size == sum(x.nbytes for x in placed) == 32 * (6 * 6 * 3 + 8)
-    assert choose_placement(data, "train", budget=size) == "device"
-    assert choose_placement(data, "train", budget=size - 1) == "stream"
-    assert choose_placement(data, "train", budget=size // 2, num_devices=2) == "device"
-    printed = capsys.readouterr().out.splitlines()
-    assert "on the device" in printed[0] and "streamed" in printed[1]
+    kept, why = choose_placement(data, "train", budget=size)
+    assert kept == "device" and why.startswith("toy/train: 0.0 MiB") and "on the device" in why
+    streamed, why = choose_placement(data, "train", budget=size - 1)
+    assert streamed == "stream" and why.endswith("streamed.")
+    assert choose_placement(data, "train", budget=size // 2, num_devices=2).placement == "device"
+    assert capsys.readouterr() == ("", "")  # a library prints nothing
+    with pytest.raises(ValueError, match="num_devices at least 1, got None and 0"):
+        choose_placement(data, "train", num_devices=0)
 
 
 def test_rows_can_be_sharded_over_devices(tmp_path):

@@ -340,7 +340,8 @@ def train_epoch(
 
 
 def _tensors(split) -> tuple[torch.Tensor, torch.Tensor]:
-    features, labels, _ = (np.asarray(array, np.float32) for array in split)
+    # torch warns of arrays that cannot be written, as views of a Dataset
+    features, labels, _ = (np.require(array, np.float32, "W") for array in split)
     return torch.from_numpy(features), torch.from_numpy(labels)
 
 

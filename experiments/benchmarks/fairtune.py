@@ -8,129 +8,48 @@ idle CPU cores (an estimate); `claims(num_timed=32)` from Python times all of th
 instead of scaling up a few, which takes hours.
 """
 
+import dataclasses
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fairtune, fairtune_stages
+from experiments.benchmarks._fairtune_start import FULL, QUICK, Start, make_start
+from experiments.cli import phase
 from experiments.timing import Paired, claim, compile_seconds, paired, seconds, step_flops
 from fairjax.data import Dataset, Examples
-from fairjax.data.augment import compose, eval_preprocess, normalize, random_resized_crop
-from fairjax.data.cache import cached_images
-from fairjax.data.lesions import (
-    GROUP_NAMES,
-    LABEL_NAMES,
-    lesions_dataset,
-    synthetic_lesions,
-    write_ham10000,
-)
-from fairjax.fairbatch import fairbatch
+from fairjax.data.augment import compose, random_flip, random_resized_crop
 from fairjax.fairtune import (
     Candidates,
     MaskSpace,
-    Rungs,
     Search,
     Trials,
     best_trial,
-    init_tune,
+    mask_search,
     mask_space,
-    successive_halving,
-    tpe,
-    tune,
+    objective,
 )
-from fairjax.models import Model, image_model, save_weights
+from fairjax.models import Model, Weights, kernel_gate, save_weights
 from fairjax.optimizers import make_optimizer
-from fairjax.train import fit, init_fit, make_step, start_train
+from fairjax.train import (
+    fit,
+    fit_population,
+    init_fit,
+    init_population,
+    predict,
+    replicate,
+    start_train,
+)
 from fairjax.trees import unstack_blocks
 
-SPACE = "norm_attn_mlp"
 LEARNING_RATES = (1e-5, 1e-3)
-WEIGHT_DECAY = 0.01
-
-
-class Sizes(NamedTuple):
-    """How large everything is."""
-
-    photo: tuple[int, int] = (450, 600)
-    domain: str = "target"
-    num_train: int = 640
-    num_val: int = 256
-    num_source: int = 1600
-    image_size: int = 64
-    stored: int = 128
-    """side of the decoded images that ours keeps, so that random crops have pixels to choose"""
-    num_trials: int = 32
-    num_slots: int = 8
-    num_epochs: int = 9
-    batch_size: int = 32
-    network: tuple[tuple[str, int], ...] = ()
-    populations: tuple[int, ...] = (1, 4, 16, 64)
-
-
-FULL = Sizes()
-QUICK = Sizes(
-    photo=(32, 32),
-    domain="source",
-    num_train=32,
-    num_val=48,
-    num_source=32,
-    image_size=32,
-    stored=40,
-    num_trials=4,
-    num_slots=2,
-    num_epochs=3,
-    batch_size=16,
-    network=(("width", 12), ("depth", 2), ("num_heads", 3)),
-    populations=(1,),
-)
-
-
-class Start(NamedTuple):
-    """What both sides start from."""
-
-    sizes: Sizes
-    model: Model
-    params: Any
-    paths: list[Path]
-    labels: np.ndarray
-    group: np.ndarray
-    folder: Path
-
-    @property
-    def space(self) -> MaskSpace:
-        return mask_space(self.params, SPACE)
-
-    def read(self, size: int, num_train: int, num_val: int = 0) -> Dataset:
-        """The first files, decoded and shrunk to `size`, train; the next ones validate."""
-        num_rows = num_train + num_val
-        with tempfile.TemporaryDirectory(dir=self.folder) as cache:
-            images = np.asarray(cached_images(self.paths[:num_rows], size, cache_dir=cache)[0])
-        rows = np.arange(num_rows, dtype=np.int32)
-        splits = {"train": rows[:num_train], "val": rows[num_train:], "test": rows[:0]}
-        labels, group = self.labels[:num_rows], self.group[:num_rows]
-        return Dataset("files", images, labels, group, LABEL_NAMES, GROUP_NAMES, splits)
-
-    def task(self, dataset: Dataset, *, num_slots: int, seed: int = 0) -> fairtune_stages.Task:
-        """What `experiments.fairtune` trains, with the settings of the comparison."""
-        sizes = self.sizes
-        config = fairtune.Config(
-            data=fairtune.Data(seed=seed),
-            image_size=sizes.image_size,
-            num_slots=num_slots,
-            num_epochs=sizes.num_epochs,
-            warmup_epochs=0,
-            batch_size=sizes.batch_size,
-            weight_decay=WEIGHT_DECAY,
-            chunk_size=1,
-        )
-        return fairtune.make_task(config, dataset, self.model)
 
 
 def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> Iterator[dict[str, Any]]:
@@ -138,89 +57,78 @@ def claims(quick: bool = False, num_timed: int = 4, num_seeds: int = 3) -> Itera
 
     Args:
       quick: a small network on small photographs, one pair.
-      num_timed: trials of a whole search without early stopping that are timed and scaled up.
+      num_timed: trials of a whole search without early stopping that are timed and scaled up, at
+        least 2.
       num_seeds: searches with their own data order, masks and pair of timings.
+
+    Raises:
+      ValueError: `num_timed` below 2.
     """
     if quick:
         num_timed, num_seeds = 2, 1
+    if num_timed < 2:
+        raise ValueError(f"num_timed must be at least 2, got {num_timed}")
     with tempfile.TemporaryDirectory() as folder:
+        phase("drawing photographs, pre-training a network")
         start = make_start(QUICK if quick else FULL, Path(folder))
         repeats = 1 if quick else 5
         yield from search_claims(start, num_timed=num_timed, num_seeds=num_seeds)
+        phase("training one mask")
         yield from refit_claims(start, repeats)
+        phase("training populations")
         yield cost_claim(start, 1 if quick else 3)
-
-
-def make_start(sizes: Sizes, folder: Path) -> Start:
-    """Files in HAM10000's layout, and a network pre-trained for a few epochs on the source."""
-    num_images = sizes.num_train + sizes.num_val
-    lesions = synthetic_lesions(jax.random.key(0), num_images, sizes.photo, sizes.domain)
-    write_ham10000(lesions, folder / "raw")
-    paths = sorted((folder / "raw").glob("*/*.jpg"))
-    model = image_model("vit_tiny_patch16_224", 2, image_size=sizes.image_size,
-                        **dict(sizes.network))  # fmt: skip
-    source = lesions_dataset(jax.random.key(1), sizes.num_source, sizes.image_size, "source")
-    data = Examples(source.inputs, source.labels, source.group)
-    sampler = fairbatch(data.labels, data.group, num_classes=2, num_groups=2,
-                        batch_size=sizes.batch_size, criterion="none")  # fmt: skip
-    num_epochs = 4
-    optimizer = make_optimizer(
-        "adamw",
-        total_steps=num_epochs * sampler.batches_per_epoch,
-        learning_rate=5e-4,
-        weight_decay=0.05,
-    )
-    params, _ = jax.jit(model.init)(jax.random.key(0))
-    state = init_fit(start_train(params, {}, optimizer), sampler, jax.random.key(0))
-    step, scale = make_step(model, optimizer), normalize(model.config.mean, model.config.std)
-    pretrain = jax.jit(
-        lambda state, data: fit(step, state, data, sampler, num_epochs=num_epochs, augment=scale)
-    )
-    state, _ = pretrain(state, jax.tree.map(jnp.asarray, data))
-    return Start(sizes, model, state.train.params, paths, lesions.labels, lesions.group, folder)
 
 
 def search_claims(start: Start, *, num_timed: int, num_seeds: int) -> list[dict[str, Any]]:
     """`fairtune_search_early_stopping` and `fairtune_search_full`."""
-    theirs = _Twin(start)
+    phase("starting PyTorch's loaders")
+    theirs = _twin(start)
     sizes, scale = start.sizes, start.sizes.num_trials / num_timed
     early, full, twin, rows = [], [], [], []
     for seed in range(num_seeds):
+        phase(f"searches with seed {seed}: PyTorch's, ours, ours with PyTorch's masks")
         began = time.perf_counter()
-        trials = theirs.search(num_timed, seed)
+        trials = theirs.search(num_timed, LEARNING_RATES, seed)
         twin.append((time.perf_counter() - began) * scale)
 
-        began = time.perf_counter()
-        rungs = successive_halving(sizes.num_epochs)
-        search = tpe(start.space, maximize=(True,), learning_rates=LEARNING_RATES)
-        found, _ = search_files(start, search, rungs, sizes.num_trials, sizes.num_slots, seed)
-        early.append(time.perf_counter() - began)
+        found, found_s, _ = search_files(start, "tpe", sizes.num_trials, sizes.num_slots, seed)
+        early.append(found_s)
 
-        began = time.perf_counter()
-        rungs = successive_halving(sizes.num_epochs, first=sizes.num_epochs)
-        same, train_s = search_files(start, replay(trials), rungs, num_timed, num_timed, seed)
-        full.append(time.perf_counter() - began + train_s * (scale - 1))
+        # two rounds at least, as the first one compiles
+        num_slots = min(sizes.num_slots, num_timed // 2)
+        search = replay(start.space, trials)
+        same, same_s, trial_s = search_files(
+            start, search, num_timed, num_slots, seed, first_rung=None
+        )
+        full.append(same_s + trial_s * (sizes.num_trials - num_timed))
         rows.append(
             {
-                "found": found.values[best_trial(found, True), 0],
-                "epochs": found.epochs[found.twins < 0].sum(),
+                "found": found.values[best_trial(found), 0],
+                "epochs": found.epochs_trained,
                 "same": same.values[:, 0].mean(),
                 "same_best": same.values[:, 0].max(),
                 "twin": np.mean([trial.value for trial in trials]),
                 "twin_best": max(trial.value for trial in trials),
             }
         )
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    spread = {name: float(np.std([row[name] for row in rows])) for name in rows[0]}
     what = (
         f"{sizes.num_trials} masks, {sizes.num_epochs} epochs; means over {num_seeds} seeds; "
         f"theirs: time of {num_timed} trials x {scale:.3g}, {theirs.num_threads} training "
         f"thread(s) (the faster choice) and {theirs.num_workers} loader workers, started untimed"
     )
+    return _search_rows(Paired(early, twin), Paired(full, twin), rows, num_timed, what)
+
+
+def _search_rows(
+    early: Paired, full: Paired, rows: list[dict[str, Any]], num_timed: int, what: str
+) -> list[dict[str, Any]]:
+    """Both claims from the times and what was reached with every seed."""
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    spread = {name: float(np.std([row[name] for row in rows])) for name in rows[0]}
     return [
         claim(
             "fairtune_search_early_stopping",
-            Paired(early, twin),
+            early,
             quality={
                 "ours": {
                     "best_val_worst_group_auc": mean["found"],
@@ -236,7 +144,7 @@ def search_claims(start: Start, *, num_timed: int, num_seeds: int) -> list[dict[
         ),
         claim(
             "fairtune_search_full",
-            Paired(full, twin),
+            full,
             quality={
                 side: {
                     "mean_val_worst_group_auc": mean[name],
@@ -251,53 +159,28 @@ def search_claims(start: Start, *, num_timed: int, num_seeds: int) -> list[dict[
     ]
 
 
-class _Twin:
-    """The PyTorch search, with its loaders running and the faster number of threads chosen."""
+def _twin(start: Start) -> Any:
+    """The PyTorch search over the same files from the same weights."""
+    from experiments.baselines import torch_fairtune as twin
 
-    def __init__(self, start: Start):
-        import os
-
-        import torch
-        from safetensors.torch import load_file
-
-        from experiments.baselines import torch_fairtune as twin
-
-        sizes = start.sizes
-        cut = sizes.num_train
-        files = [
-            twin.Files(start.paths[rows], start.labels[rows], start.group[rows])
-            for rows in (slice(cut), slice(cut, None))
-        ]
-        path = start.folder / "weights.safetensors"
-        save_weights(path, start.model, start.params, {})
-        self.twin, self.val, self.num_epochs = twin, files[1], sizes.num_epochs
-        self.weights = load_file(path)
-        self.network = twin.VisionTransformer(2, image_size=sizes.image_size, **dict(sizes.network))
-        self.num_workers = min(2, os.cpu_count() or 1) if sizes is FULL else 0
-        self.loaders = twin.Loaders.make(
-            *files, image_size=sizes.image_size, batch_size=sizes.batch_size,
-            num_workers=self.num_workers,
-        )  # fmt: skip
-
-        mask = np.arange(3 * len(self.network.blocks)) % 2 == 0
-
-        def one_epoch(num_threads: int) -> float:
-            torch.set_num_threads(num_threads)
-            args = (self.network, self.weights, mask, 1e-4, self.loaders, self.val)
-            return seconds(lambda: twin.train_trial(*args, num_epochs=1))
-
-        one_epoch(1)  # starts the workers
-        self.num_threads = min((1, 2), key=one_epoch)
-        torch.set_num_threads(self.num_threads)
-
-    def search(self, num_trials: int, seed: int) -> list[Any]:
-        return self.twin.search(
-            self.network, self.weights, self.loaders, self.val, num_trials=num_trials,
-            num_epochs=self.num_epochs, learning_rates=LEARNING_RATES, seed=seed,
-        )  # fmt: skip
+    sizes, path = start.sizes, start.folder / "weights.safetensors"
+    save_weights(path, start.model, start.params, {})
+    network = {"image_size": sizes.image_size, **dict(sizes.network)}
+    cuts = slice(sizes.num_train), slice(sizes.num_train, None)
+    train, val = (twin.Files(start.paths[cut], start.labels[cut], start.group[cut]) for cut in cuts)
+    return twin.Searcher(
+        train,
+        val,
+        path,
+        twin.VisionTransformer(2, **network),
+        image_size=sizes.image_size,
+        num_epochs=sizes.num_epochs,
+        batch_size=sizes.batch_size,
+        num_workers=min(2, os.cpu_count() or 1) if sizes is FULL else 0,
+    )
 
 
-def replay(trials: list[Any]) -> Search:
+def replay(space: MaskSpace, trials: list[Any]) -> Search:
     """A search that proposes given trials."""
     masks = np.array([trial.mask for trial in trials])
     rates = np.array([trial.learning_rate for trial in trials], np.float32)
@@ -306,62 +189,43 @@ def replay(trials: list[Any]) -> Search:
         rows = np.arange(asked, asked + count, dtype=np.int32)
         return Candidates(rows, masks[rows], rates[rows]), asked + count
 
-    return Search(lambda seed: 0, ask, lambda asked, *told: asked)
+    return Search(lambda seed: 0, ask, lambda asked, *told: asked, space.num_units, (True,))
 
 
 def search_files(
-    start: Start, search: Search, rungs: Rungs, num_trials: int, num_slots: int, seed: int
-) -> tuple[Trials, float]:
-    """From files to finished trials; also the seconds of training without compilation."""
-    sizes, (mean, std) = start.sizes, (start.model.config.mean, start.model.config.std)
-    dataset = start.read(sizes.stored, sizes.num_train, sizes.num_val)
-    task = start.task(dataset, num_slots=num_slots, seed=seed)
-    margin = round(sizes.image_size * 256 / 224)
-    view = jax.jit(eval_preprocess(sizes.image_size, mean, std, resize=margin))
-    task = task._replace(
-        augment=compose(random_resized_crop(sizes.image_size, flip=0.5), normalize(mean, std)),
-        val=task.everywhere(dataset.examples("val")._replace(inputs=view(task.val.inputs))),
-        preprocess=None,
+    start: Start, search: Any, num_trials: int, num_slots: int, seed: int, **options: Any
+) -> tuple[Trials, float, float]:
+    """From files to finished trials, its seconds, and seconds per trial after the first round."""
+    began, sizes, rounds = time.perf_counter(), start.sizes, []
+    data = start.read(sizes.stored, sizes.num_train, sizes.num_val)
+    augment = compose(random_resized_crop(sizes.image_size, flip=0.5))
+    searching = mask_search(
+        start.model,
+        Weights(start.params, {}, ()),
+        data,
+        dataclasses.replace(start.recipe, augment=augment),
+        key=jax.random.key(seed),
+        space=start.space,
+        search=search,
+        num_trials=num_trials,
+        num_slots=num_slots,
+        learning_rates=LEARNING_RATES,
+        chunk_size=1,
+        **options,
     )
-    start_fn, make_train_fn = fairtune_stages.make_population(
-        task, start.space, rungs, start.params, {}
-    )
-    state = init_tune(search, start_fn, rungs, num_trials=num_trials, num_slots=num_slots,
-                      maximize=(True,), num_units=start.space.num_units, seed=seed)  # fmt: skip
-    train_fn = make_train_fn(state.population)
-    # an epoch of nobody compiles the program and costs next to nothing
-    population, _ = train_fn(state.population, *nobody(num_slots, start.space))
-    began = time.perf_counter()
-    state = state._replace(population=population)
-    state = tune(search, state, start_fn, train_fn, rungs, maximize=(True,))
-    return state.trials, time.perf_counter() - began
-
-
-def nobody(num_slots: int, space: MaskSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Masks and activity of a population in which no candidate trains."""
-    return np.zeros((num_slots, space.num_units), bool), np.zeros(num_slots, bool)
+    found = searching.run(on_round=lambda state: rounds.append(time.perf_counter()))
+    # before every round and at the end: the first one compiles, the others only train
+    trial_s = (rounds[-1] - rounds[1]) / (num_trials - num_slots)
+    return found.trials, time.perf_counter() - began, trial_s
 
 
 def cost_claim(start: Start, repeats: int) -> dict[str, Any]:
     """`fairtune_cost_per_candidate`: many ("ours") against one ("theirs"), per candidate."""
     sizes, num_steps = start.sizes, 2
-    dataset = start.read(sizes.image_size, num_steps * sizes.batch_size, 8)
+    data = start.read(sizes.image_size, num_steps * sizes.batch_size, 8)
 
     def step_seconds(count: int) -> Callable[[], float]:
-        """Train and validate `count` candidates; seconds of a step of one of them."""
-        task = start.task(dataset, num_slots=count)
-        start_fn, make_train_fn = fairtune_stages.make_population(
-            task, start.space, successive_halving(1), start.params, {}
-        )
-        masks = np.random.default_rng(0).random((count, start.space.num_units)) < 0.5
-        states = start_fn(masks, np.full(count, 1e-4, np.float32))
-        train_fn = make_train_fn(states)
-
-        def run():
-            nonlocal states
-            states, values = train_fn(states, masks, np.ones(count, bool))
-            return values
-
+        run = _population(start, data, count)
         seconds(run)  # compiles
         return lambda: seconds(run) / count / num_steps
 
@@ -382,40 +246,86 @@ def cost_claim(start: Start, repeats: int) -> dict[str, Any]:
     )
 
 
+def _population(start: Start, data: Dataset, count: int) -> Callable[[], jax.Array]:
+    """A function that trains so many candidates for an epoch and validates each of them."""
+    recipe, space, model = start.recipe, start.space, start.model
+    chosen = objective("worst_group_auc", num_groups=data.num_groups)
+    sampler = recipe.make_sampler(data)
+    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
+    step = recipe.make_step(model, optimizer, data, bind=space.bind, gate=kernel_gate(model))
+    tunable, frozen = space.partition(start.params)
+
+    def measure(state, shared):
+        val, frozen = shared
+        logits = predict(model, space.bind(state.params, frozen), {}, val.inputs)
+        return chosen.measure(logits, labels=val.labels, group=val.group)
+
+    @jax.jit
+    def init(tunable):
+        keys, rates = jnp.broadcast_to(jax.random.key(0), (count,)), jnp.full(count, 1e-4)
+        params = replicate(tunable, count)
+        return init_population(params, {}, optimizer, sampler, keys=keys, learning_rate=rates)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(states, masks, examples, shared):
+        mask = jax.vmap(space.expand)(masks)
+        states, history = fit_population(
+            step,
+            states,
+            examples,
+            sampler,
+            num_epochs=1,
+            mask=mask,
+            frozen=shared[1],
+            augment=compose(random_flip(vertical=0.5)),
+            evaluate_fn=measure,
+            evaluate_data=shared,
+            chunk_size=1,
+        )
+        return states, history["evaluation"]
+
+    states = init(tunable)
+    masks = np.random.default_rng(0).random((count, space.num_units)) < 0.5
+    examples = jax.tree.map(jnp.asarray, (data.examples("train"), data.examples("val")))
+
+    def run():
+        nonlocal states
+        states, values = advance(states, masks, examples[0], (examples[1], frozen))
+        return values
+
+    return run
+
+
 def memory_share(params: Any, name: str) -> float:
     """Bytes that one more candidate of a space adds to the training state, per backbone byte."""
     tunable = mask_space(params, name).partition(params)[0]
     optimizer = make_optimizer("adamw", total_steps=1)
     state = jax.eval_shape(lambda p: start_train(p, {}, optimizer), tunable)
-    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     return size(state) / size(params)
 
 
 def refit_claims(start: Start, repeats: int) -> list[dict[str, Any]]:
     """`fairtune_refit_last3` and `fairtune_prefix_cache`: epochs of training one mask for good."""
-    space = start.space
+    space, model = start.space, start.model
     depth = space.num_units // 3
     num_last = min(3, depth - 1)
     trained, rest = space.split(start.params, np.arange(space.num_units) >= 3 * (depth - num_last))
     dense = unstack_blocks(start.params)
-    task = start.task(
-        start.read(start.sizes.image_size, start.sizes.num_train), num_slots=len(jax.devices())
-    )
-    data = jax.tree.map(jnp.asarray, task.dataset.examples("train"))
-    scale = normalize(task.model.config.mean, task.model.config.std)
-    dense_run, dense_flops, _ = _epochs(task, space, dense, {}, data, scale)
-    last_run, last_flops, compile_s = _epochs(task, space, trained, rest, data, scale)
+    data = start.read(start.sizes.image_size, start.sizes.num_train)
+    images = jax.tree.map(jnp.asarray, data.examples("train"))
+    epochs = functools.partial(_epochs, start, data)
+    dense_run, dense_flops, _ = epochs(model, dense, {}, images)
+    last_run, last_flops, compile_s = epochs(model, trained, rest, images)
 
     upper = {name: leaf for name, leaf in rest.items() if name != "blocks"}
     below = {**dense, "blocks": rest["blocks"]}
-    embed = jax.jit(
-        lambda params, inputs: task.model.apply(params, {}, scale(jax.random.key(0), inputs))[1][
-            "tokens"
-        ]
-    )
-    tokens = data._replace(inputs=embed(below, data.inputs))
-    prefix_s = seconds(lambda: embed(below, data.inputs))
-    cached_run, _, cached_compile_s = _epochs(task, space, trained, upper, tokens, None)
+    scale: Any = model.preprocess
+    embed = jax.jit(lambda params, inputs: model.apply(params, {}, scale(inputs))[1]["tokens"])
+    tokens = images._replace(inputs=embed(below, images.inputs))
+    prefix_s = seconds(lambda: embed(below, images.inputs))
+    above = model._replace(preprocess=None)
+    cached_run, _, cached_compile_s = epochs(above, trained, upper, tokens)
     losses = {run: float(run()) for run in (dense_run, last_run, cached_run)}
     what = f"an epoch, the last {num_last} of {depth} blocks trained"
     return [
@@ -444,33 +354,26 @@ def refit_claims(start: Start, repeats: int) -> list[dict[str, Any]]:
 
 
 def _epochs(
-    task: fairtune_stages.Task,
-    space: MaskSpace,
-    trained: Any,
-    rest: Any,
-    data: Examples,
-    augment: Any,
+    start: Start, data: Dataset, model: Model, trained: Any, rest: Any, examples: Examples
 ) -> tuple[Callable[[], jax.Array], float, float]:
     """A function that trains one more epoch and returns its loss, FLOPs of a step, compile time."""
-    optimizer = task.optimizer(task.config.num_epochs)
-    step = task.step(optimizer, space)
-    params = jax.tree.map(jnp.copy, trained)  # what is donated must not be the task's
-    state = init_fit(
-        start_train(params, {}, optimizer, learning_rate=jnp.float32(1e-4)),
-        task.sampler,
-        jax.random.key(0),
-    )
+    recipe = start.recipe
+    sampler = recipe.make_sampler(data)
+    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
+    step = recipe.make_step(model, optimizer, data, bind=start.space.bind)
+    params = jax.tree.map(jnp.copy, trained)  # what is donated must not be the benchmark's
+    begin = start_train(params, {}, optimizer, learning_rate=jnp.float32(1e-4))
+    state = init_fit(begin, sampler, jax.random.key(0))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state, rest, data):
-        one_step = functools.partial(step, frozen=rest)
-        state, history = fit(one_step, state, data, task.sampler, num_epochs=1, augment=augment)
+    def epoch(state, rest, examples):
+        state, history = fit(step, state, examples, sampler, num_epochs=1, frozen=rest)
         return state, history["loss"][0]
 
     def run():
         nonlocal state
-        state, loss = epoch(state, rest, data)
+        state, loss = epoch(state, rest, examples)
         return loss
 
-    compile_s = compile_seconds(epoch, state, rest, data)
-    return run, step_flops(epoch, state, rest, data), compile_s
+    compile_s = compile_seconds(epoch, state, rest, examples)
+    return run, step_flops(epoch, state, rest, examples), compile_s

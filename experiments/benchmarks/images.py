@@ -11,27 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.cli import phase
 from experiments.timing import claim, compile_seconds, paired
 from fairjax.data import augment
 from fairjax.data.cache import cached_images
-from fairjax.data.lesions import synthetic_lesions, write_ham10000
+from fairjax.data.lesion_files import write_lesions
+from fairjax.data.lesions import synthetic_lesions
 
 STORED, SIZE, BATCH = 72, 64, 64
 
 
 def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """Rows for decoding, serving, starting a second time and augmenting."""
-    try:
-        from experiments.baselines import torch_images
-    except ImportError as error:
-        raise ValueError(f"the images benchmark needs torch and torchvision: {error}") from None
+    from experiments.baselines import torch_images
+
     count, repeats = (64, 1) if quick else (1000, 3)
     with tempfile.TemporaryDirectory() as folder:
+        phase("drawing and writing photographs")
         raw = Path(folder) / "raw"
         # A few distinct pictures suffice: what counts is bytes and pixels per file.
         lesions = synthetic_lesions(jax.random.key(0), 8 if quick else 40, (450, 600))
         rows = np.arange(count) % len(lesions.labels)
-        write_ham10000(type(lesions)(*(field[rows] for field in lesions)), raw)
+        write_lesions(type(lesions)(*(field[rows] for field in lesions)), raw)
         paths = sorted(raw.glob("*/*.jpg"))
         cache = Path(folder) / "cache"
         yield _decode(paths, cache, torch_images, repeats)
@@ -113,7 +114,7 @@ def _serve(paths: list[Path], cache: Path, theirs: Any, repeats: int) -> dict[st
 def _second_start(folder: Path, theirs: Any, count: int, repeats: int) -> dict[str, Any]:
     """From nothing in memory to the first batch, when the images were decoded earlier."""
     lesions = synthetic_lesions(jax.random.key(0), 8, 96)
-    write_ham10000(lesions, folder / "few")
+    write_lesions(lesions, folder / "few")
     few = sorted((folder / "few").glob("*/*.jpg"))
     many = folder / "many"
     many.mkdir()

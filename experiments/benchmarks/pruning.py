@@ -98,13 +98,13 @@ def score_claims(quick: bool) -> list[dict[str, Any]]:
 
 
 def _network(quick: bool) -> tuple[Model, Any, jax.Array, dict[str, Any]]:
-    """VGG-11 with fresh weights, images, and the sizes of its PyTorch twin."""
+    """VGG-11 with fresh weights, what it takes for images, and the sizes of its PyTorch twin."""
     divisor, units, side, num_images = (16, 32, 64, 4) if quick else (1, 4096, 224, 8)
     widths = tuple(width // divisor for width in WIDTHS)
     a, b, c, d, e, f, g, h = widths
     features = (a, "M", b, "M", c, d, "M", e, f, "M", g, h, "M")
     config = VGGConfig(num_classes=4, image_size=side, features=features, classifier=(units, units))
-    model = vgg(config)
+    model = vgg(config)._replace(preprocess=None)
     params, _ = jax.jit(model.init)(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (num_images, side, side, 3))
     return model, params, images, {"num_classes": 4, "widths": widths, "hidden": (units, units)}

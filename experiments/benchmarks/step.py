@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.cli import phase
 from experiments.timing import (
     Paired,
     claim,
@@ -57,6 +58,7 @@ def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """
     rate = matmul_rate()
     for row in ROWS:
+        phase(f"steps of {row[1]}")
         yield _row(*row, rate=rate, quick=quick)
     yield from _large_rows("vit_micro" if quick else LARGE, LARGE_BATCH, quick)
 
@@ -85,6 +87,7 @@ def _large_rows(name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def _in_fresh_process(*args: Any) -> dict[str, float]:
+    phase(f"a process of its own: {' '.join(map(str, args))}")
     command = [sys.executable, "-m", "experiments.benchmarks.step", *map(str, args)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -111,7 +114,7 @@ def _peak_bytes() -> int:
 
 
 def _compile_and_step(name: str, batch_size: int) -> float:
-    model = image_model(name, NUM_CLASSES)
+    model = _network(name)
     size = model.config.image_size
     images = np.ones((batch_size, size, size, 3), np.float32)
     state, batch = _start(model, images, np.zeros(batch_size, np.int32))
@@ -128,7 +131,7 @@ def _step_torch(name: str, batch: int, *, compiled: bool) -> float:
 
     from experiments.baselines.torch_models import VisionTransformer
 
-    config: Any = image_model(name, NUM_CLASSES).config
+    config: Any = _network(name).config
     fields = ("image_size", "patch_size", "width", "depth", "num_heads")
     sizes = {field: getattr(config, field) for field in fields}
     twin = VisionTransformer(NUM_CLASSES, **sizes)
@@ -143,7 +146,7 @@ def _step_torch(name: str, batch: int, *, compiled: bool) -> float:
 def _row(
     name: str, model_name: str, size: int, batch_size: int, *, rate: float, quick: bool
 ) -> dict[str, Any]:
-    model = image_model(model_name, NUM_CLASSES, image_size=size)
+    model = _network(model_name, image_size=size)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, size, size, 3), np.float32)
     labels = rng.integers(0, NUM_CLASSES, batch_size, np.int32)
@@ -185,6 +188,11 @@ def _row(
         f"of this machine's matmul rate of {rate / 1e9:.0f} GFLOP/s"
     )
     return row
+
+
+def _network(name: str, **sizes: int) -> Model:
+    """A network that is given normalised images, as the twin is."""
+    return image_model(name, NUM_CLASSES, **sizes)._replace(preprocess=None)
 
 
 def _start(model: Model, images: np.ndarray, labels: np.ndarray) -> tuple[TrainState, Batch]:

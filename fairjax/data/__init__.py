@@ -1,25 +1,20 @@
 """Data as arrays: tables, images, splits and synthetic sets."""
 
-from fairjax.data.dataset import SPLITS, Dataset, Examples
-from fairjax.data.image_tables import load_image_table
-from fairjax.data.lesions import lesions_dataset, synthetic_lesions
-from fairjax.data.named import load_named
-from fairjax.data.splits import split_by_id, stratified_split
-from fairjax.data.synthetic import synthetic_gaussians
-from fairjax.data.tables import load_adult, load_compas, load_csv
-
-__all__ = [
-    "SPLITS",
-    "Dataset",
-    "Examples",
-    "load_adult",
-    "load_compas",
-    "load_csv",
-    "lesions_dataset",
-    "load_image_table",
-    "load_named",
-    "synthetic_lesions",
-    "split_by_id",
-    "stratified_split",
-    "synthetic_gaussians",
-]
+from fairjax.data.dataset import SPLITS as SPLITS
+from fairjax.data.dataset import Dataset as Dataset
+from fairjax.data.dataset import Examples as Examples
+from fairjax.data.image_tables import ImageTable as ImageTable
+from fairjax.data.image_tables import image_dataset as image_dataset
+from fairjax.data.image_tables import load_image_table as load_image_table
+from fairjax.data.lesion_files import write_lesions as write_lesions
+from fairjax.data.lesions import lesions_dataset as lesions_dataset
+from fairjax.data.lesions import synthetic_lesions as synthetic_lesions
+from fairjax.data.named import load_named as load_named
+from fairjax.data.named import read_named as read_named
+from fairjax.data.splits import balance_groups as balance_groups
+from fairjax.data.splits import split_by_id as split_by_id
+from fairjax.data.splits import stratified_split as stratified_split
+from fairjax.data.synthetic import synthetic_gaussians as synthetic_gaussians
+from fairjax.data.tables import load_adult as load_adult
+from fairjax.data.tables import load_compas as load_compas
+from fairjax.data.tables import load_csv as load_csv

@@ -11,20 +11,37 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from fairjax.data.resample import affine, center_crop, resize_shorter, resized_crop, to_float
+from fairjax.data.colors import adjust_brightness as adjust_brightness
+from fairjax.data.colors import adjust_contrast as adjust_contrast
+from fairjax.data.colors import adjust_hue as adjust_hue
+from fairjax.data.colors import adjust_saturation as adjust_saturation
+from fairjax.data.resample import (
+    Images,
+    affine,
+    center_crop,
+    resize_shorter,
+    resized_crop,
+    to_float,
+)
 
-Transform = Callable[[jax.Array, jax.Array], jax.Array]
+Transform = Callable[[PRNGKeyArray, Images], Float[Array, "B h w 3"]]
 """`transform(key, images [B, H, W, 3]) -> float32 [B, H', W', 3]`, pure."""
 
 _CROP_TRIES = 10
-_GRAY = (0.2989, 0.587, 0.114)
 
 
 def compose(*transforms: Transform) -> Transform:
-    """One transform that applies the given ones in order, each with a key of its own."""
+    """One transform that applies the given ones in order, each with a key of its own.
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    >>> images = jnp.zeros((2, 32, 48, 3), jnp.uint8)
+    >>> augment = compose(random_resized_crop(24), random_flip())
+    >>> augment(jax.random.key(0), images).shape
+    (2, 24, 24, 3)
+    """
+
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         images = to_float(images)
         for step, transform in enumerate(transforms):
             images = transform(jax.random.fold_in(key, step), images)
@@ -34,11 +51,20 @@ def compose(*transforms: Transform) -> Transform:
 
 
 def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Subtract `mean` and divide by `std`, both per channel and in units of [0, 1]."""
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    """Subtract `mean` and divide by `std`, both per channel and in units of [0, 1].
+
+    Raises:
+      ValueError: they are not three finite numbers each, or `std` is not positive.
+
+    >>> white = jnp.full((1, 8, 8, 3), 255, jnp.uint8)
+    >>> normalize([0.5] * 3, [0.25] * 3)(jax.random.key(0), white)[0, 0, 0].tolist()
+    [2.0, 2.0, 2.0]
+    """
+    finite = all(map(math.isfinite, (*mean, *std)))
+    if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0:
         raise ValueError(f"mean and std must be 3 numbers, std positive, got {mean} and {std}")
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         del key
         scale = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, 3)
         return (to_float(images) - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)) / scale
@@ -48,7 +74,7 @@ def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
 
 def eval_preprocess(
     size: int, mean: Sequence[float], std: Sequence[float], *, resize: int | None = None
-) -> Callable[[jax.Array], jax.Array]:
+) -> Callable[[Images], Float[Array, "B size size 3"]]:
     """A function that resizes the shorter side, crops the centre and normalises; nothing random.
 
     Args:
@@ -62,12 +88,16 @@ def eval_preprocess(
 
     Raises:
       ValueError: mean or std are not three numbers or `resize` is smaller than `size`.
+
+    >>> look = eval_preprocess(32, [0.5] * 3, [0.5] * 3, resize=36)
+    >>> look(jnp.zeros((2, 72, 96, 3), jnp.uint8)).shape
+    (2, 32, 32, 3)
     """
     scale = normalize(mean, std)
     if resize is not None and resize < size:
         raise ValueError(f"resize must be at least size, got {resize} and {size}")
 
-    def apply(images: jax.Array) -> jax.Array:
+    def apply(images: Images) -> jax.Array:
         images = to_float(images)
         if resize is not None:
             images = resize_shorter(images, resize)
@@ -97,6 +127,10 @@ def random_resized_crop(
 
     Source: torchvision's `RandomResizedCrop`: ten tries, then the largest centre box whose shape
     is allowed.
+
+    >>> crop = random_resized_crop(16, scale=(0.5, 1.0), flip=0.5)
+    >>> crop(jax.random.key(0), jnp.zeros((2, 32, 32, 3), jnp.uint8)).shape
+    (2, 16, 16, 3)
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"scale must be an increasing range in (0, 1], got {scale}")
@@ -104,7 +138,7 @@ def random_resized_crop(
         raise ValueError(f"ratio must be an increasing range of positive numbers, got {ratio}")
     _require_share("flip", flip)
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         box_key, flip_key = jax.random.split(key)
         boxes = crop_boxes(box_key, images.shape, scale, ratio)
         mirror = jax.random.bernoulli(flip_key, flip, images.shape[:1]) if flip else None
@@ -114,11 +148,11 @@ def random_resized_crop(
 
 
 def crop_boxes(
-    key: jax.Array,
+    key: PRNGKeyArray,
     shape: Sequence[int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[Int32[Array, " B"], Int32[Array, " B"], Int32[Array, " B"], Int32[Array, " B"]]:
     """Top, left, height and width of one random box per image, int32 `[B]` each."""
     batch, image_height, image_width = shape[:3]
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
@@ -155,9 +189,13 @@ def crop_boxes(
 
 
 def random_crop(size: int) -> Transform:
-    """Cut a `size` x `size` window at a random place; no resizing."""
+    """Cut a `size` x `size` window at a random place; no resizing.
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    >>> random_crop(24)(jax.random.key(0), jnp.zeros((2, 32, 32, 3), jnp.uint8)).shape
+    (2, 24, 24, 3)
+    """
+
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         batch, height, width, channels = images.shape
         if size > min(height, width):
             raise ValueError(f"cannot crop {size} x {size} from images of {height} x {width}")
@@ -173,11 +211,16 @@ def random_crop(size: int) -> Transform:
 
 
 def random_flip(*, horizontal: float = 0.5, vertical: float = 0.0) -> Transform:
-    """Mirror each image left to right and upside down with the given probabilities."""
+    """Mirror each image left to right and upside down with the given probabilities.
+
+    >>> ramp = jnp.arange(3.0).reshape(1, 1, 3, 1)
+    >>> random_flip(horizontal=1.0)(jax.random.key(0), ramp)[0, 0, :, 0].tolist()
+    [2.0, 1.0, 0.0]
+    """
     _require_share("horizontal", horizontal)
     _require_share("vertical", vertical)
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         images = to_float(images)
         for axis, probability, axis_key in zip(
             (2, 1), (horizontal, vertical), jax.random.split(key), strict=True
@@ -209,6 +252,10 @@ def random_affine(
       ValueError: a range is empty or outside its bounds.
 
     Source: torchvision's `RandomAffine`, always with bilinear interpolation.
+
+    >>> turn = random_affine(10.0, translate=(0.1, 0.1), scale=(0.9, 1.1))
+    >>> turn(jax.random.key(0), jnp.ones((2, 16, 16, 3))).shape
+    (2, 16, 16, 3)
     """
     if degrees < 0 or not 0 <= shear < 90:
         raise ValueError(f"degrees and shear must be at least 0, got {degrees} and {shear}")
@@ -217,7 +264,7 @@ def random_affine(
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be an increasing range of positive numbers, got {scale}")
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         batch, height, width, _ = images.shape
         angle_key, x_key, y_key, scale_key, shear_key = jax.random.split(key, 5)
         most_x, most_y = translate[0] * width, translate[1] * height
@@ -254,6 +301,10 @@ def color_jitter(
       ValueError: a strength is negative or hue above 0.5.
 
     Source: torchvision's `ColorJitter`, in this order instead of a random one.
+
+    >>> dim = color_jitter(brightness=0.4)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    >>> bool((dim >= 0.6).all()), bool((dim <= 1).all())
+    (True, True)
     """
     if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
         raise ValueError(
@@ -266,7 +317,7 @@ def color_jitter(
         (adjust_saturation, saturation),
     )
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         images = to_float(images)
         keys = jax.random.split(key, 4)
         for (adjust, strength), step_key in zip(factors, keys[:3], strict=True):
@@ -283,66 +334,18 @@ def color_jitter(
     return apply
 
 
-def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiply by `factor` `[B]` and clip; 0 is black, 1 changes nothing."""
-    images = to_float(images)
-    return _blend(images, jnp.zeros_like(images), factor)
-
-
-def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Stretch away from the image's mean grey by `factor` `[B]`; 0 is grey all over."""
-    images = to_float(images)
-    mean = jnp.mean(_to_gray(images), axis=(1, 2, 3), keepdims=True)
-    return _blend(images, jnp.broadcast_to(mean, images.shape), factor)
-
-
-def adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Stretch away from each pixel's own grey by `factor` `[B]`; 0 is a grey image."""
-    images = to_float(images)
-    return _blend(images, jnp.broadcast_to(_to_gray(images), images.shape), factor)
-
-
-def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turn the colour wheel by `shift` `[B]`, in turns; saturation and value stay."""
-    images = to_float(images)
-    high, low = jnp.max(images, axis=-1), jnp.min(images, axis=-1)
-    chroma = high - low
-    red, green, blue = jnp.moveaxis(images, -1, 0)
-    safe = jnp.where(chroma == 0, 1.0, chroma)
-    sextant = jnp.where(
-        high == red,
-        (green - blue) / safe,
-        jnp.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
-    )
-    sextant = sextant + 6.0 * shift[:, None, None]
-
-    def channel(offset: float) -> jax.Array:
-        place = jnp.mod(offset + sextant, 6.0)
-        return high - chroma * jnp.clip(jnp.minimum(place, 4.0 - place), 0.0, 1.0)
-
-    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
-
-
-def _to_gray(images: jax.Array) -> jax.Array:
-    """Luma `[B, H, W, 1]` with the weights of ITU-R 601."""
-    weights = jnp.asarray(_GRAY, jnp.float32).reshape(1, 1, 1, 3)
-    return jnp.sum(images * weights, axis=-1, keepdims=True)
-
-
-def _blend(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    factor = factor[:, None, None, None]
-    return jnp.clip(factor * images + (1.0 - factor) * other, 0.0, 1.0)
-
-
 def cutout(size: int, *, count: int = 1) -> Transform:
     """Set `count` squares of side `size` to 0, centred anywhere in the image, cut at its edge.
 
     Source: DeVries and Taylor 2017.
+
+    >>> int((cutout(4)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))[..., 0] == 0).sum())
+    16
     """
     if size < 1 or count < 1:
         raise ValueError(f"size and count must be at least 1, got {size} and {count}")
 
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
+    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
         batch, height, width, _ = images.shape
         y_key, x_key = jax.random.split(key)
         y = jax.random.randint(y_key, (batch, count, 1), 0, height) - size // 2

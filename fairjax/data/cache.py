@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 from fairjax.data.decode import decode_image
 
@@ -39,7 +41,7 @@ def cached_images(
     on_error: Literal["error", "skip"] = "error",
     num_workers: int | None = None,
     progress: bool | None = None,
-) -> tuple[np.ndarray, dict[int, str]]:
+) -> tuple[UInt8[np.ndarray, "N size size 3"], dict[int, str]]:
     """Images at one size as a memory map, decoded now or taken from the cache.
 
     The cache is keyed by the path, length and modification time of every file and by the settings.
@@ -74,6 +76,10 @@ def cached_images(
         raise ValueError(f'on_error must be "error" or "skip", got {on_error!r}')
     if not len(paths) or size < 1:
         raise ValueError(f"needs images and a size of at least 1, got {len(paths)} and {size}")
+    if window is not None and not (
+        all(map(math.isfinite, window)) and len(window) == 2 and window[0] < window[1]
+    ):
+        raise ValueError(f"window must be two increasing finite numbers, got {window}")
     paths = [Path(path) for path in paths]
     where = where if where is not None else [""] * len(paths)
     settings = {

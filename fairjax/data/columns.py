@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from fairjax.data.csvfile import Column, Table, number, show
+from fairjax.data.dataset import SPLITS
 
 MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
@@ -71,7 +73,7 @@ def _numbers(table: Table, name: str, remedy: str) -> list[float] | None:
 
 def read_labels(
     table: Table, name: str, positive: str | int | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
+) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
     """Class of every row and the names of the classes."""
     _numbers(table, name, "a label must be all numbers or all text")
     values, codes = categories(table.columns[name])
@@ -106,7 +108,9 @@ def read_labels(
     return (codes == target).astype(np.int32), (other, names[target])
 
 
-def read_groups(table: Table, sensitive: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_groups(
+    table: Table, sensitive: Sequence[str]
+) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
     """Group of every row and the names of the groups, intersections of the columns that occur."""
     combined = np.zeros(len(table), np.int64)
     names = ("",)
@@ -132,9 +136,35 @@ def read_groups(table: Table, sensitive: Sequence[str]) -> tuple[np.ndarray, tup
     return combined.reshape(-1).astype(np.int32), names
 
 
+def read_splits(table: Table, name: str) -> dict[str, Int32[np.ndarray, " _"]]:
+    """The rows of each split, as a column names it."""
+    values, codes = table.columns[name]
+    known = np.array([*(value in SPLITS for value in values), False])
+    if not known[codes].all():
+        row = int(np.flatnonzero(~known[codes])[0])
+        found = show(values[codes[row]]) if codes[row] >= 0 else "nothing"
+        raise ValueError(
+            f"{table.where(row)}: split column {show(name)} holds {found}, accepted are "
+            f"{', '.join(map(show, SPLITS))}"
+        )
+    return rows_of_splits(np.array([SPLITS.index(value) for value in values])[codes])
+
+
+def rows_of_splits(split_of_row: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of each split from every row's number of a split."""
+    return {
+        split: np.flatnonzero(split_of_row == s).astype(np.int32) for s, split in enumerate(SPLITS)
+    }
+
+
 def read_feature(
-    table: Table, name: str, train: np.ndarray, *, categorical: bool, fixed_categories: bool
-) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    table: Table,
+    name: str,
+    train: Int32[np.ndarray, " _"],
+    *,
+    categorical: bool,
+    fixed_categories: bool,
+) -> tuple[Float32[np.ndarray, "N D"], tuple[str, ...], list[str]]:
     """Input columns `[N, D]` float32 made of one feature, their names, and notes.
 
     Statistics and categories come from the rows `train` alone; but with `fixed_categories` every

@@ -5,13 +5,17 @@ import dataclasses
 import gzip
 import io
 import math
+import os
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from fairjax.data.dataset import SPLITS
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
 """Cells that count as missing, in any case and after stripping blanks."""
@@ -123,6 +127,28 @@ def read_csv(path) -> Table:
         line_of_row=np.asarray(lines, np.int32),
         ambiguous=frozenset(ambiguous),
     )
+
+
+def read_tables(path: str | Path | Mapping[str, str | Path]) -> list[Table]:
+    """The table of one CSV, or the three that a mapping names "train", "val" and "test".
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the mapping has other keys, or a file is not readable; see `read_csv`.
+    """
+    if not isinstance(path, Mapping):
+        return [read_csv(path)]
+    if set(path) != set(SPLITS):
+        raise ValueError(f"path must map each of {SPLITS} to a file, got {tuple(path)}")
+    return [read_csv(path[name]) for name in SPLITS]
+
+
+def set_name(files: Sequence[str]) -> str:
+    """What a set is called: its file without suffixes, or the folder that holds all its files."""
+    if len(files) == 1:
+        return re.sub(r"(\.csv)?(\.gz|\.zip)?$", "", Path(files[0]).name)
+    folder = os.path.commonpath([Path(file).resolve().parent for file in files])
+    return Path(folder).name or "data"
 
 
 def join(tables: list[Table]) -> Table:

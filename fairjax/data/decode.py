@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 MAX_PIXELS = 2**27
 """Images that claim more pixels than this (134 million) are refused before they are decoded."""
@@ -23,7 +24,7 @@ def decode_image(
     *,
     window: tuple[float, float] | None = None,
     array_key: str | None = None,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "size size 3"]:
     """Read an image, resize its shorter side to `size` with antialias and crop the centre.
 
     EXIF orientation is honoured, grey becomes RGB, transparency is dropped, CMYK is converted.
@@ -58,7 +59,7 @@ def decode_image(
         raise ValueError(f"{path}: not readable as an image: {reason}") from None
 
 
-def square(pixels: np.ndarray, size: int) -> np.ndarray:
+def square(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
     """uint8 `[H, W, 3]` resized and cropped as `decode_image` does."""
     return _fit(_from_array(pixels), size)
 
@@ -164,7 +165,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_pickled_images(path: str | Path, *, trust: bool = False, bgr: bool = True):
+def read_pickled_images(
+    path: str | Path, *, trust: bool = False, bgr: bool = True
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """The images of a MEDFAIR `*_images.pkl`: a pickled list of uint8 `[H, W, 3]` arrays.
 
     Unpickling can run code, so it must be asked for, and then only arrays are admitted.

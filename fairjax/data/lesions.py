@@ -9,12 +9,12 @@ download. Results on them say nothing about real skin.
 import functools
 import itertools
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from fairjax.data.dataset import Dataset
 
@@ -93,7 +93,7 @@ class Lesions(NamedTuple):
 
 
 def synthetic_lesions(
-    key: jax.Array, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
+    key: PRNGKeyArray, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
 ) -> Lesions:
     """Draw dermoscopy-like images whose malignancy shows in shape, border, colour and diameter.
 
@@ -115,6 +115,10 @@ def synthetic_lesions(
 
     Source: signs after the ABCD rule (Nachbar et al. 1994), skin colour after the individual
     typology angle (Chardon et al. 1991), pigment by Beer-Lambert absorption.
+
+    >>> lesions = synthetic_lesions(jax.random.key(0), 4, size=16)
+    >>> lesions.images.shape, lesions.lesion.tolist()  # the last two show the same lesion
+    ((4, 16, 16, 3), [0, 1, 2, 2])
     """
     height, width = (size, size) if isinstance(size, int) else size
     if domain not in DOMAINS:
@@ -278,7 +282,7 @@ def _pigment_mix(
     return jnp.moveaxis(jnp.tensordot(absorbance, share, axes=[[0], [0]]), 0, -1)
 
 
-def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: float) -> jax.Array:
+def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: jax.Array | float) -> jax.Array:
     """How much hair covers each pixel, `[H, W]` in [0, 1]: arcs of large circles."""
     shape = (NUM_HAIRS, 1, 1)
     on = draws.uniform(*shape) < probability
@@ -351,9 +355,16 @@ def _draw_photo(
 
 
 def lesions_dataset(
-    key: jax.Array, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
+    key: PRNGKeyArray, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
 ) -> Dataset:
-    """`synthetic_lesions` as a `Dataset`: 60 / 20 / 20 by lesion, recorded labels, skin groups."""
+    """`synthetic_lesions` as a `Dataset`: 60 / 20 / 20 by lesion, recorded labels, skin groups.
+
+    Arguments and errors as of `synthetic_lesions`; `inputs` are uint8 `[n, H, W, 3]`.
+
+    >>> data = lesions_dataset(jax.random.key(0), 40, size=16)
+    >>> data.inputs.shape, data.group_names, len(data.splits["train"])
+    ((40, 16, 16, 3), ('light skin', 'dark skin'), 24)
+    """
     lesions = synthetic_lesions(key, n, size, domain)
     # Lesions are drawn independently, so cutting their sequence is a random split by lesion.
     share = lesions.lesion / (lesions.lesion.max() + 1)
@@ -368,41 +379,3 @@ def lesions_dataset(
         splits={split: np.flatnonzero(rows).astype(np.int32) for split, rows in cuts.items()},
         notes=("synthetic images, no patients",),
     )
-
-
-def write_ham10000(lesions: Lesions, folder: str | Path, *, quality: int = 92) -> Path:
-    """Write lesions in the raw layout of HAM10000, with `skin_tone` as one column more.
-
-    `dx` is drawn among HAM10000's codes of the recorded label, `age` and `sex` at random, all from
-    the number of the lesion, so that its photographs agree and equal lesions give equal files.
-
-    Args:
-      lesions: as from `synthetic_lesions`; HAM10000's own images are 450 x 600.
-      folder: created where absent.
-      quality: of the JPEG files, 1 to 95.
-
-    Returns:
-      Path of `HAM10000_metadata.csv`; the images are in `HAM10000_images_part_1` and `_2`.
-    """
-    from PIL import Image
-
-    folder = Path(folder)
-    malignant_codes, benign_codes = ("mel", "mel", "akiec"), ("nv", "nv", "nv", "bkl", "df")
-    half = (len(lesions.labels) + 1) // 2
-    lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization,dataset,skin_tone"]
-    for row, image in enumerate(lesions.images):
-        part = folder / f"HAM10000_images_part_{1 if row < half else 2}"
-        part.mkdir(parents=True, exist_ok=True)
-        name = f"ISIC_{row:07d}"
-        Image.fromarray(image).save(part / f"{name}.jpg", quality=quality)
-        draw = np.random.default_rng(int(lesions.lesion[row]))
-        codes = malignant_codes if lesions.labels[row] else benign_codes
-        dx, sex = draw.choice(codes), draw.choice(("male", "female"))
-        age = float(5 * draw.integers(1, 18))
-        tone = GROUP_NAMES[lesions.group[row]].removesuffix(" skin")
-        lines.append(
-            f"HAM_{lesions.lesion[row]:07d},{name},{dx},histo,{age},{sex},back,synthetic,{tone}"
-        )
-    metadata = folder / "HAM10000_metadata.csv"
-    metadata.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return metadata

@@ -5,14 +5,23 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt8
+
+Images = UInt8[Array | np.ndarray, "B H W C"] | Float[Array | np.ndarray, "B H W C"]
+"""uint8, or floating point in [0, 1]."""
+PerImage = Float[Array | np.ndarray, " B"]
 
 
-def to_float(images: jax.Array) -> jax.Array:
+def to_float(
+    images: UInt8[Array | np.ndarray, "..."] | Float[Array | np.ndarray, "..."],
+) -> Float[Array, "..."]:
     """Pixels as float32 in [0, 1]: uint8 is divided by 255, float32 is returned as it is."""
+    images = jnp.asarray(images)
     return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
 
 
-def resize_shorter(images: jax.Array, size: int) -> jax.Array:
+def resize_shorter(images: Images, size: int) -> Float[Array, "B h w C"]:
     """Give the shorter side `size` pixels with an antialiased triangle filter, float32."""
     batch, height, width, channels = images.shape
     short = min(height, width)
@@ -23,7 +32,9 @@ def resize_shorter(images: jax.Array, size: int) -> jax.Array:
     return jax.image.resize(images, (batch, *new, channels), "linear", antialias=True)
 
 
-def center_crop(images: jax.Array, size: int) -> jax.Array:
+def center_crop(
+    images: Images, size: int
+) -> UInt8[Array | np.ndarray, "B size size C"] | Float[Array | np.ndarray, "B size size C"]:
     """The middle `size` x `size` pixels; a larger `size` than the image is an error."""
     height, width = images.shape[1:3]
     if size > min(height, width):
@@ -33,15 +44,15 @@ def center_crop(images: jax.Array, size: int) -> jax.Array:
 
 
 def resized_crop(
-    images: jax.Array,
-    top: jax.Array,
-    left: jax.Array,
-    height: jax.Array,
-    width: jax.Array,
+    images: Images,
+    top: Int32[Array, " B"],
+    left: Int32[Array, " B"],
+    height: Int32[Array, " B"],
+    width: Int32[Array, " B"],
     *,
     size: int,
-    mirror: jax.Array | None = None,
-) -> jax.Array:
+    mirror: Bool[Array, " B"] | None = None,
+) -> Float[Array, "B size size C"]:
     """Resize one box of each image to `size` x `size` with an antialiased triangle filter.
 
     Resampling is separable: each output row is a weighted sum of a few input rows, and so are
@@ -149,14 +160,14 @@ def _triangle(pixels: jax.Array, start: jax.Array, length: jax.Array) -> jax.Arr
 
 
 def affine(
-    images: jax.Array,
+    images: Images,
     *,
-    angle: jax.Array,
-    shift_x: jax.Array,
-    shift_y: jax.Array,
-    scale: jax.Array,
-    shear: jax.Array,
-) -> jax.Array:
+    angle: PerImage,
+    shift_x: PerImage,
+    shift_y: PerImage,
+    scale: PerImage,
+    shear: PerImage,
+) -> Float[Array, "B H W C"]:
     """Affine map of each image about its centre, bilinear, 0 outside; parameters float32 `[B]`.
 
     `angle` and `shear` are in degrees, clockwise; shifts in pixels, right and down. Same values as

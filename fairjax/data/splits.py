@@ -1,19 +1,21 @@
 """Who trains and who tests: seeded splits that keep cells balanced and patients whole."""
 
+import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Int32, Integer, Shaped
 
-from fairjax.data.dataset import SPLITS
+from fairjax.data.dataset import SPLITS, Dataset
 
 
 def stratified_split(
-    strata: np.ndarray,
+    strata: Integer[np.ndarray, " N"],
     ratios: tuple[float, float, float] = (0.6, 0.2, 0.2),
     *,
     seed: int,
-    groups: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
+    groups: Shaped[np.ndarray, " ids"] | None = None,
+) -> dict[str, Int32[np.ndarray, " _"]]:
     """Random train / val / test rows in which every stratum keeps its share.
 
     Without `groups` each stratum is dealt out exactly (largest remainder, and at least one row per
@@ -37,6 +39,10 @@ def stratified_split(
 
     Source: with groups, the idea of iterative stratification (Sechidis et al. 2011), here by least
     chi-square cost.
+
+    >>> splits = stratified_split(np.repeat([0, 1], [80, 20]), (0.5, 0.25, 0.25), seed=0)
+    >>> {name: len(rows) for name, rows in splits.items()}
+    {'train': 50, 'val': 25, 'test': 25}
     """
     if len(ratios) != len(SPLITS) or not (min(ratios) > 0 and abs(math.fsum(ratios) - 1) <= 1e-6):
         raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
@@ -105,12 +111,12 @@ def _place_groups(strata, group_of_row, num_groups, ratios, generator):
 
 
 def split_by_id(
-    ids: np.ndarray,
+    ids: Shaped[np.ndarray, " N"],
     *,
     held_out: float = 0.2,
     test_share: float = 0.5,
     seeds: tuple[int, int] = (0, 0),
-) -> dict[str, np.ndarray]:
+) -> dict[str, Int32[np.ndarray, " _"]]:
     """Train / val / test rows by two seeded cuts through the sorted distinct ids, as MEDFAIR does.
 
     All rows of an id (a patient, a lesion) stay together; labels and groups are not balanced.
@@ -131,6 +137,10 @@ def split_by_id(
 
     Source: Zong et al., ICLR 2023 (MEDFAIR), preparation of the data sets; scikit-learn's
     `train_test_split`.
+
+    >>> splits = split_by_id(np.repeat(np.arange(50), 2))  # two photographs of each patient
+    >>> [len(rows) for rows in splits.values()]
+    [80, 10, 10]
     """
     from sklearn.model_selection import train_test_split  # a second to import: only when needed
 
@@ -153,3 +163,41 @@ def split_by_id(
         split: np.flatnonzero(np.isin(id_of_row, members)).astype(np.int32)
         for split, members in zip(SPLITS, (train, val, test), strict=True)
     }
+
+
+def balance_groups(dataset: Dataset, split: str) -> Dataset:
+    """The set with as many rows of each group in one split as its smallest group has there.
+
+    A metric within groups gains little from more rows of the others. Kept are the first rows of
+    every group in split order, noted in `notes`; the arrays are shared, not copied.
+
+    Args:
+      dataset: the set.
+      split: "train", "val" or "test".
+
+    Returns:
+      A `Dataset` in which only `splits[split]` (ascending) and `notes` differ.
+
+    Raises:
+      ValueError: no such split, or a group has no rows in it.
+
+    >>> from fairjax.data import load_adult
+    >>> balance_groups(load_adult("sex"), "val").cell_counts("val").sum(axis=0).tolist()
+    [2939, 2939]
+    """
+    rows = dataset.split_rows(split)
+    group = dataset.group[rows]
+    counts = np.bincount(group, minlength=dataset.num_groups)
+    if not counts.min():
+        name = dataset.group_names[int(counts.argmin())]
+        raise ValueError(
+            f"{dataset.name}: group {name!r} has no rows in split {split!r}, which therefore "
+            "cannot be balanced"
+        )
+    kept = np.concatenate([rows[group == g][: counts.min()] for g in range(dataset.num_groups)])
+    note = f"Kept {counts.min()} of each group in {split}, {len(kept)} of {len(rows)} rows."
+    return dataclasses.replace(
+        dataset,
+        splits={**dataset.splits, split: np.sort(kept)},
+        notes=(*dataset.notes, note),
+    )

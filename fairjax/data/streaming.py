@@ -4,7 +4,7 @@
 is larger than the device's memory is trained with the same step in a Python loop over `iterate`:
 
     step = jax.jit(make_step(model, optimizer), donate_argnums=0)
-    placement = choose_placement(data, "train")
+    placement, why = choose_placement(data, "train")
     for epoch in range(num_epochs):
         epoch_key = jax.random.fold_in(key, epoch)
         order, weights = sampler.sample_epoch(epoch_key, shares)  # [steps, B] each
@@ -21,10 +21,11 @@ fit; `shares` are the state that its `update` moves.
 
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Integer
 
 from fairjax.data.dataset import Dataset, Examples
 
@@ -33,13 +34,22 @@ Placement = Literal["device", "stream"]
 _SHARE = 0.5
 
 
+class PlacementChoice(NamedTuple):
+    """Where a split is kept, and why."""
+
+    placement: Placement
+    """"device" or "stream"."""
+    reason: str
+    """One sentence with the numbers, for a log or a report."""
+
+
 def device_bytes(data: Dataset, split: str) -> int:
     """Bytes that one split takes on the device: inputs as they are stored, int32 label and group.
 
     Computed from shapes; nothing is read or allocated.
     """
     row = int(np.prod(data.inputs.shape[1:])) * data.inputs.dtype.itemsize
-    return len(data.splits[split]) * (row + 8)
+    return len(data.split_rows(split)) * (row + 8)
 
 
 def device_budget() -> int:
@@ -53,8 +63,8 @@ def device_budget() -> int:
 
 def choose_placement(
     data: Dataset, split: str, *, budget: int | None = None, num_devices: int = 1
-) -> Placement:
-    """Whether a split is kept on the device or streamed; prints the choice with its numbers.
+) -> PlacementChoice:
+    """Whether a split is kept on the device or streamed; nothing is read or allocated.
 
     Args:
       data: the data set.
@@ -63,16 +73,23 @@ def choose_placement(
       num_devices: over how many the rows are sharded.
 
     Returns:
-      "device" if the split fits, else "stream".
+      "device" if the split fits, else "stream", with a sentence that says why.
+
+    Raises:
+      ValueError: `budget` is negative or `num_devices` below 1.
     """
+    if num_devices < 1 or (budget is not None and budget < 0):
+        raise ValueError(
+            f"budget must be at least 0 and num_devices at least 1, got {budget} and {num_devices}"
+        )
     needed = -(-device_bytes(data, split) // num_devices)
     budget = device_budget() if budget is None else budget
     placement: Placement = "device" if needed <= budget else "stream"
-    print(
+    reason = (
         f"{data.name}/{split}: {needed / 2**20:.1f} MiB per device, budget "
-        f"{budget / 2**20:.0f} MiB: {'on the device' if placement == 'device' else 'streamed'}"
+        f"{budget / 2**20:.0f} MiB: {'on the device' if placement == 'device' else 'streamed'}."
     )
-    return placement
+    return PlacementChoice(placement, reason)
 
 
 def place_on_device(data: Dataset, split: str, sharding: Any = None) -> Examples:
@@ -90,7 +107,7 @@ def place_on_device(data: Dataset, split: str, sharding: Any = None) -> Examples
     Raises:
       ValueError: the rows cannot be divided over the devices.
     """
-    rows = data.splits[split]
+    rows = data.split_rows(split)
     if sharding is not None:
         shards = sharding.num_devices // max(1, _replicas(sharding))
         if len(rows) % shards:
@@ -112,7 +129,7 @@ def _replicas(sharding: Any) -> int:
 def iterate(
     data: Dataset,
     split: str,
-    order: np.ndarray,
+    order: Integer[np.ndarray, "steps B"],
     *,
     placement: Placement,
     num_threads: int = 8,
@@ -140,7 +157,7 @@ def iterate(
       ImportError: "stream" without grain.
     """
     order = np.asarray(order)
-    count = len(data.splits[split])
+    count = len(data.split_rows(split))
     if order.ndim != 2 or (order.size and not 0 <= order.min() <= order.max() < count):
         raise ValueError(
             f"order must be [steps, B] positions in [0, {count}), got shape {order.shape}"
@@ -169,11 +186,10 @@ def _from_grain(
         import grain
     except ImportError:
         raise ImportError("streaming needs grain: pip install 'fairjax[streaming]'") from None
-    rows = data.splits[split]
+    rows = data.split_rows(split)
 
     def read(step: int) -> Examples:
-        picked = rows[order[step]]
-        return Examples(data.inputs[picked], data.labels[picked], data.group[picked])
+        return data.rows(rows[order[step]])
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     batches = grain.MapDataset.range(len(order)).map(read).to_iter_dataset(options)

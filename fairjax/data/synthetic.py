@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from fairjax.data.dataset import SPLITS, Dataset
 
@@ -15,7 +16,7 @@ _ANGLE = math.pi / 4
 
 
 def synthetic_gaussians(
-    key: jax.Array, n: int = 2000, *, num_val: int = 1000, num_test: int = 1000
+    key: PRNGKeyArray, n: int = 2000, *, num_val: int = 1000, num_test: int = 1000
 ) -> Dataset:
     """Two overlapping Gaussian classes whose group depends on where a point lies.
 
@@ -39,6 +40,10 @@ def synthetic_gaussians(
 
     Source: Zafar et al., AISTATS 2017, section 4.1, with the sizes of the FairBatch repository
     (2000 train, 1000 test); the validation rows are an addition.
+
+    >>> data = synthetic_gaussians(jax.random.key(0), 200, num_val=50, num_test=50)
+    >>> data.inputs.shape, data.feature_names, data.group_names
+    ((300, 3), ('x1', 'x2', 'z'), ('z=0', 'z=1'))
     """
     sizes = (n, num_val, num_test)
     if min(sizes) < 1:

@@ -1,6 +1,5 @@
 """A first guess at good masks from gradients: every unit gets a gate between 0 and 1."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +24,6 @@ def guided_masks(
     key: jax.Array,
     num_masks: int,
     num_groups: int,
-    preprocess: Callable[[jax.Array], jax.Array] | None = None,
     num_rounds: int = 40,
     unroll: int = 4,
     batch_size: int = 32,
@@ -51,7 +49,6 @@ def guided_masks(
       key: typed PRNG key.
       num_masks: n.
       num_groups: G.
-      preprocess: applied to the inputs of a batch.
       num_rounds: of gates.
       unroll: training steps of a round.
       batch_size: of a training step.
@@ -80,7 +77,7 @@ def guided_masks(
     optimizer, gate_optimizer = optax.adam(learning_rate), optax.adam(gate_rate)
 
     def losses(tunable, frozen, batch_stats, batch: Examples):
-        inputs = batch.inputs if preprocess is None else preprocess(batch.inputs)
+        inputs = batch.inputs if model.preprocess is None else model.preprocess(batch.inputs)
         logits = model.apply(space.bind(tunable, frozen), batch_stats, inputs, train=False)[0]
         return cross_entropy(logits, batch.labels)
 
@@ -130,7 +127,7 @@ def guided_masks(
 def _balanced_rows(key: jax.Array, group: jax.Array, num_groups: int, count: int) -> jax.Array:
     """Row numbers `[G * (count // G)]`, group by group, drawn with replacement."""
     chances = jax.nn.one_hot(group, num_groups, axis=0)
-    draw = lambda key, chance: jax.random.choice(  # noqa: E731
+    draw = lambda key, chance: jax.random.choice(
         key, len(group), (count // num_groups,), p=chance / chance.sum()
     )
     return jax.vmap(draw)(jax.random.split(key, num_groups), chances).reshape(-1)

@@ -1,6 +1,6 @@
 """What a search optimises: a metric of the validation split and its direction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,6 +32,11 @@ class Objective(NamedTuple):
     measure: Callable[..., jax.Array]
     """`measure(logits [N, K], *, labels [N], group [N]) -> scalar`, nan where undefined; works
     under jit and vmap."""
+
+    def score(self, logits: jax.Array, *, labels: jax.Array, group: jax.Array) -> jax.Array:
+        """The value turned so that larger is better."""
+        value = self.measure(logits, labels=labels, group=group)
+        return value if self.maximize else -value
 
 
 def objective(name: str, *, num_groups: int, num_replicates: int = 100, seed: int = 0) -> Objective:
@@ -72,9 +77,9 @@ def objective(name: str, *, num_groups: int, num_replicates: int = 100, seed: in
 
 
 def check_objectives(
-    objectives: tuple[Objective, ...],
-    labels: np.ndarray,
+    objectives: Sequence[Objective],
     *,
+    labels: np.ndarray,
     group: np.ndarray,
     group_names: tuple[str, ...],
     num_classes: int,

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from fairjax.metrics.counts import (
+    Array,
+    Weights,
     check_examples,
     divide,
     example_weights,
@@ -13,8 +16,8 @@ from fairjax.metrics.counts import (
 
 
 def calibration_terms(
-    logits: jax.Array, *, labels: jax.Array, num_bins: int
-) -> tuple[jax.Array, jax.Array]:
+    logits: Float[Array, "N K"], *, labels: Int[Array, " N"], num_bins: int
+) -> tuple[Float[jax.Array, " N"], Int[jax.Array, " N"]]:
     """Confidence minus correctness `[N]`, and the confidence bin int32 `[N]` of each example."""
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
@@ -25,14 +28,14 @@ def calibration_terms(
 
 
 def binned_calibration_error(
-    excess: jax.Array,
-    bins: jax.Array,
-    weights: jax.Array,
+    excess: Float[jax.Array, " N"],
+    bins: Int[jax.Array, " N"],
+    weights: Float[jax.Array, " N"],
     *,
-    group: jax.Array,
+    group: Int[Array, " N"],
     num_groups: int,
     num_bins: int,
-) -> jax.Array:
+) -> Float[jax.Array, " G"]:
     """ECE per group `[G]` from `calibration_terms`: sum over bins of |weighted excess|, over n."""
     values = jax.nn.one_hot(bins, num_bins) * weigh(excess, weights)[:, None]
     values = jnp.concatenate([values, weights[:, None]], axis=1)
@@ -41,14 +44,14 @@ def binned_calibration_error(
 
 
 def group_calibration_error(
-    logits: jax.Array,
+    logits: Float[Array, "N K"],
     *,
-    labels: jax.Array,
-    group: jax.Array,
+    labels: Int[Array, " N"],
+    group: Int[Array, " N"],
     num_groups: int,
     num_bins: int = 15,
-    weights: jax.Array | None = None,
-) -> jax.Array:
+    weights: Weights | None = None,
+) -> Float[jax.Array, " G"]:
     """Expected calibration error within each group, `[G]`; nan for an empty group.
 
     In [0, 1], 0 is calibrated. The mean gap between confidence (largest softmax probability) and
@@ -67,12 +70,14 @@ def group_calibration_error(
       float32 `[G]`. Safe under jit and vmap.
 
     Raises:
-      ValueError: lengths differ or are 0, or `num_bins` is below 1.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0, or `num_bins` is below 1.
 
     Source: Guo et al. 2017, equation 3.
     """
-    weights = example_weights(weights, labels)
-    check_examples(num_groups, logits=logits, labels=labels, group=group, weights=weights)
+    check_examples(
+        num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
+    )
+    weights = example_weights(weights, len(labels))
     excess, bins = calibration_terms(logits, labels=labels, num_bins=num_bins)
     return binned_calibration_error(
         excess, bins, weights, group=group, num_groups=num_groups, num_bins=num_bins
@@ -80,13 +85,14 @@ def group_calibration_error(
 
 
 def expected_calibration_error(
-    logits: jax.Array,
+    logits: Float[Array, "N K"],
     *,
-    labels: jax.Array,
+    labels: Int[Array, " N"],
     num_bins: int = 15,
-    weights: jax.Array | None = None,
-) -> jax.Array:
+    weights: Weights | None = None,
+) -> Float[jax.Array, ""]:
     """Expected calibration error of everyone, a scalar; see `group_calibration_error`."""
+    check_examples(logits=logits, labels=labels)
     group = jnp.zeros(labels.shape, jnp.int32)
     return group_calibration_error(
         logits, labels=labels, group=group, num_groups=1, num_bins=num_bins, weights=weights
@@ -94,13 +100,13 @@ def expected_calibration_error(
 
 
 def group_brier_score(
-    logits: jax.Array,
+    logits: Float[Array, "N K"],
     *,
-    labels: jax.Array,
-    group: jax.Array,
+    labels: Int[Array, " N"],
+    group: Int[Array, " N"],
     num_groups: int,
-    weights: jax.Array | None = None,
-) -> jax.Array:
+    weights: Weights | None = None,
+) -> Float[jax.Array, " G"]:
     """Mean squared error of the probabilities within each group, `[G]`; nan for an empty group.
 
     0 is perfect. For two classes (p - label)^2 in [0, 1]; for more the sum over classes, in
@@ -117,12 +123,14 @@ def group_brier_score(
       float32 `[G]`. Safe under jit and vmap.
 
     Raises:
-      ValueError: lengths differ or are 0.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0.
 
     Source: Brier 1950; same scale as `sklearn.metrics.brier_score_loss`.
     """
-    weights = example_weights(weights, labels)
-    check_examples(num_groups, logits=logits, labels=labels, group=group, weights=weights)
+    check_examples(
+        num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
+    )
+    weights = example_weights(weights, len(labels))
     num_classes = logits.shape[-1]
     error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, num_classes)
     squared = jnp.square(error).sum(-1) * (0.5 if num_classes == 2 else 1.0)
@@ -133,8 +141,9 @@ def group_brier_score(
 
 
 def brier_score(
-    logits: jax.Array, *, labels: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
+    logits: Float[Array, "N K"], *, labels: Int[Array, " N"], weights: Weights | None = None
+) -> Float[jax.Array, ""]:
     """Brier score of everyone, a scalar; see `group_brier_score`."""
+    check_examples(logits=logits, labels=labels)
     group = jnp.zeros(labels.shape, jnp.int32)
     return group_brier_score(logits, labels=labels, group=group, num_groups=1, weights=weights)[0]

@@ -10,11 +10,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
-from fairjax.metrics.counts import (
-    GroupCounts,
-    check_choice,
-    divide,
+from fairjax.metrics.counts import GroupCounts, check_choice, divide
+from fairjax.metrics.rates import (
     false_positive_rates,
     rate_difference,
     selection_rates,
@@ -43,7 +43,7 @@ def _class_mean(gaps: jax.Array, missing: Missing) -> jax.Array:
     return divide(jnp.where(kept, gaps, 0.0).sum(), kept.sum().astype(gaps.dtype))
 
 
-def eopp0(counts: GroupCounts, *, missing: Missing = "zero") -> jax.Array:
+def eopp0(counts: GroupCounts, *, missing: Missing = "zero") -> Float[jax.Array, ""]:
     """Mean over classes of the gap in true-negative rate between groups.
 
     In [0, 1], 0 is fair; empty groups are left out, nan if fewer than two are left.
@@ -63,12 +63,12 @@ def eopp0(counts: GroupCounts, *, missing: Missing = "zero") -> jax.Array:
     return _class_mean(_gaps(1.0 - false_positive_rates(counts), counts, missing), missing)
 
 
-def eopp1(counts: GroupCounts, *, missing: Missing = "zero") -> jax.Array:
+def eopp1(counts: GroupCounts, *, missing: Missing = "zero") -> Float[jax.Array, ""]:
     """Mean over classes of the gap in true-positive rate between groups; otherwise as `eopp0`."""
     return _class_mean(_gaps(true_positive_rates(counts), counts, missing), missing)
 
 
-def eodd(counts: GroupCounts, *, missing: Missing = "zero") -> jax.Array:
+def eodd(counts: GroupCounts, *, missing: Missing = "zero") -> Float[jax.Array, ""]:
     """Mean over classes of half (gap in true-positive + gap in false-positive rate).
 
     In [0, 1], 0 is fair: equalized odds without the cancellation of `eodd_scp`; otherwise as
@@ -79,7 +79,7 @@ def eodd(counts: GroupCounts, *, missing: Missing = "zero") -> jax.Array:
     return _class_mean(0.5 * (true_gap + false_gap), missing)
 
 
-def eodd_scp(counts: GroupCounts, *, missing: Missing = "zero") -> jax.Array:
+def eodd_scp(counts: GroupCounts, *, missing: Missing = "zero") -> Float[jax.Array, ""]:
     """Mean over classes of half |gap in (true-positive + false-positive rate)|.
 
     In [0, 1]. As the reference code computes it: the absolute value is taken after the sum, so a
@@ -96,7 +96,7 @@ def eodd_scp(counts: GroupCounts, *, missing: Missing = "zero") -> jax.Array:
     return _class_mean(0.5 * _gaps(total, counts, missing), missing)
 
 
-def dp_scp(counts: GroupCounts) -> jax.Array:
+def dp_scp(counts: GroupCounts) -> Float[jax.Array, ""]:
     """Sum over classes of the gap in P(prediction = class) between groups.
 
     In [0, K], for two groups in [0, 2]; 0 is fair. A sum and not a mean, as in the reference
@@ -105,18 +105,18 @@ def dp_scp(counts: GroupCounts) -> jax.Array:
     return _gaps(selection_rates(counts), counts, "zero").sum()
 
 
-def num_unsupported_classes(counts: GroupCounts) -> jax.Array:
+def num_unsupported_classes(counts: GroupCounts) -> Float[jax.Array, ""]:
     """How many classes some non-empty group has no example of, a float32 scalar in [0, K]."""
     lacking = (counts.per_label == 0) & (counts.n > 0)[:, None]
     return lacking.any(0).sum().astype(jnp.float32)
 
 
 def fate(
-    accuracy: jax.Array,
-    disparity: jax.Array,
+    accuracy: ArrayLike,
+    disparity: ArrayLike,
     *,
-    base_accuracy: jax.Array,
-    base_disparity: jax.Array,
+    base_accuracy: ArrayLike,
+    base_disparity: ArrayLike,
     trade_off: float = 1.0,
 ) -> jax.Array:
     """Fairness-accuracy trade-off: relative gain in accuracy minus relative gain in disparity.
@@ -135,6 +135,7 @@ def fate(
 
     Source: Kong et al. 2024, FATE; published baselines are not built in.
     """
-    gain = divide(jnp.asarray(accuracy - base_accuracy), jnp.asarray(base_accuracy))
-    growth = divide(jnp.asarray(disparity - base_disparity), jnp.asarray(base_disparity))
+    base_accuracy, base_disparity = jnp.asarray(base_accuracy), jnp.asarray(base_disparity)
+    gain = divide(jnp.asarray(accuracy) - base_accuracy, base_accuracy)
+    growth = divide(jnp.asarray(disparity) - base_disparity, base_disparity)
     return gain - trade_off * growth

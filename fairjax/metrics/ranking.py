@@ -4,8 +4,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Real
 
-from fairjax.metrics.counts import check_examples, divide, example_weights, group_sums
+from fairjax.metrics.counts import (
+    Array,
+    Weights,
+    check_examples,
+    divide,
+    example_weights,
+    group_sums,
+)
+
+Scores = Real[Array, " N"] | Real[Array, "N K"]
+"""Higher means class 1 `[N]`, or one column per class `[N, K]`."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,10 +60,10 @@ def runs(values: jax.Array, *more: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rank_scores(
-    scores: jax.Array,
+    scores: Scores,
     *,
-    labels: jax.Array,
-    group: jax.Array | None = None,
+    labels: Int[Array, " N"],
+    group: Int[Array, " N"] | None = None,
     num_groups: int = 1,
 ) -> RankedScores:
     """Sort scores once, so that `ranked_auc` needs no sort for each set of weights.
@@ -67,11 +78,11 @@ def rank_scores(
       RankedScores with C = 1 or K. One sort per class, however many groups.
 
     Raises:
-      ValueError: lengths differ or are 0.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0.
     """
-    if group is None:
-        group = jnp.zeros(labels.shape, jnp.int32)
-    check_examples(num_groups, scores=scores, labels=labels, group=group)
+    check_examples(num_groups=num_groups, scores=scores, labels=labels, group=group)
+    scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+    group = jnp.zeros(labels.shape, jnp.int32) if group is None else jnp.asarray(group)
     columns = scores[None] if scores.ndim == 1 else scores.T
     classes = jnp.arange(1, 2) if scores.ndim == 1 else jnp.arange(scores.shape[1])
     # An id outside [0, G) goes to an extra last group that no sum looks at.
@@ -101,7 +112,7 @@ def _stable_partition(order: jax.Array, group: jax.Array, num_groups: int) -> ja
     return jnp.zeros_like(order).at[target].set(order, unique_indices=True)
 
 
-def ranked_auc(ranked: RankedScores, weights: jax.Array | None = None) -> jax.Array:
+def ranked_auc(ranked: RankedScores, weights: Weights | None = None) -> Float[jax.Array, " G"]:
     """Area under the ROC curve per group, from scores that are already sorted.
 
     In [0, 1], 0.5 is chance; ties count half. nan for a group that lacks positives or negatives
@@ -116,7 +127,8 @@ def ranked_auc(ranked: RankedScores, weights: jax.Array | None = None) -> jax.Ar
       float32 `[G]`, within about 1e-7 for whole-number weights with a sum below 2^24. Fractional
       weights lose accuracy in proportion to the total weight over the group's.
     """
-    weights = example_weights(weights, ranked.group)
+    check_examples(group=ranked.group, weights=weights)
+    weights = example_weights(weights, len(ranked.group))
 
     def one_class(order, positive, is_nan, tie_start, tie_end):
         w = weights.at[order].get(mode="promise_in_bounds", unique_indices=True)
@@ -142,7 +154,9 @@ def ranked_auc(ranked: RankedScores, weights: jax.Array | None = None) -> jax.Ar
     return jnp.where((ranked.is_nan & (weights[ranked.order] > 0)).any(), jnp.nan, mean)
 
 
-def roc_auc(scores: jax.Array, *, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+def roc_auc(
+    scores: Scores, *, labels: Int[Array, " N"], weights: Weights | None = None
+) -> Float[jax.Array, ""]:
     """Area under the ROC curve: how often a positive outscores a negative, ties counting half.
 
     In [0, 1], 0.5 is chance; nan if there are no positives or no negatives, or a score is nan.
@@ -157,21 +171,24 @@ def roc_auc(scores: jax.Array, *, labels: jax.Array, weights: jax.Array | None =
       Scalar float32. Safe under jit and vmap.
 
     Raises:
-      ValueError: lengths differ or are 0.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0.
 
     Source: Mann and Whitney 1947; same value as `sklearn.metrics.roc_auc_score` (macro "ovr").
+
+    >>> round(float(roc_auc(jnp.array([0.1, 0.4, 0.35, 0.8]), labels=jnp.array([0, 0, 1, 1]))), 2)
+    0.75
     """
     return ranked_auc(rank_scores(scores, labels=labels), weights)[0]
 
 
 def group_auc(
-    scores: jax.Array,
+    scores: Scores,
     *,
-    labels: jax.Array,
-    group: jax.Array,
+    labels: Int[Array, " N"],
+    group: Int[Array, " N"],
     num_groups: int,
-    weights: jax.Array | None = None,
-) -> jax.Array:
+    weights: Weights | None = None,
+) -> Float[jax.Array, " G"]:
     """ROC AUC within each group, `[G]`; nan for a group that lacks positives or negatives.
 
     Args:
@@ -185,7 +202,7 @@ def group_auc(
       float32 `[G]` in [0, 1]; see `roc_auc`. Worst group: `group_min`; gap: `rate_difference`.
 
     Raises:
-      ValueError: lengths differ or are 0.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0.
     """
     return ranked_auc(
         rank_scores(scores, labels=labels, group=group, num_groups=num_groups), weights

@@ -1,25 +1,28 @@
 """The one-stop table of metrics: prepare a model's outputs once, evaluate under any weights."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from fairjax.metrics import counts as rates
+from fairjax.metrics import rates
 from fairjax.metrics.calibration import binned_calibration_error, calibration_terms
 from fairjax.metrics.counts import (
+    Array,
+    Weights,
     check_examples,
     divide,
     example_weights,
-    group_max,
-    group_min,
+    group_counts,
     group_sums,
-    rate_difference,
     weigh,
 )
 from fairjax.metrics.ranking import RankedScores, rank_scores, ranked_auc
+from fairjax.metrics.rates import group_max, group_min, rate_difference
 
 NUM_BINS = 15
 
@@ -51,7 +54,13 @@ class Prepared:
     num_classes: int = dataclasses.field(metadata={"static": True})
 
 
-def prepare(logits: jax.Array, *, labels: jax.Array, group: jax.Array, num_groups: int) -> Prepared:
+def prepare(
+    logits: Float[Array, "N K"],
+    *,
+    labels: Int[Array, " N"],
+    group: Int[Array, " N"],
+    num_groups: int,
+) -> Prepared:
     """Do once what does not depend on example weights, for many calls of `evaluate`.
 
     Args:
@@ -64,14 +73,12 @@ def prepare(logits: jax.Array, *, labels: jax.Array, group: jax.Array, num_group
       Prepared, a pytree that passes through jit, vmap and scan.
 
     Raises:
-      ValueError: lengths differ or are 0, or logits are not `[N, K]` with K >= 2.
+      ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0.
     """
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"logits must be [N, K] with K >= 2, got shape {logits.shape}")
-    check_examples(num_groups, logits=logits, labels=labels, group=group)
+    check_examples(num_groups=num_groups, logits=logits, labels=labels, group=group)
     num_classes = logits.shape[1]
-    logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
-    group = group.astype(jnp.int32)
+    logits = jnp.asarray(logits).astype(jnp.float32)
+    labels, group = jnp.asarray(labels).astype(jnp.int32), jnp.asarray(group).astype(jnp.int32)
     # The difference of two logits orders examples as softmax does, without its ties near 0 and 1.
     scores = logits[:, 1] - logits[:, 0] if num_classes == 2 else jax.nn.softmax(logits)
     log_probs = jax.nn.log_softmax(logits)
@@ -91,7 +98,7 @@ def prepare(logits: jax.Array, *, labels: jax.Array, group: jax.Array, num_group
     )
 
 
-def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, jax.Array]:
+def evaluate(prepared: Prepared, weights: Weights | None = None) -> dict[str, jax.Array]:
     """All metrics of `fairness_metrics` for one set of example weights.
 
     Args:
@@ -100,10 +107,14 @@ def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, 
 
     Returns:
       Dict of float32 arrays; see `fairness_metrics`. Safe under jit, vmap and differentiation.
+
+    Raises:
+      ValueError: `weights` are not numbers `[N]`.
     """
     p = prepared
-    weights = example_weights(weights, p.labels)
-    counts = rates.group_counts(
+    check_examples(labels=p.labels, weights=weights)
+    weights = example_weights(weights, len(p.labels))
+    counts = group_counts(
         p.preds,
         labels=p.labels,
         group=p.group,
@@ -149,12 +160,12 @@ def evaluate(prepared: Prepared, weights: jax.Array | None = None) -> dict[str, 
 
 
 def fairness_metrics(
-    logits: jax.Array,
+    logits: Float[Array, "N K"],
     *,
-    labels: jax.Array,
-    group: jax.Array,
+    labels: Int[Array, " N"],
+    group: Int[Array, " N"],
     num_groups: int,
-    weights: jax.Array | None = None,
+    weights: Weights | None = None,
 ) -> dict[str, jax.Array]:
     """Accuracy, ranking, calibration and fairness of one model on one whole split.
 
@@ -177,15 +188,30 @@ def fairness_metrics(
       `max_group_loss` (nats) and the `_difference` (largest gap between two groups) and
       `_deviation` (largest distance from the pooled rate) of `equal_opportunity`,
       `equalized_odds` and `demographic_parity`; `[G]` `n`, `group_accuracy`, `group_auc`,
-      `group_loss`; `[G, K]` `n_per_label`. Safe under jit and vmap.
+      `group_loss`; `[G, K]` `n_per_label`. Compiled once per shape; safe under jit and vmap.
 
     Raises:
-      ValueError: lengths differ or are 0, or logits are not `[N, K]` with K >= 2.
+      ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0.
+
+    >>> logits, labels = jnp.eye(2)[jnp.array([0, 1, 1, 1])], jnp.array([0, 1, 0, 1])
+    >>> group = jnp.array([0, 0, 1, 1])
+    >>> metrics = fairness_metrics(logits, labels=labels, group=group, num_groups=2)
+    >>> float(metrics["accuracy"]), float(metrics["equalized_odds_difference"])
+    (0.75, 1.0)
     """
+    check_examples(
+        num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
+    )
+    return _compiled(logits, labels=labels, group=group, num_groups=num_groups, weights=weights)
+
+
+@functools.partial(jax.jit, static_argnames="num_groups")
+def _compiled(logits, *, labels, group, num_groups, weights):
+    """`fairness_metrics`; operation by operation it takes half a minute."""
     return evaluate(prepare(logits, labels=labels, group=group, num_groups=num_groups), weights)
 
 
-def undefined(metrics: Mapping[str, jax.Array], group_names: Sequence[str]) -> list[str]:
+def undefined(metrics: Mapping[str, Array], group_names: Sequence[str]) -> list[str]:
     """Say in plain sentences which metrics are undefined or leave a group out, and why.
 
     Args:

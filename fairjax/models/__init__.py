@@ -4,7 +4,9 @@ from fairjax.models.channels import Channels as Channels
 from fairjax.models.channels import Slot as Slot
 from fairjax.models.export import load_inference as load_inference
 from fairjax.models.export import save_inference as save_inference
+from fairjax.models.factory import fresh_head as fresh_head
 from fairjax.models.factory import image_model as image_model
+from fairjax.models.factory import kernel_gate as kernel_gate
 from fairjax.models.factory import load_pretrained as load_pretrained
 from fairjax.models.factory import reconfigure as reconfigure
 from fairjax.models.layers import gate_kernels as gate_kernels

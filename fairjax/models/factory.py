@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import jax
 import safetensors
 from jaxtyping import Array, Key
 
+from fairjax.models.layers import gate_kernels
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
 from fairjax.models.vgg import VGGConfig, vgg, vgg_config
 from fairjax.models.vit import ViTConfig, vit, vit_config
 from fairjax.models.weights import Weights, load_weights
+from fairjax.trees import get_path, set_path
 
 _FACTORIES = {ViTConfig: vit, ResNetConfig: resnet, VGGConfig: vgg}
 _DEFAULTS = {"dtype": "float32", "checkpoint_blocks": False}
@@ -91,8 +94,22 @@ def load_pretrained(
     model = image_model(name, num_classes, **overrides)
     weights = load_weights(path, model, key)
     # also where K happens to be the number of logits in the file
-    fresh = jax.jit(lambda key: model.init(key)[0][model.head])(key)
-    return model, weights._replace(params={**weights.params, model.head: fresh})
+    return model, weights._replace(params=fresh_head(model, weights.params, key))
+
+
+def fresh_head(model: Model, params: dict[str, Any], key: Any) -> dict[str, Any]:
+    """The parameters with the classifier as `model.init(key)` draws it.
+
+    Args:
+      model: says where its classifier is (`model.head`).
+      params: of the network.
+      key: typed PRNG key.
+
+    Returns:
+      A new dict; everything but the classifier is shared with `params`.
+    """
+    head = jax.jit(lambda key: get_path(model.init(key)[0], model.head))(key)
+    return set_path(params, model.head, head)
 
 
 def reconfigure(
@@ -140,3 +157,8 @@ def reconfigure(
             "reconfigure the network first, then change its apply"
         )
     return rebuilt._replace(preprocess=model.preprocess, head=model.head)
+
+
+def kernel_gate(model: Model) -> Callable[..., Any] | None:
+    """`gate_kernels` for networks that are made of our own `Linear`, None for others."""
+    return gate_kernels if type(model.config) in _FACTORIES else None

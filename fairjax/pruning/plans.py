@@ -6,9 +6,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from fairjax.models import Channels, Slot
+from fairjax.models import Channels, Model, Slot
 from fairjax.trees import map_named, unstack_blocks
 
 Graph = Mapping[str, Channels]
@@ -62,6 +61,10 @@ def select_channels(
         that are not finite, or `after` of another network.
 
     Source: Kong et al. 2024; ties are broken rather than left out, so that exactly `count` go.
+
+    >>> plan = select_channels({"conv": [3.0, 1.0, 1.0, 5.0]}, count=2)
+    >>> plan.keep["conv"].tolist()
+    [True, False, False, True]
     """
     if (count is None) == (ratio is None):
         raise ValueError(f"give count or ratio, got count={count} and ratio={ratio}")
@@ -124,8 +127,7 @@ def channel_masks(params: Any, plan: PrunePlan, graph: Graph, *, mode: Mode = "c
 
     0 for pruned entries, 1 for others; see `mask_channels` for the arguments.
     """
-    if mode not in ("channel", "weight"):
-        raise ValueError(f"mode must be 'channel' or 'weight', got {mode!r}")
+    check_mode(mode)
     params = unstack_blocks(params)
     check_plan(params, plan, graph)
     slots = []
@@ -162,28 +164,14 @@ def mask_channels(params: Any, plan: PrunePlan, graph: Graph, *, mode: Mode = "c
         constant that its bias (or batch norm) makes.
 
     Returns:
-      Parameters shaped as `params`. Chain `hold_pruned` behind the optimiser to train them.
+      Parameters shaped as `params`. To train them, give the step `channel_masks(...) > 0` as its
+      `mask`: where it is False, entries stay 0.
 
     Raises:
       ValueError: a layer that does not exist, or a plan of another network.
     """
     masks = channel_masks(params, plan, graph, mode=mode)
     return jax.tree.map(jnp.multiply, unstack_blocks(params), masks)
-
-
-def hold_pruned(masks: Any) -> optax.GradientTransformation:
-    """The last link of an optimiser that trains a masked network: pruned entries do not move.
-
-    Args:
-      masks: from `channel_masks`; held in the optimiser's state, so that a compiled step serves
-        any plan.
-    """
-
-    def update(updates, state, params=None):
-        del params
-        return jax.tree.map(jnp.multiply, updates, state), state
-
-    return optax.GradientTransformation(lambda params: masks, update)
 
 
 def slice_channels(params: Any, batch_stats: Any, plan: PrunePlan, graph: Graph) -> tuple[Any, Any]:
@@ -224,6 +212,33 @@ def slice_channels(params: Any, batch_stats: Any, plan: PrunePlan, graph: Graph)
         return cut_leaf
 
     return map_named(cut(False), params), map_named(cut(True), batch_stats)
+
+
+def graph_of(model: Model) -> Graph:
+    """The channels of a network; ValueError where it does not say which arrays hold them."""
+    graph = getattr(model.config, "channel_graph", None)
+    if not graph:
+        raise ValueError(
+            "the network does not say which arrays hold its channels: model.config.channel_graph "
+            "is missing or empty; give wrap_nnx or wrap_linen a channel_graph"
+        )
+    return graph
+
+
+def check_mode(mode: str) -> None:
+    """Reject what is no `Mode`."""
+    if mode not in ("channel", "weight"):
+        raise ValueError(f"mode must be 'channel' or 'weight', got {mode!r}")
+
+
+def check_outputs(layers: Any, out: Mapping[str, Any]) -> None:
+    """Reject layers whose activations a network does not give."""
+    for layer in layers:
+        if layer not in out:
+            raise ValueError(
+                f"scores look at the activations of {layer}, which the network does not give; its "
+                f"intermediates are {', '.join(out) or 'none'}"
+            )
 
 
 def check_layers(layers: Any, graph: Graph) -> None:

@@ -1,19 +1,27 @@
 """How much group information each channel carries, several layers in one forward pass."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from fairjax.data import Examples
 from fairjax.losses import cross_entropy, soft_nearest_neighbor_loss
 from fairjax.models import Model
-from fairjax.pruning.plans import check_layers, num_channels, scale_slots
-from fairjax.trees import unstack_blocks
+from fairjax.pruning.compiled import compiled
+from fairjax.pruning.plans import (
+    check_layers,
+    check_outputs,
+    graph_of,
+    num_channels,
+    scale_slots,
+)
+from fairjax.trees import get_path, unstack_blocks
 
 Score = Literal["snnl", "taylor", "activation", "magnitude", "random"]
-SCORES = ("snnl", "taylor", "activation", "magnitude", "random")
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 class ChannelScores(NamedTuple):
@@ -43,10 +51,9 @@ def score_channels(
     *,
     layers: Sequence[str],
     num_groups: int,
-    key: jax.Array,
+    key: Key[Array, ""],
     score: Score = "snnl",
     batch_size: int = 128,
-    preprocess: Callable[[jax.Array], jax.Array] | None = None,
     **options: Any,
 ) -> ChannelScores:
     """Score the channels of some layers on a whole split, in evaluation mode.
@@ -63,54 +70,75 @@ def score_channels(
       "random": uniform in [0, 1); the other control.
 
     Args:
-      model: network whose configuration has a `channel_graph`.
+      model: network whose configuration has a `channel_graph`; its `preprocess` is applied to
+        every batch.
       params: its parameters, masked, sliced or whole.
       batch_stats: its statistics, `{}` without batch norm.
-      data: `group` may be `[N, A]` for A sensitive attributes, whose scores are averaged.
+      data: inputs as stored; `group` may be `[N, A]` for A sensitive attributes, whose scores are
+        averaged.
       layers: names in `model.config.channel_graph`.
       num_groups: G; with several attributes, of the one with most groups.
       key: shuffles the batches (and draws "random").
       score: one of the above.
       batch_size: examples that are compared with each other; the last batch may be smaller, and
         counts by its size.
-      preprocess: applied to every batch of inputs, such as normalising uint8 images.
       **options: of `soft_nearest_neighbor_loss`, for "snnl": `self_in_numerator=True` is as
         published, `distance`, `temperature`, `chunk_size`.
 
     Returns:
-      `ChannelScores`. Not jitted; safe under jit, where unused parts cost nothing. Channels with
-      activations that are not finite score nan, which `select_channels` refuses.
+      `ChannelScores`. Compiled once for equal settings; safe under jit, where unused parts cost
+      nothing. Channels with activations that are not finite score nan, which `select_channels`
+      refuses.
 
     Raises:
-      ValueError: unknown layer or score, or a batch too small for two examples per group.
+      ValueError: unknown layer or score, a network without channel graph or that does not give a
+        layer's activations, or a batch too small for two examples per group.
 
     Source: "snnl" Kong et al. 2024 (with shuffled batches of any group mix, weighted by size);
     "taylor" the gate criterion of Molchanov et al., CVPR 2019, compared between groups in the
     spirit of FairPrune (Wu et al., MICCAI 2022).
     """
-    graph = model.config.channel_graph
+    graph = graph_of(model)
     check_layers(layers, graph)
     if score not in SCORES:
-        raise ValueError(f"score must be one of {SCORES}, got {score!r}")
-    params = unstack_blocks(params)
-    sizes = num_channels(params, {layer: graph[layer] for layer in layers})
+        raise ValueError(f"score must be one of {', '.join(SCORES)}; got {score!r}")
+    if batch_size < 1 or num_groups < 1:
+        raise ValueError(
+            f"batch_size and num_groups must be at least 1, got {batch_size} and {num_groups}"
+        )
     if score in ("magnitude", "random"):
-        return _score_without_data(params, graph, sizes, key, score)
+        run = compiled(_score_without_data, model, tuple(layers), score)
+        return run(params, key)
     batch_size = min(batch_size, len(data.labels))
     if batch_size < 2 * num_groups:
         raise ValueError(
             f"batches need two examples per group: at least {2 * num_groups} rows, got {batch_size}"
         )
-    num_classes = model.config.num_classes
+    settings = (tuple(layers), num_groups, score, batch_size, tuple(sorted(options.items())))
+    return compiled(_score_on_data, model, *settings)(params, batch_stats, data, key)
+
+
+def _score_on_data(
+    model, layers, num_groups, score, batch_size, options, params, batch_stats, data, key
+) -> ChannelScores:
+    """The scores that look at activations or gradients."""
+    graph, params = graph_of(model), unstack_blocks(params)
+    sizes = num_channels(params, {layer: graph[layer] for layer in layers})
     # The labels are one attribute more, scored in the same way.
-    data = jax.tree.map(jnp.asarray, data)
     ids = jnp.concatenate([data.group.reshape(len(data.labels), -1), data.labels[:, None]], axis=1)
-    num_ids = max(num_groups, num_classes)
+    num_ids = max(num_groups, model.config.num_classes)
 
     def forward(inputs, params):
-        inputs = inputs if preprocess is None else preprocess(inputs)
+        inputs = inputs if model.preprocess is None else model.preprocess(inputs)
         logits, out, _ = model.apply(params, batch_stats, inputs, train=False)
         return logits, out
+
+    def losses(x, ids, weights):
+        """Soft nearest-neighbour losses `[A, C]`."""
+        loss = lambda ids: soft_nearest_neighbor_loss(
+            x, ids, num_classes=num_ids, weights=weights, **dict(options)
+        )
+        return jnp.stack([loss(ids[:, a]) for a in range(ids.shape[1])])
 
     def measure(batch):
         rows, weights = batch
@@ -122,26 +150,17 @@ def score_channels(
             def losses_by_class(gates):
                 slots = [(slot, gates[layer]) for layer in layers for slot in graph[layer].inputs]
                 logits, _ = forward(inputs, scale_slots(params, slots, params))
-                losses = cross_entropy(logits, data.labels[rows])
-                sums = jnp.einsum("b,bia->ia", losses, members)
+                sums = jnp.einsum("b,bia->ia", cross_entropy(logits, data.labels[rows]), members)
                 return sums / jnp.maximum(jnp.sum(members, axis=0), 1.0)
 
             return _importances(losses_by_class, gates), members.sum(0)
         _, out = forward(inputs, params)
+        check_outputs(layers, out)
         vectors = {layer: _by_channel(out[layer], sizes[layer]) for layer in layers}
         if score == "activation":
             return {layer: _moments(x, members) for layer, x in vectors.items()}, members.sum(0)
-        return {
-            layer: jnp.stack(
-                [
-                    soft_nearest_neighbor_loss(
-                        x, ids_here[:, a], num_classes=num_ids, weights=weights, **options
-                    )
-                    for a in range(ids.shape[1])
-                ]
-            )
-            for layer, x in vectors.items()
-        }, members.sum(0)
+        measured = {layer: losses(x, ids_here, weights) for layer, x in vectors.items()}
+        return measured, members.sum(0)
 
     measured, masses = jax.lax.map(measure, _batches(key, len(data.labels), batch_size))
     counted = jnp.sum(masses >= 2, axis=1) >= 2  # [batches, A + 1]
@@ -156,18 +175,17 @@ def score_channels(
     )
 
 
-def _score_without_data(params, graph, sizes, key, score) -> ChannelScores:
+def _score_without_data(model, layers, score, params, key) -> ChannelScores:
     """The two controls."""
+    graph, params = graph_of(model), unstack_blocks(params)
+    sizes = num_channels(params, {layer: graph[layer] for layer in layers})
     values = {}
     for i, (layer, size) in enumerate(sizes.items()):
         if score == "random":
             values[layer] = jax.random.uniform(jax.random.fold_in(key, i), (size,))
             continue
         slot = graph[layer].outputs[0]
-        leaf = params
-        for name in slot.path.split("/"):
-            leaf = leaf[name]
-        lines = jnp.moveaxis(jnp.abs(leaf), slot.axis, 0)
+        lines = jnp.moveaxis(jnp.abs(get_path(params, slot.path)), slot.axis, 0)
         values[layer] = lines.reshape(slot.outer, size, -1).mean((0, 2))
     zero = jnp.zeros((), jnp.int32)
     return ChannelScores(values, jax.tree.map(jnp.zeros_like, values), zero, zero)

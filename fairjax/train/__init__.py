@@ -15,6 +15,7 @@ from fairjax.train.loop import FitState as FitState
 from fairjax.train.loop import fit as fit
 from fairjax.train.loop import init_fit as init_fit
 from fairjax.train.loop import measure_cells as measure_cells
+from fairjax.train.network import train_network as train_network
 from fairjax.train.population import fit_population as fit_population
 from fairjax.train.population import init_population as init_population
 from fairjax.train.population import map_chunks as map_chunks
@@ -22,6 +23,11 @@ from fairjax.train.population import replicate as replicate
 from fairjax.train.predict import evaluation_batch_size as evaluation_batch_size
 from fairjax.train.predict import predict as predict
 from fairjax.train.recipe import Recipe as Recipe
+from fairjax.train.seeds import Tuned as Tuned
+from fairjax.train.seeds import linear_probe as linear_probe
+from fairjax.train.seeds import population_logits as population_logits
+from fairjax.train.seeds import seed_keys as seed_keys
+from fairjax.train.seeds import train_seeds as train_seeds
 from fairjax.train.step import Batch as Batch
 from fairjax.train.step import Step as Step
 from fairjax.train.step import TrainState as TrainState

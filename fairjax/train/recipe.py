@@ -13,6 +13,7 @@ import optax
 
 from fairjax import models, sampling
 from fairjax.data import Dataset
+from fairjax.data.streaming import device_budget, device_bytes
 from fairjax.losses import balanced_class_weights
 from fairjax.models import Model
 from fairjax.optimizers import Optimizer, Schedule, make_optimizer
@@ -63,6 +64,8 @@ class Recipe:
     """of activations and products, for networks that have the setting"""
     checkpoint_blocks: bool = False
     """recompute blocks in the backward pass: a third more work, much less memory"""
+    data_bytes: int | None = None
+    """that examples may take on a device, half of its memory by default; more are streamed"""
 
     def __post_init__(self):
         for name in ("drops", "class_weights"):  # also from lists and arrays
@@ -73,8 +76,10 @@ class Recipe:
         self._check_names()
 
     def _check_numbers(self) -> None:
-        for name in ("num_epochs", "batch_size"):
+        for name in ("num_epochs", "batch_size", "data_bytes"):
             value = getattr(self, name)
+            if value is None and name == "data_bytes":
+                continue
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if not whole or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -113,6 +118,11 @@ class Recipe:
             raise ValueError(f"checkpoint_blocks must be a bool, got {self.checkpoint_blocks!r}")
         if self.augment is not None and not callable(self.augment):
             raise ValueError(f"augment must be a function or None, got {self.augment!r}")
+
+    def streams(self, data: Dataset) -> bool:
+        """Whether the training and validation examples are too many to lie on a device."""
+        needed = sum(device_bytes(data, split) for split in ("train", "val"))
+        return needed > (device_budget() if self.data_bytes is None else self.data_bytes)
 
     def make_model(self, model: Model) -> Model:
         """The network in this dtype, with blocks checkpointed or not."""

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from fairjax import models
 from fairjax.losses import cross_entropy
+from fairjax.models import Model
 
 
 class TrainState(NamedTuple):
@@ -54,7 +54,7 @@ class Step(Protocol):
 
 
 def make_step(
-    model: models.Model,
+    model: Model,
     optimizer: optax.GradientTransformation,
     *,
     label_smoothing: float = 0.0,
@@ -136,7 +136,7 @@ def make_step(
 
 
 def init_train(
-    model: models.Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
+    model: Model, optimizer: optax.GradientTransformation, key: Any, **hyperparams: Any
 ) -> TrainState:
     """A fresh `TrainState`; `hyperparams` replace injected ones, such as `learning_rate`.
 

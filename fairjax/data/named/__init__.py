@@ -1,15 +1,24 @@
 """Named image sets, built from what their homes distribute or from MEDFAIR's prepared CSVs."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from fairjax.data.dataset import Dataset
 from fairjax.data.image_tables import ImageTable, image_dataset
+from fairjax.data.lesion_files import refuse_synthetic
 from fairjax.data.named.faces import UTKFACE
-from fairjax.data.named.recipe import Recipe, has_prepared, read_prepared, require_files
+from fairjax.data.named.recipe import Recipe as Recipe
+from fairjax.data.named.recipe import has_prepared, read_prepared, require_files
 from fairjax.data.named.scans import CHEXPERT, GF3300, OASIS1, OL3I, PAPILA
-from fairjax.data.named.skin import FITZPATRICK17K, FITZPATRICK17K_114, HAM10000, ISIC2019
+from fairjax.data.named.skin import (
+    FITZPATRICK17K,
+    FITZPATRICK17K_114,
+    HAM10000,
+    ISIC2019,
+    SYNTHETIC_LESIONS,
+)
 
 RECIPES = {
     recipe.name: recipe
@@ -24,39 +33,65 @@ RECIPES = {
         GF3300,
         ISIC2019,
         UTKFACE,
+        SYNTHETIC_LESIONS,
     )
 }
 
-__all__ = ["RECIPES", "Recipe", "load_named", "read_named"]
+_SEEDS = 2**32  # scikit-learn takes seeds below this
 
 
-def read_named(name: str, manual_dir: str | Path) -> tuple[Recipe, ImageTable]:
+def read_named(name: str, manual_dir: str | Path, *, seed: int = 0) -> tuple[Recipe, ImageTable]:
     """Recipe and table of a named set, nothing decoded yet.
 
+    Args:
+      name: one of `RECIPES`.
+      manual_dir: folder with the downloaded files.
+      seed: added to the seeds of the published split: 0 gives that split, any other number one
+        that is drawn in the same way. Splits that come with the files stay as they are.
+
     Raises:
-      ValueError: no such set, or a file does not hold what it should.
+      ValueError: no such set, a file does not hold what it should, or the folder holds synthetic
+        images that pose as a real set.
       FileNotFoundError: files are missing; the message lists them.
     """
     if name not in RECIPES:
         raise ValueError(f"no data set {name!r}; there are {', '.join(RECIPES)}")
+    if not 0 <= seed < _SEEDS:
+        raise ValueError(f"seed must be a whole number in [0, 2**32), got {seed}")
     recipe, folder = RECIPES[name], Path(manual_dir)
+    if recipe is not SYNTHETIC_LESIONS:
+        refuse_synthetic(name, (folder,))
     if recipe.prepared is not None and has_prepared(folder):
-        return recipe, read_prepared(recipe, folder)
-    try:
-        require_files(folder, recipe.files)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; get them from {recipe.home} (licence to check: {recipe.licence})"
-        ) from None
-    return recipe, recipe.read(folder)
+        table, seeds = read_prepared(recipe, folder), None
+    else:
+        try:
+            require_files(folder, recipe.files)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}; get them from {recipe.home} (licence to check: {recipe.licence})"
+            ) from None
+        first, second = recipe.seeds or (0, 0)
+        seeds = (first + seed) % _SEEDS, (second + seed) % _SEEDS
+        table = recipe.read(folder, seeds)
+    if recipe is not SYNTHETIC_LESIONS:
+        holders = {path.parent for path in table.paths}
+        below = {f for p in holders for f in (p, *p.parents) if f.is_relative_to(folder)}
+        refuse_synthetic(name, sorted(below))
+    if seed and table.splits is not None:
+        drawn = f"The split is drawn with seeds {seeds}, not the published {recipe.seeds}."
+        given = f"The split comes with the files; seed {seed} changes nothing."
+        note = drawn if seeds is not None and recipe.seeds is not None else given
+        table = dataclasses.replace(table, notes=(*table.notes, note))
+    return recipe, table
 
 
 def load_named(
     name: str,
     manual_dir: str | Path,
     *,
-    size: int,
+    size: int = 256,
     sensitive: str | Sequence[str] | None = None,
+    seed: int = 0,
     unknown: Literal["drop", "group"] = "drop",
     on_error: Literal["error", "skip"] = "error",
     cache_dir: str | Path | None = None,
@@ -68,8 +103,9 @@ def load_named(
       name: one of `RECIPES`.
       manual_dir: folder with the downloaded files, see `RECIPES[name].files`, or with MEDFAIR's
         `new_{train,val,test}.csv`.
-      size: side of the decoded images; see `cached_images`.
+      size: side of the decoded images in pixels; see `load_image_table`.
       sensitive: one attribute of the set or several; its first by default.
+      seed: of the split, 0 for the published one; see `read_named`.
       unknown: see `load_image_table`; likewise `on_error` and `cache_dir`.
       on_error: see `cached_images`.
       cache_dir: see `cached_images`.
@@ -82,12 +118,13 @@ def load_named(
       ValueError: no such set or attribute, or a file does not hold what it should.
       FileNotFoundError: files are missing; the message lists them.
     """
-    recipe, table = read_named(name, manual_dir)
+    recipe, table = read_named(name, manual_dir, seed=seed)
     names = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive or recipe.sensitive)
     return image_dataset(
         table,
         names,
         size=size,
+        seed=seed,
         unknown=unknown,
         window=recipe.window,
         array_key=recipe.array_key,

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from fairjax.data.image_tables import ImageTable
-from fairjax.data.named.recipe import Recipe, coded
+from fairjax.data.named.recipe import Recipe, Seeds, coded
 from fairjax.data.splits import split_by_id
 
 _RACES = ("White", "Black", "Asian", "Indian", "Other")
 
 
-def _read_utkface(folder: Path) -> ImageTable:
+def _read_utkface(folder: Path, seeds: Seeds) -> ImageTable:
     """Files named age_gender_race_date; names that lack a part are dropped and counted."""
     paths, facts, dropped = [], [], 0
     for path in sorted(folder.rglob("*.jpg")):
@@ -36,7 +36,7 @@ def _read_utkface(folder: Path) -> ImageTable:
             "race_binary": coded(("White", "not White"), race > 0),
             "age_binary": coded(("age <= 60", "age > 60"), age > 60),
         },
-        splits=split_by_id(np.array([path.name for path in paths])),
+        splits=split_by_id(np.array([path.name for path in paths]), seeds=seeds),
         notes=(
             f"Dropped {dropped} files whose names lack age, gender or race.",
             "No person is identified, so a face may be in two splits.",

@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from fairjax.data.attributes import cells, find_column, read_attribute
 from fairjax.data.csvfile import Column, Table, join, read_csv, show
 from fairjax.data.dataset import SPLITS
-from fairjax.data.image_tables import (
-    SUFFIXES,
-    ImageTable,
-    cells,
-    find_column,
-    path_below,
-    read_attribute,
-)
+from fairjax.data.image_files import SUFFIXES, path_below
+from fairjax.data.image_tables import ImageTable
+
+Seeds = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +39,9 @@ class Recipe:
       files: what the manual directory must hold, relative paths or patterns, for instructions.
       label_names: K class names.
       sensitive: the default attributes.
-      read: makes the table from the raw distribution in a folder.
+      read: makes the table from the raw distribution in a folder and the seeds of its two cuts.
+      seeds: of the published split, see `split_by_id`; None where the split comes with the files
+        or is drawn later, stratified, by `image_dataset`.
       prepared: columns of MEDFAIR's CSVs, which are used where they are present.
       window: see `decode_image`; likewise `array_key`.
       array_key: see `decode_image`.
@@ -55,7 +54,8 @@ class Recipe:
     files: tuple[str, ...]
     label_names: tuple[str, ...]
     sensitive: tuple[str, ...]
-    read: Callable[[Path], ImageTable]
+    read: Callable[[Path, Seeds], ImageTable]
+    seeds: Seeds | None = (0, 0)
     prepared: Prepared | None = None
     window: tuple[float, float] | None = None
     array_key: str | None = None

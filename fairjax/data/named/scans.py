@@ -7,19 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fairjax.data.attributes import AGE_CUTS, age_bands, cells, find_column, read_attribute
 from fairjax.data.csvfile import join, number, read_csv
-from fairjax.data.image_tables import (
-    AGE_CUTS,
-    ImageTable,
-    age_bands,
-    cells,
-    find_column,
-    path_below,
-    read_attribute,
-)
+from fairjax.data.image_files import path_below
+from fairjax.data.image_tables import ImageTable
 from fairjax.data.named.recipe import (
     Prepared,
     Recipe,
+    Seeds,
     coded,
     find_images,
     keep,
@@ -33,7 +28,7 @@ from fairjax.data.splits import split_by_id
 _SEX = ("female", "male")
 
 
-def _read_papila(folder: Path) -> ImageTable:
+def _read_papila(folder: Path, seeds: Seeds) -> ImageTable:
     """Eyes of the clinical tables; the suspicious ones (diagnosis 2) are dropped."""
     rows, dropped = [], 0
     for eye in ("od", "os"):
@@ -59,7 +54,7 @@ def _read_papila(folder: Path) -> ImageTable:
             "age_binary": coded(("age <= 60", "age > 60"), np.array(ages) > 60),
         },
         ids=ids,
-        splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=(5, 15)),
+        splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=seeds),
         notes=(f"Dropped {dropped} suspicious eyes (diagnosis 2).",),
     )
 
@@ -129,11 +124,12 @@ PAPILA = Recipe(
     label_names=("healthy", "glaucoma"),
     sensitive=("sex",),
     read=_read_papila,
+    seeds=(5, 15),
     prepared=Prepared("Path", "Diagnosis", ("sex", "age_binary"), ("", "FundusImages")),
 )
 
 
-def _read_ol3i(folder: Path) -> ImageTable:
+def _read_ol3i(folder: Path, seeds: Seeds) -> ImageTable:
     """Slices as `.npy`, named by a path below the folder."""
     table = read_csv(folder / "ol3i.csv")
     names = [name.removeprefix("/") for name in cells(table, find_column(table, "path"))]
@@ -149,8 +145,8 @@ def _read_ol3i(folder: Path) -> ImageTable:
         label_names=OL3I.label_names,
         attributes={n: read_attribute(table, n) for n in ("sex", "age_binary", "age_multi")},
         ids=ids,
-        splits=split_by_id(ids),
-        notes=("Split 8/1/1 by patient with seeds 0 and 0.",),
+        splits=split_by_id(ids, seeds=seeds),
+        notes=(f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",),
     )
 
 
@@ -167,7 +163,7 @@ OL3I = Recipe(
 )
 
 
-def _read_oasis1(folder: Path) -> ImageTable:
+def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
     """The transverse atlas slice of each subject whose dementia rating is known."""
     notes: list[str] = []
     table = read_csv(folder / "oasis_cross-sectional.csv")
@@ -195,8 +191,8 @@ def _read_oasis1(folder: Path) -> ImageTable:
             **{band: age_bands(table, "Age", cuts) for band, cuts in AGE_CUTS.items()},
         },
         ids=ids,
-        splits=split_by_id(ids, held_out=0.3, test_share=0.66),
-        notes=(*notes, "Split 7/1/2 by subject with seeds 0 and 0."),
+        splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=seeds),
+        notes=(*notes, f"Split 7/1/2 by subject with seeds {seeds[0]} and {seeds[1]}."),
     )
 
 
@@ -213,7 +209,7 @@ OASIS1 = Recipe(
 )
 
 
-def _read_chexpert(folder: Path) -> ImageTable:
+def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
     """Training and validation files pooled and split anew by patient, as both share a source."""
     columns = ("Path", "Sex", "Age", "No Finding")
     tables = [read_csv(folder / f"{part}.csv") for part in ("train", "valid")]
@@ -248,8 +244,8 @@ def _read_chexpert(folder: Path) -> ImageTable:
             **{band: age_bands(table, "Age", cuts) for band, cuts in AGE_CUTS.items()},
         },
         ids=ids,
-        splits=split_by_id(ids),
-        notes=("Split 8/1/1 by patient with seeds 0 and 0.",),
+        splits=split_by_id(ids, seeds=seeds),
+        notes=(f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",),
     )
 
 
@@ -268,8 +264,9 @@ CHEXPERT = Recipe(
 _OFFICIAL_GF3300 = ((2100, "train"), (2400, "val"), (3300, "test"))
 
 
-def _read_gf3300(folder: Path) -> ImageTable:
+def _read_gf3300(folder: Path, seeds: Seeds) -> ImageTable:
     """Files `data_0001.npz` to `data_3300.npz`, the official split by number."""
+    del seeds
     paths = tuple(sorted(folder.rglob("data_*.npz")))
     facts, split_of = [], []
     for path in paths:
@@ -316,6 +313,7 @@ GF3300 = Recipe(
     label_names=("no glaucoma", "glaucoma"),
     sensitive=("race",),
     read=_read_gf3300,
+    seeds=None,
     prepared=Prepared(
         "Path", "Glaucoma", ("sex", "age_binary", "age_multi", "race"), ("", "All_files")
     ),

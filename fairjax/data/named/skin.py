@@ -1,14 +1,18 @@
-"""HAM10000, Fitzpatrick17k and ISIC 2019 from their raw distributions."""
+"""HAM10000, Fitzpatrick17k, ISIC 2019 and the synthetic lesions from their files."""
 
 from pathlib import Path
 
 import numpy as np
 
+from fairjax.data.attributes import AGE_CUTS, age_bands, cells, read_attribute
 from fairjax.data.csvfile import Column, Table, number, read_csv
-from fairjax.data.image_tables import AGE_CUTS, ImageTable, age_bands, cells, read_attribute
+from fairjax.data.image_tables import ImageTable
+from fairjax.data.lesion_files import IMAGES, METADATA
+from fairjax.data.lesions import LABEL_NAMES
 from fairjax.data.named.recipe import (
     Prepared,
     Recipe,
+    Seeds,
     coded,
     find_images,
     keep,
@@ -22,7 +26,7 @@ from fairjax.data.splits import split_by_id
 _DX = {"akiec": 1, "mel": 1, "bcc": 0, "bkl": 0, "df": 0, "nv": 0, "vasc": 0}
 
 
-def _read_ham10000(folder: Path) -> ImageTable:
+def _read_ham10000(folder: Path, seeds: Seeds) -> ImageTable:
     """Rows without age or sex are dropped; sex "unknown" stays as unknown, as in MEDFAIR."""
     notes: list[str] = []
     table = read_csv(folder / "HAM10000_metadata.csv")
@@ -30,9 +34,6 @@ def _read_ham10000(folder: Path) -> ImageTable:
     table = keep(table, present(table, "age", "sex"), "no age or no sex", notes)
     where = places(table)
     folders = ("HAM10000_images_part_1", "HAM10000_images_part_2", "HAM10000_images")
-    attributes = {"sex": read_attribute(table, "sex"), **_ages(table, "age")}
-    if "skin_tone" in table.columns:  # the synthetic set says it, the real one does not
-        attributes["skin_tone"] = read_attribute(table, "skin_tone")
     ids = np.array(cells(table, "lesion_id"))
     return ImageTable(
         name="ham10000",
@@ -40,9 +41,9 @@ def _read_ham10000(folder: Path) -> ImageTable:
         where=where,
         labels=labels_from(table, "dx", _DX),
         label_names=HAM10000.label_names,
-        attributes=attributes,
+        attributes={"sex": read_attribute(table, "sex"), **_ages(table, "age")},
         ids=ids,
-        splits=split_by_id(ids),
+        splits=split_by_id(ids, seeds=seeds),
         notes=tuple(notes),
     )
 
@@ -83,7 +84,7 @@ def _read_fitzpatrick(folder: Path) -> tuple[Table, tuple[Path, ...], dict[str, 
     return table, paths, attributes, notes
 
 
-def _read_fitzpatrick17k(folder: Path) -> ImageTable:
+def _read_fitzpatrick17k(folder: Path, seeds: Seeds) -> ImageTable:
     """Malignant or not."""
     table, paths, attributes, notes = _read_fitzpatrick(folder)
     parts = {"malignant": 1, "benign": 0, "non-neoplastic": 0}
@@ -96,18 +97,20 @@ def _read_fitzpatrick17k(folder: Path) -> ImageTable:
         label_names=FITZPATRICK17K.label_names,
         attributes=attributes,
         ids=ids,
-        splits=split_by_id(ids, seeds=(5, 6)),
+        splits=split_by_id(ids, seeds=seeds),
         notes=tuple(notes),
     )
 
 
-def _read_fitzpatrick17k_114(folder: Path) -> ImageTable:
+def _read_fitzpatrick17k_114(folder: Path, seeds: Seeds) -> ImageTable:
     """The condition, classes in alphabetical order of those in the file."""
     table, paths, attributes, notes = _read_fitzpatrick(folder)
     found = cells(table, "label")
     names = tuple(sorted(set(found)))
     ids = np.array(cells(table, "md5hash"))
-    notes.append("The published split is lost; this one is drawn with seeds 5 and 6.")
+    notes.append(
+        f"The published split is lost; this one is drawn with seeds {seeds[0]} and {seeds[1]}."
+    )
     return ImageTable(
         name="fitzpatrick17k_114",
         paths=paths,
@@ -116,7 +119,7 @@ def _read_fitzpatrick17k_114(folder: Path) -> ImageTable:
         label_names=names,
         attributes=attributes,
         ids=ids,
-        splits=split_by_id(ids, seeds=(5, 6)),
+        splits=split_by_id(ids, seeds=seeds),
         notes=tuple(notes),
     )
 
@@ -130,6 +133,7 @@ FITZPATRICK17K = Recipe(
     label_names=("not malignant", "malignant"),
     sensitive=("skin_binary",),
     read=_read_fitzpatrick17k,
+    seeds=(5, 6),
     prepared=Prepared("Path", "binary_label", ("skin_binary", "skin_type"), ("", "finalfitz17k")),
 )
 
@@ -142,12 +146,13 @@ FITZPATRICK17K_114 = Recipe(
     label_names=(),  # read from the file
     sensitive=("skin_binary",),
     read=_read_fitzpatrick17k_114,
+    seeds=(5, 6),
 )
 
 _ISIC_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 
 
-def _read_isic2019(folder: Path) -> ImageTable:
+def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
     """Ground truth is one-hot; images without a lesion id count as lesions of their own."""
     truth = read_csv(folder / "ISIC_2019_Training_GroundTruth.csv")
     facts = read_csv(folder / "ISIC_2019_Training_Metadata.csv")
@@ -178,8 +183,11 @@ def _read_isic2019(folder: Path) -> ImageTable:
             **_ages(facts, "age_approx"),
         },
         ids=ids,
-        splits=split_by_id(ids),
-        notes=("The published split is lost; this one is 8/1/1 by lesion, seeds 0 and 0.",),
+        splits=split_by_id(ids, seeds=seeds),
+        notes=(
+            "The published split is lost; this one is 8/1/1 by lesion, seeds "
+            f"{seeds[0]} and {seeds[1]}.",
+        ),
     )
 
 
@@ -196,4 +204,40 @@ ISIC2019 = Recipe(
     label_names=_ISIC_CLASSES,
     sensitive=("sex",),
     read=_read_isic2019,
+)
+
+
+def _read_synthetic(folder: Path, seeds: Seeds) -> ImageTable:
+    """What `write_lesions` writes; the split is left to be drawn, since dark skin is rare."""
+    del seeds
+    table = read_csv(folder / METADATA)
+    table.require(("image_id", "lesion_id", "diagnosis", "skin_tone", "age", "sex"))
+    where = places(table)
+    classes = {name: k for k, name in enumerate(SYNTHETIC_LESIONS.label_names)}
+    return ImageTable(
+        name="synthetic_lesions",
+        paths=find_images([folder / IMAGES], cells(table, "image_id"), where),
+        where=where,
+        labels=labels_from(table, "diagnosis", classes),
+        label_names=SYNTHETIC_LESIONS.label_names,
+        attributes={
+            "skin_tone": read_attribute(table, "skin_tone"),
+            "sex": read_attribute(table, "sex"),
+            **_ages(table, "age"),
+        },
+        ids=np.array(cells(table, "lesion_id")),
+        notes=("synthetic images, no patients",),
+    )
+
+
+SYNTHETIC_LESIONS = Recipe(
+    name="synthetic_lesions",
+    title="synthetic skin lesions, drawn and not photographed: is the lesion malignant?",
+    home="python -m experiments.prepare lesions",
+    licence="that of fairjax",
+    files=(METADATA, f"{IMAGES}/*.jpg"),
+    label_names=LABEL_NAMES,
+    sensitive=("skin_tone",),
+    read=_read_synthetic,
+    seeds=None,
 )

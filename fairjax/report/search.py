@@ -1,41 +1,24 @@
-"""What `experiments.fairtune` writes: `mask.json`, `trials.csv`, answer and figures of the page."""
+"""Figures of a FairTune search, as SVG."""
 
-import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments import common
-from experiments.fairtune_stages import Task
-from fairjax import report
 from fairjax.data import Dataset, Examples
 from fairjax.fairtune import (
     STATUS_NAMES,
+    Found,
     MaskSpace,
     Objective,
-    Rungs,
     Trials,
+    best_masks,
     best_trials,
-    pareto_front,
 )
+from fairjax.report.plots import figure
 
 _COMPLETE = STATUS_NAMES.index("complete")
-
-
-def one_sentence(results: Mapping[str, Any], name: str) -> str:
-    """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
-    metric = "worst_group_auc"
-    found, full, linear = (results[row][metric] for row in ("fairtune", "full", "linear"))
-    low, high = results["fairtune"]["ci95_vs_full"][metric]
-    verdict = "the interval holds 0" if low <= 0 <= high else "the interval excludes 0"
-    return (
-        f"On {name}, test worst-group AUC is {found:.3f} with the found mask, {full:.3f} with "
-        f"full fine-tuning and {linear:.3f} with a linear probe; found minus full is "
-        f"{found - full:+.3f} ({low:+.3f} to {high:+.3f} at 95 %: {verdict})."
-    )
 
 
 def history(trials: Trials, objective: Objective) -> str:
@@ -53,12 +36,12 @@ def history(trials: Trials, objective: Objective) -> str:
         axis.set(xlabel="trial", ylabel=f"validation {objective.name}")
         axis.legend(fontsize=7)
 
-    return report.figure(draw)
+    return figure(draw)
 
 
-def heat_map(trials: Trials, space: MaskSpace, objective: Objective, top: int = 10) -> str:
+def heat_map(trials: Trials, space: MaskSpace, top: int = 10) -> str:
     """How often the best trials train each unit: block against part."""
-    rows = best_trials(trials, objective.maximize, top)
+    rows = best_trials(trials, top)
     frequency = trials.masks[rows].mean(0)
     places = [re.fullmatch(r"(.*?\d+(?:/\d+)*)(?:/(.*))?", unit) for unit in space.units]
     names = [
@@ -77,13 +60,13 @@ def heat_map(trials: Trials, space: MaskSpace, objective: Objective, top: int = 
         axis.set_yticks(range(len(parts)), parts, fontsize=8)
         canvas.colorbar(image, label=f"share of the best {len(rows)} trials")
 
-    return report.figure(draw, size=(8.0, 1.6 + 0.4 * len(parts)))
+    return figure(draw, size=(8.0, 1.6 + 0.4 * len(parts)))
 
 
 def front(trials: Trials, objectives: Sequence[Objective]) -> str:
     """Completed trials in the first two objectives, with the Pareto front."""
     rows = np.flatnonzero(trials.status == _COMPLETE)
-    best = pareto_front(trials, tuple(objective.maximize for objective in objectives))
+    best = best_masks(trials)
 
     def draw(canvas):
         axis = canvas.subplots()
@@ -92,7 +75,7 @@ def front(trials: Trials, objectives: Sequence[Objective]) -> str:
         axis.set(xlabel=objectives[0].name, ylabel=objectives[1].name)
         axis.legend(fontsize=7)
 
-    return report.figure(draw, size=(5.0, 3.6))
+    return figure(draw, size=(5.0, 3.6))
 
 
 def roc(logits: Mapping[str, np.ndarray], test: Examples, names: Sequence[str]) -> str:
@@ -113,10 +96,10 @@ def roc(logits: Mapping[str, np.ndarray], test: Examples, names: Sequence[str]) 
             axis.set(title=row, xlabel="false positive rate", ylabel="true positive rate")
             axis.legend(fontsize=7)
 
-    return report.figure(draw)
+    return figure(draw)
 
 
-def importance(shares: Mapping[str, float], rungs: Rungs, objective: Objective) -> str:
+def importance(shares: Mapping[str, float], objective: Objective) -> str:
     """How much each unit and the learning rate explain of the trials' first comparison."""
     names = sorted(shares, key=lambda name: shares[name])[-20:]
 
@@ -124,9 +107,9 @@ def importance(shares: Mapping[str, float], rungs: Rungs, objective: Objective) 
         axis = canvas.subplots()
         axis.barh(names, [shares[name] for name in names], height=0.7)
         axis.tick_params(axis="y", labelsize=7)
-        axis.set(xlabel=f"share of {objective.name} after {rungs.epochs[0]} epochs explained")
+        axis.set(xlabel=f"share of {objective.name} at the first comparison explained")
 
-    return report.figure(draw, size=(6.0, 0.8 + 0.2 * len(names)))
+    return figure(draw, size=(6.0, 0.8 + 0.2 * len(names)))
 
 
 def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
@@ -138,7 +121,7 @@ def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
     import optuna
 
     values = trials.rung_values[:, 0]
-    rows = np.flatnonzero(np.isfinite(values) & (trials.twins < 0))
+    rows = np.flatnonzero(np.isfinite(values) & (trials.same_as < 0))
     if len(rows) < 4 or np.ptp(values[rows]) == 0:
         return {}
     rates = trials.learning_rates[rows]
@@ -164,82 +147,35 @@ def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
     return shares
 
 
-def figures(
-    space: MaskSpace,
-    trials: Trials,
-    rungs: Rungs,
-    objectives: Sequence[Objective],
-    logits: Mapping[str, np.ndarray],
-    test: Examples,
-    dataset: Dataset,
-) -> dict[str, str]:
-    """Heading -> SVG."""
+def search_figures(found: Found, logits: Mapping[str, np.ndarray], data: Dataset) -> dict[str, str]:
+    """Heading -> SVG.
+
+    Args:
+      found: the search.
+      logits: test logits `[S, N, K]` of the rows "full" and "fairtune".
+      data: the data set.
+    """
+    space, trials, objectives = found.space, found.trials, found.objectives
     drawn = {"Search": history(trials, objectives[0])}
     if space.num_units:
-        drawn["What the best trials train"] = heat_map(trials, space, objectives[0])
+        drawn["What the best trials train"] = heat_map(trials, space)
     if shares := parameter_importance(trials, space):
-        drawn["What decides"] = importance(shares, rungs, objectives[0])
+        drawn["What decides"] = importance(shares, objectives[0])
     if len(objectives) > 1:
         drawn["Pareto front"] = front(trials, objectives)
-    if dataset.num_classes == 2:
-        drawn["ROC per group on test"] = roc(logits, test, dataset.group_names)
+    if data.num_classes == 2:
+        drawn["ROC per group on test"] = roc(logits, data.examples("test"), data.group_names)
     return drawn
 
 
-def write_mask(run: common.Run, task: Task, space: MaskSpace, trials: Trials, winner: int) -> None:
-    """`mask.json`: everything that training with the found mask again needs."""
-    mask, description = trials.masks[winner], space.describe(trials.masks[winner])
-    found = {
-        "space": space.name,
-        "trial": int(winner),
-        "mask": [int(bit) for bit in mask],
-        "units": list(description.units),
-        "learning_rate": float(trials.learning_rates[winner]),
-        "trained_parameters": description.num_trained,
-        "percent_trained": description.percent,
-        "objective": task.objectives[0].name,
-        "val_objective": float(trials.values[winner, 0]),
-        "model": task.config.model,
-        "data": {"name": task.dataset.name, "fingerprint": task.dataset.fingerprint},
-    }
-    if len(task.objectives) > 1:
-        best = pareto_front(trials, task.maximize)
-        found["pareto_front"] = [
-            {
-                "mask": [int(bit) for bit in trials.masks[row]],
-                "learning_rate": float(trials.learning_rates[row]),
-                "val_objectives": [float(value) for value in trials.values[row]],
-            }
-            for row in best
-        ]
-    common.write_atomically(run.folder / "mask.json", json.dumps(found, indent=2) + "\n")
-
-
-def write_trials(run: common.Run, task: Task, space: MaskSpace, trials: Trials) -> None:
-    """`trials.csv`: one row per trial; values are of the validation split."""
-    with (run.folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        values = [f"val_{objective.name}" for objective in task.objectives]
-        writer.writerow(
-            ["trial", "status", "epochs", "same_as", "learning_rate", *values, *space.units]
-        )
-        for i, status in enumerate(trials.status):
-            writer.writerow(
-                [
-                    i,
-                    STATUS_NAMES[status],
-                    trials.epochs[i],
-                    trials.twins[i] if trials.twins[i] >= 0 else "",
-                    trials.learning_rates[i],
-                    *trials.values[i],
-                    *trials.masks[i].astype(int),
-                ]
-            )
-
-
-def trial_notes(trials: Trials) -> list[str]:
-    """How many trials failed, and why that can be."""
-    failed = int((trials.status == STATUS_NAMES.index("failed")).sum())
-    if not failed:
-        return []
-    return [f"{failed} trials failed: the objective was undefined or the training diverged"]
+def search_sentence(by_row: Mapping[str, Any], name: str) -> str:
+    """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
+    metric = "worst_group_auc"
+    found, full, linear = (by_row[row][metric] for row in ("fairtune", "full", "linear"))
+    low, high = by_row["fairtune"]["ci95_vs_full"][metric]
+    verdict = "the interval holds 0" if low <= 0 <= high else "the interval excludes 0"
+    return (
+        f"On {name}, test worst-group AUC is {found:.3f} with the found mask, {full:.3f} with "
+        f"full fine-tuning and {linear:.3f} with a linear probe; found minus full is "
+        f"{found - full:+.3f} ({low:+.3f} to {high:+.3f} at 95 %: {verdict})."
+    )

@@ -1,46 +1,71 @@
-"""Many plans at once: candidates, their metrics, and which to take."""
+"""Many plans at once: how they come about, their metrics, and which to take."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from fairjax import metrics
 from fairjax.data import Examples
-from fairjax.models import Model
+from fairjax.models import Model, VGGConfig
+from fairjax.models.mlp import MLPConfig
+from fairjax.pruning.compiled import compiled
 from fairjax.pruning.plans import (
     Graph,
     Mode,
     PrunePlan,
+    check_mode,
     check_plan,
+    graph_of,
     mask_channels,
     num_channels,
     select_channels,
 )
 from fairjax.pruning.scores import ChannelScores
-from fairjax.trees import unstack_blocks
+from fairjax.train import evaluation_batch_size
+from fairjax.trees import get_path, unstack_blocks
+
+ACCURACIES = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auc",
+    "worst_group_accuracy",
+    "worst_group_auc",
+)
+"""Metrics of `pruning_metrics` that FATE may want high."""
+DISPARITIES = (
+    *("eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp"),
+    *("equalized_odds_difference", "equal_opportunity_difference", "demographic_parity_difference"),
+    *("equalized_odds_deviation", "equal_opportunity_deviation", "demographic_parity_deviation"),
+    *("accuracy_gap", "auc_gap", "max_group_loss"),
+)
+"""Metrics of `pruning_metrics` that FATE may want low."""
 
 
-class Candidate(NamedTuple):
-    """How a plan came about."""
+class Proposal(NamedTuple):
+    """How a plan came about: what it prunes on top of the plan before, and by which score."""
 
     layer: str
+    """"" where nothing is pruned."""
     count: int
     score: str
-    trade_off: float
+    """A name of `SCORES`, or "none"."""
+    trade_off: float = 0.0
 
 
-def candidate_plans(
+def propose_plans(
     scores: Mapping[str, ChannelScores],
     *,
     layer: str,
     counts: Sequence[int],
     trade_offs: Sequence[float] = (0.0,),
     after: PrunePlan | None = None,
-) -> tuple[list[Candidate], PrunePlan]:
+) -> tuple[list[Proposal], PrunePlan]:
     """Plans for one layer from every (score, trade-off, count); runs on the host.
 
     Args:
@@ -51,21 +76,25 @@ def candidate_plans(
       after: channels that are pruned already.
 
     Returns:
-      P candidates, and their plans as one `PrunePlan` with leaves `[P, C]`.
+      P proposals, and their plans as one `PrunePlan` with leaves `[P, C]`.
 
     Raises:
       ValueError: as `select_channels`.
     """
-    candidates, plans = [], []
+    proposals, plans = [], []
     for (name, score), trade_off, count in itertools.product(scores.items(), trade_offs, counts):
         values = {layer: score.values(trade_off)[layer]}
-        candidates.append(Candidate(layer, count, name, trade_off))
+        proposals.append(Proposal(layer, count, name, trade_off))
         plans.append(select_channels(values, count=count, after=after))
-    return candidates, stack_plans(plans)
+    return proposals, stack_plans(plans)
 
 
 def stack_plans(plans: Sequence[PrunePlan]) -> PrunePlan:
-    """P plans of the same layers as one with leaves `[P, C]`."""
+    """P plans of the same layers as one with leaves `[P, C]`.
+
+    >>> stack_plans([PrunePlan({"conv": jnp.ones(4, bool)})] * 3).keep["conv"].shape
+    (3, 4)
+    """
     return jax.tree.map(lambda *keeps: jnp.stack(keeps), *plans)
 
 
@@ -74,34 +103,40 @@ def plan_logits(
     params: Any,
     batch_stats: Any,
     plans: PrunePlan,
-    inputs: jax.Array,
+    inputs: Shaped[Array | np.ndarray, "B ..."],
     *,
     mode: Mode = "channel",
-) -> jax.Array:
+) -> Float[Array, "P B K"]:
     """Logits of P pruned networks, float32 `[P, B, K]`, in evaluation mode.
 
-    Where one layer is pruned, what lies below runs once. If it feeds pooling and a linear layer
-    (VGG's last convolution), or a linear layer directly, it runs once itself: the linear layer's
-    output is a sum over channels, so the plans are one product with `keep [P, C]`. Plans that
-    touch several convolutions at once run one after another.
+    Where one layer is pruned, what lies below runs once. If it feeds the linear layers of one of
+    our VGGs or MLPs, it runs once itself: the linear layer's output is a sum over channels, so the
+    plans are one product with `keep [P, C]`. Plans that touch several convolutions at once run one
+    after another.
 
     Args:
-      model: network whose configuration has a `channel_graph`.
+      model: network whose configuration has a `channel_graph`; its `preprocess` is applied.
       params: its parameters, of which `plans` masks more.
       batch_stats: its statistics.
       plans: leaves bool `[P, C]`, the same layers in all plans.
-      inputs: `[B, ...]`.
+      inputs: `[B, ...]` as stored, all at once.
       mode: see `mask_channels`.
 
     Returns:
-      The logits that `mask_channels` gives plan by plan, to rounding. Safe under jit.
+      The logits that `mask_channels` gives plan by plan, to rounding. Compiled once for equal
+      settings; safe under jit.
 
     Raises:
-      ValueError: as `mask_channels`.
+      ValueError: as `mask_channels`, or a network without channel graph.
     """
-    graph = model.config.channel_graph
-    params = unstack_blocks(params)
-    check_plan(params, plans, graph)
+    check_mode(mode)
+    check_plan(params, plans, graph_of(model))
+    return compiled(_plan_logits, model, mode)(params, batch_stats, plans, inputs)
+
+
+def _plan_logits(model, mode, params, batch_stats, plans, inputs) -> jax.Array:
+    graph, params = graph_of(model), unstack_blocks(params)
+    inputs = inputs if model.preprocess is None else model.preprocess(inputs)
 
     def run(plan: PrunePlan):
         masked = mask_channels(params, plan, graph, mode=mode)
@@ -109,14 +144,12 @@ def plan_logits(
         return logits, out
 
     layers = list(plans.keep)
-    chain = dense_chain(graph, layers[0]) if len(layers) == 1 else ()
+    chain = shared_chain(model, layers)
     if not chain:
-        num_kernels = sum(
-            slot.path.endswith("/kernel") for layer in layers for slot in graph[layer].outputs
-        )
         # vmap leaves what lies below the first mask unbatched and makes that layer's P kernels one
         # wide kernel; a second masked convolution would become a grouped one, slower than a loop.
-        transform = jax.vmap if num_kernels == 1 else lambda fn: lambda xs: jax.lax.map(fn, xs)
+        alone = _num_kernels(graph, layers) == 1
+        transform = jax.vmap if alone else lambda fn: lambda xs: jax.lax.map(fn, xs)
         return transform(lambda plan: run(plan)[0])(plans)
     (layer,) = layers
     size = num_channels(params, {layer: graph[layer]})[layer]
@@ -128,17 +161,26 @@ def plan_logits(
         return features.reshape(len(features), -1, size)
 
     off = read(False) if mode == "weight" else None
-    hidden = masked_linear(read(True), off, plans.keep[layer], _lookup(params, chain[0]))
+    hidden = masked_linear(read(True), off, plans.keep[layer], get_path(params, chain[0]))
     for name in chain[1:]:
-        linear = _lookup(params, name)
+        linear = get_path(params, name)
         flat = jax.nn.relu(hidden).reshape(-1, hidden.shape[-1])
         hidden = (flat @ linear["kernel"] + linear["bias"][None]).reshape(*hidden.shape[:2], -1)
     return hidden
 
 
+def _num_kernels(graph: Graph, layers: Sequence[str]) -> int:
+    """Kernels that a plan of these layers masks."""
+    slots = [slot for layer in layers for slot in graph[layer].outputs]
+    return sum(slot.path.endswith("/kernel") for slot in slots)
+
+
 def masked_linear(
-    on: jax.Array, off: jax.Array | None, keep: jax.Array, linear: Mapping[str, jax.Array]
-) -> jax.Array:
+    on: Float[Array, "B outer C"],
+    off: Float[Array, "B outer C"] | None,
+    keep: Bool[Array, "P C"],
+    linear: Mapping[str, Any],
+) -> Float[Array, "P B U"]:
     """A linear layer for P masks over its input channels, `[P, B, U]`.
 
     Args:
@@ -169,8 +211,18 @@ def masked_linear(
     return hidden
 
 
-def dense_chain(graph: Graph, layer: str) -> tuple[str, ...]:
-    """Linear layers from the one that alone reads `layer` to the head, ReLU between; () if none."""
+def shared_chain(model: Model, layers: Sequence[str]) -> tuple[str, ...]:
+    """The `dense_chain` of the only layer that is pruned; () where plans need passes of their own.
+
+    Between its linear layers a network of somebody else may do anything; ours are known.
+    """
+    if len(layers) != 1 or not isinstance(model.config, (VGGConfig, MLPConfig)):
+        return ()
+    return dense_chain(graph_of(model), layers[0], head=model.head)
+
+
+def dense_chain(graph: Graph, layer: str, *, head: str) -> tuple[str, ...]:
+    """Linear layers from the one that alone reads `layer` to the head; () if there are others."""
     names = []
     while layer in graph:
         readers = graph[layer].inputs
@@ -178,13 +230,7 @@ def dense_chain(graph: Graph, layer: str) -> tuple[str, ...]:
             return ()
         layer = readers[0].path.removesuffix("/kernel")
         names.append(layer)
-    return tuple(names) if layer == "head" else ()
-
-
-def _lookup(params: Any, path: str) -> Any:
-    for name in path.split("/"):
-        params = params[name]
-    return params
+    return tuple(names) if layer == head else ()
 
 
 def evaluate_plans(
@@ -195,37 +241,49 @@ def evaluate_plans(
     data: Examples,
     *,
     num_groups: int,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     mode: Mode = "channel",
-    preprocess: Callable[[jax.Array], jax.Array] | None = None,
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     """All metrics of P pruned networks on a whole split.
 
     Args:
-      model: network whose configuration has a `channel_graph`.
+      model: network whose configuration has a `channel_graph`; its `preprocess` is applied to
+        every batch.
       params: its parameters.
       batch_stats: its statistics.
       plans: leaves bool `[P, C]`; see `plan_logits`.
-      data: the split; `group` int `[N]`.
+      data: the split, inputs as stored; `group` int `[N]`.
       num_groups: G.
-      batch_size: examples in flight at a time, for all plans.
+      batch_size: examples in flight at a time, for all plans; None chooses by their size, see
+        `train.evaluation_batch_size`, and by P where plans have activations of their own.
       mode: see `mask_channels`.
-      preprocess: applied to every batch of inputs.
 
     Returns:
-      What `pruning_metrics` returns, with a leading axis P. Not jitted; safe under jit.
+      What `pruning_metrics` returns, with a leading axis P. Compiled once for equal settings; safe
+      under jit.
 
     Raises:
-      ValueError: as `mask_channels` and `fairness_metrics`.
+      ValueError: as `mask_channels` and `fairness_metrics`, or `batch_size` below 1.
     """
+    check_mode(mode)
+    graph, layers = graph_of(model), list(plans.keep)
+    check_plan(params, plans, graph)
+    if batch_size is None:
+        batch_size = evaluation_batch_size(model, data.inputs)
+        if not shared_chain(model, layers) and _num_kernels(graph, layers) == 1:
+            batch_size = max(1, batch_size // len(plans.keep[layers[0]]))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    settings = (num_groups, min(batch_size, len(data.labels)), mode)
+    return compiled(_evaluate_plans, model, *settings)(params, batch_stats, plans, data)
+
+
+def _evaluate_plans(model, num_groups, batch_size, mode, params, batch_stats, plans, data):
     num_rows = len(data.labels)
-    batch_size = min(batch_size, num_rows)
     num_batches = -(-num_rows // batch_size)
-    inputs = jnp.asarray(data.inputs)
 
     def forward(rows):
-        batch = inputs[rows] if preprocess is None else preprocess(inputs[rows])
-        return plan_logits(model, params, batch_stats, plans, batch, mode=mode)
+        return _plan_logits(model, mode, params, batch_stats, plans, data.inputs[rows])
 
     rows = jnp.arange(num_batches * batch_size) % num_rows
     logits = jax.lax.map(forward, rows.reshape(num_batches, batch_size))  # [batches, P, B, K]
@@ -238,8 +296,12 @@ def evaluate_plans(
 
 
 def pruning_metrics(
-    logits: jax.Array, *, labels: jax.Array, group: jax.Array, num_groups: int
-) -> dict[str, jax.Array]:
+    logits: Float[Array, "N K"],
+    *,
+    labels: Int[Array | np.ndarray, " N"],
+    group: Int[Array | np.ndarray, " N"],
+    num_groups: int,
+) -> dict[str, Array]:
     """`fairness_metrics` and the pruning paper's own disparities.
 
     Args:
@@ -255,14 +317,13 @@ def pruning_metrics(
     Raises:
       ValueError: as `fairness_metrics`.
     """
-    return evaluate_pruned(
-        metrics.prepare(logits, labels=labels, group=group, num_groups=num_groups)
-    )
+    ids = {"labels": jnp.asarray(labels), "group": jnp.asarray(group)}
+    return evaluate_pruned(metrics.prepare(logits, **ids, num_groups=num_groups))
 
 
 def evaluate_pruned(
-    prepared: metrics.Prepared, weights: jax.Array | None = None
-) -> dict[str, jax.Array]:
+    prepared: metrics.Prepared, weights: Float[Array, " N"] | None = None
+) -> dict[str, Array]:
     """`pruning_metrics` for one set of example weights `[N]`; see `fairjax.metrics.evaluate`."""
     table = metrics.evaluate(prepared, weights)
     counts = metrics.group_counts(
@@ -280,13 +341,13 @@ def evaluate_pruned(
 
 
 def fate_objective(
-    table: Mapping[str, jax.Array],
-    baseline: Mapping[str, jax.Array],
+    table: Mapping[str, Any],
+    baseline: Mapping[str, Any],
     *,
     accuracy: str = "accuracy",
     disparity: str = "eodd",
     trade_off: float = 1.0,
-) -> jax.Array:
+) -> Float[Array, "..."]:
     """FATE of pruned networks against the unpruned one; higher is better, 0 is the baseline.
 
     Args:
@@ -300,31 +361,23 @@ def fate_objective(
       float32, nan where undefined. Safe under jit and vmap.
 
     Source: Kong et al. 2024, FATE.
+
+    >>> table, baseline = {"accuracy": 0.8, "eodd": 0.1}, {"accuracy": 0.8, "eodd": 0.2}
+    >>> float(fate_objective(table, baseline))
+    0.5
     """
+    values = [table[accuracy], table[disparity], baseline[accuracy], baseline[disparity]]
+    now, unfair, base_accuracy, base_disparity = (jnp.asarray(v, jnp.float32) for v in values)
     return metrics.fate(
-        table[accuracy],
-        table[disparity],
-        base_accuracy=baseline[accuracy],
-        base_disparity=baseline[disparity],
-        trade_off=trade_off,
+        now, unfair, base_accuracy=base_accuracy, base_disparity=base_disparity, trade_off=trade_off
     )
 
 
-def rank_plans(values: Any) -> np.ndarray:
-    """Numbers of the plans from the best value to the worst, int `[P]`; undefined ones last."""
+def rank_plans(values: Any) -> Int[np.ndarray, " P"]:
+    """Numbers of the plans from the best value to the worst, int `[P]`; undefined ones last.
+
+    >>> rank_plans([0.1, float("nan"), 0.3]).tolist()
+    [2, 0, 1]
+    """
     values = np.asarray(values, np.float64)
     return np.argsort(-np.where(np.isnan(values), -np.inf, values), kind="stable")
-
-
-def pareto_front(*objectives: Any) -> np.ndarray:
-    """Which plans no other beats in every objective, bool `[P]`.
-
-    Args:
-      *objectives: float `[P]` each, higher is better; a plan with a nan is never on the front.
-    """
-    values = np.stack([np.asarray(objective, np.float64) for objective in objectives], axis=1)
-    defined = ~np.any(np.isnan(values), axis=1)
-    values[~defined] = -np.inf
-    no_worse = np.all(values[:, None] >= values[None], axis=-1)
-    better = np.any(values[:, None] > values[None], axis=-1)
-    return defined & ~np.any(no_worse & better, axis=0)

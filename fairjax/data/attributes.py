@@ -1,0 +1,141 @@
+"""Sensitive attributes of a table: columns under their many names, sexes, age bands, groups."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from fairjax.data.csvfile import Column, Table, number, show
+
+ALIASES = {
+    "image": ("image", "path", "image_path", "image_id", "hasher", "md5hash", "filename", "file"),
+    "sex": ("sex", "gender"),
+    "age": ("age", "age_years"),
+}
+"""Names that stand for the same column, compared without regard to case."""
+
+AGE_CUTS = {"age_binary": (60.0,), "age_multi": (19.0, 39.0, 59.0, 79.0)}
+"""Ages, in years, that end a band when a banded column is asked for and only ages are there."""
+
+_SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
+_UNKNOWN = frozenset({"unknown", "unk", "not known", "-1"})
+
+
+def find_column(table: Table, name: str) -> str:
+    """The table's own name of a column, found by case and alias; ValueError if there is none."""
+    if name in table.columns:
+        table.require([name])
+        return name
+    wanted = name.casefold()
+    lowered = {column.casefold(): column for column in reversed(table.columns)}
+    for names in ((wanted,), next((n for n in ALIASES.values() if wanted in n), ())):
+        for alias in names:
+            if alias in lowered:
+                table.require([lowered[alias]])
+                return lowered[alias]
+    table.require([name])
+    return name
+
+
+def cells(table: Table, name: str) -> list[str]:
+    """All cells of a column; a missing one is an error that names its line."""
+    values, codes = table.columns[name]
+    if (codes < 0).any():
+        row = int((codes < 0).argmax())
+        raise ValueError(f"{table.where(row)}: column {show(name)} is empty")
+    return [values[code] for code in codes]
+
+
+def read_attribute(table: Table, name: str, age_cuts: Sequence[float] | None = None) -> Column:
+    """A sensitive attribute with its group names in order; unknown values have code -1."""
+    cuts = AGE_CUTS.get(name.casefold())
+    try:
+        column_name = find_column(table, name)
+    except ValueError:
+        if cuts is None:
+            raise
+        return age_bands(table, find_column(table, "age"), cuts)
+    if name.casefold() in ALIASES["age"]:
+        if age_cuts is None:
+            raise ValueError(f"{table.files[0]}: {show(name)} is in years; give age_cuts=")
+        return age_bands(table, column_name, age_cuts)
+    values, codes = table.columns[column_name]
+    is_sex = column_name.casefold() in ALIASES["sex"]
+    named = []
+    for value in values:
+        plain = number(value)
+        shown = value if plain is None else f"{column_name}={plain:g}"
+        if is_sex:
+            shown = _SEXES.get(value.casefold(), shown)
+        named.append("" if value.casefold() in _UNKNOWN else shown)
+    order = sorted(set(named) - {""}, key=lambda text: (_number_in(text), text))
+    recode = np.array([*(order.index(text) if text else -1 for text in named), -1], np.int32)
+    return Column(tuple(order), recode[codes])
+
+
+def _number_in(text: str) -> float:
+    """What follows "=" in a group name, so that codes sort as numbers."""
+    return number(text.rpartition("=")[2]) or 0.0
+
+
+def age_bands(table: Table, name: str, cuts: Sequence[float]) -> Column:
+    """Ages in years as bands; a cut ends its band, so 60 belongs to "age <= 60"."""
+    if not len(cuts) or list(cuts) != sorted(set(cuts)) or not all(map(math.isfinite, cuts)):
+        raise ValueError(f"age_cuts must be increasing ages, got {tuple(cuts)}")
+    values, codes = table.columns[name]
+    ages = [None if v.casefold() in _UNKNOWN else number(v) for v in values]
+    for code, (value, age) in enumerate(zip(values, ages, strict=True)):
+        known = value.casefold() not in _UNKNOWN
+        if known and (age is None or not 0 <= age <= 130):
+            row = int((codes == code).argmax())
+            raise ValueError(
+                f"{table.where(row)}: column {show(name)} holds {show(value)}, expected years"
+            )
+    bands = [-1 if age is None else int(np.searchsorted(cuts, age)) for age in ages]
+    marks = [f"{cut:g}" for cut in cuts]
+    middle = [f"{low} < age <= {high}" for low, high in zip(marks, marks[1:], strict=False)]
+    names = (f"age <= {marks[0]}", *middle, f"age > {marks[-1]}")
+    return Column(names, np.array([*bands, -1], np.int32)[codes])
+
+
+def combine_attributes(
+    name: str, attributes: Mapping[str, Column], sensitive: Sequence[str], unknown: str
+) -> tuple[Int64[np.ndarray, " N"], tuple[str, ...], list[str]]:
+    """Group of every row (-1 dropped), names of the groups that occur, and notes.
+
+    Args:
+      name: of the set, for messages.
+      attributes: columns by name; code -1 is unknown.
+      sensitive: which of them, at least one.
+      unknown: "drop" rows with an unknown value, or keep them as a "group".
+    """
+    if unknown not in ("drop", "group"):
+        raise ValueError(f'unknown must be "drop" or "group", got {unknown!r}')
+    if not sensitive or len(set(sensitive)) < len(sensitive):
+        raise ValueError(f"sensitive must name attributes, each once, got {tuple(sensitive)}")
+    combined = np.zeros((), np.int64)
+    names: tuple[str, ...] = ("",)
+    notes = []
+    for attribute in sensitive:
+        if attribute not in attributes:
+            raise ValueError(
+                f"{name}: no attribute {attribute!r}, it has {', '.join(map(repr, attributes))}"
+            )
+        values, codes = attributes[attribute]
+        lost = int((codes < 0).sum())
+        if lost and unknown == "group":
+            codes = np.where(codes < 0, len(values), codes)
+            values = (*values, f"{attribute} unknown")
+        elif lost:
+            notes.append(f"{lost} rows with unknown {attribute} are in no split.")
+        combined = np.where((combined < 0) | (codes < 0), -1, combined * len(values) + codes)
+        names = tuple(" & ".join(filter(None, (a, b))) for a in names for b in values)
+    present = np.unique(combined[combined >= 0])
+    if len(present) < 2:
+        raise ValueError(
+            f"{name}: {' and '.join(sensitive)} make {len(present)} group(s), "
+            "at least two are needed"
+        )
+    group = np.where(combined >= 0, np.searchsorted(present, combined), -1)
+    return group, tuple(names[code] for code in present), notes

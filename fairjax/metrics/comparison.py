@@ -1,0 +1,168 @@
+"""Rows of networks side by side: what each scores over its seeds, and what it changes."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array as JaxArray
+from jaxtyping import Bool, Float, Int, Key
+
+from fairjax.metrics.counts import Array, check_examples
+from fairjax.metrics.resampling import Intervals, bootstrap
+from fairjax.metrics.summary import Prepared, evaluate, prepare
+
+EvaluateFn = Callable[..., dict[str, jax.Array]]
+
+
+class Comparison(NamedTuple):
+    """R rows with S seeds each, as NumPy arrays."""
+
+    metrics: dict[str, np.ndarray]
+    """name -> `[R, S, ...]`, of every metric of `evaluate_fn`."""
+    mean: Intervals
+    """Each row's mean over seeds, 95 %; fields `{name: [R]}` for the shown metrics."""
+    change: Intervals
+    """What that mean gains over the first row's in the same replicates, `{name: [R]}`."""
+
+
+def compare_rows(
+    logits: Float[Array, "R S N K"],
+    *,
+    labels: Int[Array, " N"],
+    group: Int[Array, " N"],
+    num_groups: int,
+    shown: Sequence[str],
+    num_replicates: int,
+    key: Key[JaxArray, ""],
+    evaluate_fn: EvaluateFn = evaluate,
+) -> Comparison:
+    """Metrics of R rows with S seeds each, and bootstrap intervals of their means over seeds.
+
+    A replicate draws examples and seeds, the same ones for all rows, so that changes are paired:
+    the change of a row that equals the first is exactly 0. Runs on the host; memory grows with
+    R * S * N * K, not with the replicates.
+
+    Args:
+      logits: float `[R, S, N, K]` on the same N examples, which no choice was made on.
+      labels: int `[N]` in `[0, K)`.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+      shown: names of the scalar metrics that get intervals.
+      num_replicates: of the bootstrap, at least 2.
+      key: PRNG key of the bootstrap.
+      evaluate_fn: `evaluate_fn(prepared, weights=None)`, like `evaluate`.
+
+    Returns:
+      Comparison. A mean is nan where one of its seeds' values is; see `bootstrap` for replicates.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, an axis is empty, or `shown` names no scalar metric.
+
+    >>> logits, ids = np.eye(2, dtype="float32")[None, None, [0, 1, 1, 0]], np.array([0, 1, 0, 1])
+    >>> settings = {"shown": ["accuracy"], "num_replicates": 9, "key": jax.random.key(0)}
+    >>> result = compare_rows(logits, labels=ids, group=ids * 0, num_groups=1, **settings)
+    >>> result.metrics["accuracy"].tolist(), result.change.upper["accuracy"].tolist()
+    ([[0.5]], [0.0])
+    """
+    if np.ndim(logits) != 4 or 0 in np.shape(logits):
+        raise ValueError(f"logits must be [R, S, N, K], none of them 0, got {np.shape(logits)}")
+    check_examples(num_groups=num_groups, logits=logits[0, 0], labels=labels, group=group)
+    prepared, metrics = _measure(
+        jnp.asarray(logits),
+        jnp.asarray(labels),
+        jnp.asarray(group),
+        num_groups=num_groups,
+        evaluate_fn=evaluate_fn,
+    )
+    scalars = [name for name, value in metrics.items() if value.ndim == 2]
+    if unknown := [name for name in shown if name not in scalars]:
+        raise ValueError(f"shown names {unknown}, known scalar metrics are {scalars}")
+    intervals = _intervals(
+        prepared,
+        key,
+        shown=tuple(shown),
+        num_replicates=num_replicates,
+        evaluate_fn=evaluate_fn,
+    )
+    return Comparison(*jax.device_get((metrics, *intervals)))
+
+
+@functools.partial(jax.jit, static_argnames=("num_groups", "evaluate_fn"))
+def _measure(
+    logits: jax.Array,
+    labels: jax.Array,
+    group: jax.Array,
+    *,
+    num_groups: int,
+    evaluate_fn: EvaluateFn,
+) -> tuple[Prepared, dict[str, jax.Array]]:
+    """Every network prepared, and its metrics; leaves `[R, S, ...]`."""
+
+    def one(logits):
+        prepared = prepare(logits, labels=labels, group=group, num_groups=num_groups)
+        return prepared, evaluate_fn(prepared)
+
+    return jax.vmap(jax.vmap(one))(logits)
+
+
+@functools.partial(jax.jit, static_argnames=("shown", "num_replicates", "evaluate_fn"))
+def _intervals(
+    prepared: Prepared,
+    key: jax.Array,
+    *,
+    shown: tuple[str, ...],
+    num_replicates: int,
+    evaluate_fn: EvaluateFn,
+) -> tuple[Intervals, Intervals]:
+    """Intervals of the rows' means over seeds, and of their changes from the first row."""
+    _, num_seeds, num_examples = prepared.labels.shape
+
+    def metric_fn(weights):
+        examples, seeds = weights[:num_examples], weights[num_examples:]
+        metrics = jax.vmap(jax.vmap(lambda one: evaluate_fn(one, examples)))(prepared)
+        share = (seeds / seeds.sum())[None]
+        means = {name: jnp.sum(metrics[name] * share, axis=1) for name in shown}
+        return means, {name: mean - mean[:1] for name, mean in means.items()}
+
+    # Examples are drawn among examples and seeds among seeds.
+    strata = jnp.concatenate([jnp.zeros(num_examples, jnp.int32), jnp.ones(num_seeds, jnp.int32)])
+    both = bootstrap(
+        metric_fn,
+        num_examples + num_seeds,
+        key=key,
+        strata=strata,
+        batch_size=1,
+        num_replicates=num_replicates,
+    )
+    mean, change = zip(*both, strict=True)
+    return Intervals(*mean), Intervals(*change)
+
+
+def pareto_front(objectives: Float[Array, "P M"]) -> Bool[np.ndarray, " P"]:
+    """Which candidates no other beats: as good in every objective and better in one.
+
+    Args:
+      objectives: float `[P, M]`, higher is better; negate what should be small.
+
+    Returns:
+      bool `[P]`, on the host. Equal candidates are on the front together; one with an undefined
+      (nan) objective never is, and beats nobody.
+
+    Raises:
+      ValueError: `objectives` is not `[P, M]`.
+
+    >>> pareto_front(np.array([[0.9, 0.1], [0.8, 0.5], [0.7, 0.4]])).tolist()
+    [True, True, False]
+    """
+    values = np.array(objectives, np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"objectives must be [P, M], got shape {values.shape}")
+    defined = ~np.isnan(values).any(axis=1)
+    values[~defined] = -np.inf
+    no_worse = (values[:, None] >= values[None]).all(axis=-1)
+    better = (values[:, None] > values[None]).any(axis=-1)
+    beaten = np.any(no_worse & better, axis=0)
+    return np.logical_and(defined, ~beaten)

@@ -1,0 +1,8 @@
+"""Plots and the one-file page of a run; Matplotlib and Jinja are imported where they draw."""
+
+from fairjax.report.page import write_report as write_report
+from fairjax.report.plots import figure as figure
+from fairjax.report.plots import lines as lines
+from fairjax.report.plots import trade_off as trade_off
+from fairjax.report.tables import summarise as summarise
+from fairjax.report.tables import table_cells as table_cells

@@ -1,0 +1,70 @@
+"""Plots as SVG text, equal for equal data."""
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def figure(draw: Callable[[Any], None], *, size: tuple[float, float] = (8.0, 3.2)) -> str:
+    """SVG text of what `draw(figure)` draws on a Matplotlib figure of `size` inches.
+
+    Equal drawings give equal text: no dates, no random ids.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "fairjax", "svg.fonttype": "none"}):
+        canvas = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(canvas)
+        draw(canvas)
+        text = io.StringIO()
+        canvas.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def lines(panels: Mapping[str, Mapping[str, Any]], *, x_label: str) -> str:
+    """Line charts, three to a row: panel title -> line name -> values `[E]` or runs `[S, E]`.
+
+    Several runs are drawn as their mean with the range between the lowest and the highest.
+    """
+    import numpy as np
+
+    def draw(canvas):
+        axes = canvas.subplots(num_rows, num_columns, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.remove()
+        for axis, (title, series) in zip(axes, panels.items(), strict=False):
+            for name, values in series.items():
+                values = np.atleast_2d(np.asarray(values))
+                steps = np.arange(1, values.shape[1] + 1)
+                (line,) = axis.plot(steps, values.mean(0), label=name, linewidth=1.2)
+                if len(values) > 1:
+                    axis.fill_between(
+                        steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2
+                    )
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel(x_label)
+            axis.legend(fontsize=7)
+
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    return figure(draw, size=(3.8 * max(2, num_columns), 2.9 * num_rows))
+
+
+def trade_off(
+    points: Mapping[str, tuple[float, float]], *, x_label: str, y_label: str, title: str
+) -> str:
+    """Scatter of named models in two metrics, such as accuracy against disparity."""
+
+    def draw(canvas):
+        axis = canvas.subplots()
+        for name, (x, y) in points.items():
+            if math.isfinite(x) and math.isfinite(y):
+                axis.scatter([x], [y], s=28, marker="s" if "@" in name else "o", label=name)
+        axis.set(xlabel=x_label, ylabel=y_label, title=title)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return figure(draw, size=(7.0, 3.6))

@@ -1,0 +1,239 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+"""FairTune as two calls, on a network of one's own: search, train, take away."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fairjax import trees
+from fairjax.data import Dataset
+from fairjax.data.augment import compose, random_flip
+from fairjax.fairtune import (
+    Choice,
+    Search,
+    mask_search,
+    mask_space,
+    mask_space_from_rules,
+    objective,
+    random_search,
+    refit,
+    refit_choice,
+    search_masks,
+)
+from fairjax.models import Weights, image_preprocess, wrap_nnx
+from fairjax.train import Recipe, linear_probe, seed_keys
+
+KEY = jax.random.key(0)
+
+
+class Net(nnx.Module):
+    """Two convolutions and a classifier that is not called head."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.conv0 = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.conv1 = nnx.Conv(4, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.fc = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.norm(self.conv1(jax.nn.relu(self.conv0(x)))))
+        pooled = x.mean((1, 2))
+        return self.fc(pooled), {"pooled": pooled}
+
+
+MODEL = wrap_nnx(
+    Net, num_classes=2, head="fc", preprocess=image_preprocess(8, (0.5,) * 3, (0.5,) * 3)
+)
+RULES = {
+    r"fc/.*": "trained",
+    r"conv(\d)/.*": r"conv\1",
+    r"norm/.*": "norm",
+}
+RECIPE = Recipe(num_epochs=2, batch_size=8, augment=compose(random_flip()))
+
+
+def make_weights():
+    return Weights(*MODEL.init(KEY), ())
+
+
+def make_data(num=96, seed=0):
+    """The brighter half is class 1; group 1 is reddish."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(num, dtype=np.int32) % 2
+    group = (np.arange(num, dtype=np.int32) // 2) % 2
+    images = draw.normal(100, 40, (num, 8, 8, 3)) + 40 * labels[:, None, None, None]
+    images[..., 0] += 30 * group[:, None, None]
+    rows = np.arange(num, dtype=np.int32)
+    return Dataset(
+        name="squares",
+        inputs=np.clip(images, 0, 255).astype(np.uint8),
+        labels=labels,
+        group=group,
+        label_names=("dark", "bright"),
+        group_names=("grey", "red"),
+        splits={"train": rows[: num // 2], "val": rows[num // 2 : -24], "test": rows[-24:]},
+    )
+
+
+DATA, WEIGHTS = make_data(), make_weights()
+SPACE = mask_space_from_rules(WEIGHTS.params, RULES)
+OPTIONS = {
+    "space": SPACE,
+    "search": "random",
+    "num_trials": 4,
+    "num_slots": 2,
+    "learning_rates": (1e-3, 1e-2),
+    "chunk_size": 1,
+}
+
+
+def search(recipe=RECIPE, **options):
+    return search_masks(MODEL, WEIGHTS, DATA, recipe, key=KEY, **OPTIONS | options)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return search()
+
+
+def test_a_search_on_a_network_of_ones_own_finds_a_choice_that_can_be_read(found):
+    assert len(found.trials.status) == 4
+    choice = found.winner
+    assert choice.mask.dtype == bool and choice.mask.shape == (3,)
+    described = found.describe(int(found.best_rows(1)[0]))
+    assert described["mask"] == choice.mask.astype(int).tolist()
+    assert described["val_objective"] == pytest.approx(
+        np.nanmax(found.trials.values[found.trials.status == 3])
+    )
+    assert [row["trial"] for row in found.table()] == [0, 1, 2, 3]
+
+
+def test_a_search_of_ones_own_is_what_proposes(found):
+    own = random_search(found.space, found.objectives, learning_rates=OPTIONS["learning_rates"])
+    again = search(search=own)
+    np.testing.assert_array_equal(again.trials.masks, found.trials.masks)
+    np.testing.assert_allclose(again.trials.values, found.trials.values)
+
+
+def test_a_refit_moves_what_the_mask_trains_and_nothing_else(found):
+    tuned = refit(MODEL, WEIGHTS, DATA, RECIPE, found, num_seeds=2)
+    assert tuned.logits("test").shape == (2, 24, 2)
+    params, _ = tuned.weights(0)
+    before = trees.flatten_named(WEIGHTS.params)
+    on = set(found.winner.description.units)
+    for name, now in trees.flatten_named(params).items():
+        unit = name.split("/")[0]
+        moved = not np.array_equal(now, before[name])
+        assert moved == (unit == "fc" or unit in on), name
+    logits = MODEL.apply(*tuned.weights(1), MODEL.preprocess(DATA.examples("test").inputs))[0]
+    np.testing.assert_allclose(tuned.logits("test")[1], logits, atol=1e-5)
+
+
+def test_the_best_finalist_is_the_one_whose_mean_over_seeds_is_best(found):
+    chosen = found.objectives[0]
+    every = [
+        refit_choice(MODEL, WEIGHTS, DATA, RECIPE, choice, chosen, num_seeds=2)
+        for choice in found.best(2)
+    ]
+    best = refit(MODEL, WEIGHTS, DATA, RECIPE, found, num_seeds=2, num_finalists=2)
+    assert best.scores.mean() == max(one.scores.mean() for one in every)
+
+
+def test_a_search_goes_on_from_what_on_round_was_given_to_the_same_end(found):
+    saved = []
+
+    def keep(state):
+        saved.append(jax.tree.map(lambda x: x if is_key(x) else np.array(x), state))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    def is_key(x):
+        return isinstance(x, jax.Array) and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(on_round=keep)
+    again = search(state=saved[1])
+    for field in ("masks", "status", "epochs", "values"):
+        np.testing.assert_array_equal(
+            getattr(again.trials, field), getattr(found.trials, field), field
+        )
+
+
+def test_a_set_too_large_for_the_device_is_streamed_to_the_same_result(found):
+    row = int(np.prod(DATA.inputs.shape[1:])) + 8
+    small = dataclasses.replace(RECIPE, data_bytes=40 * row)
+    assert small.streams(DATA) and not RECIPE.streams(DATA)
+    streamed = search(small)
+    np.testing.assert_array_equal(streamed.trials.status, found.trials.status)
+    np.testing.assert_allclose(streamed.trials.values, found.trials.values, atol=1e-5)
+    tuned, again = (
+        refit(MODEL, WEIGHTS, DATA, recipe, found, num_seeds=2) for recipe in (RECIPE, small)
+    )
+    np.testing.assert_allclose(tuned.logits("test"), again.logits("test"), atol=1e-5)
+    np.testing.assert_allclose(tuned.scores, again.scores, atol=1e-6)
+
+
+def test_results_do_not_depend_on_the_number_of_devices(found, monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: one)
+    alone = search()
+    np.testing.assert_array_equal(alone.trials.status, found.trials.status)
+    np.testing.assert_allclose(alone.trials.values, found.trials.values, atol=1e-5)
+
+
+def test_a_linear_probe_trains_the_classifier_alone_on_features_computed_once(found):
+    chosen = found.objectives[0]
+    probe = linear_probe(
+        MODEL, WEIGHTS, DATA, dataclasses.replace(RECIPE, num_epochs=5),
+        score_fn=chosen.score, start_keys=seed_keys(2), learning_rates=[1e-2, 1e-1],
+    )  # fmt: skip
+    params, stats = probe.weights(0)
+    for name, leaf in trees.flatten_named(WEIGHTS.params).items():
+        assert np.array_equal(trees.get_path(params, name), leaf) != name.startswith("fc/")
+    logits = MODEL.apply(params, stats, MODEL.preprocess(DATA.examples("test").inputs))[0]
+    np.testing.assert_allclose(probe.logits("test")[0], logits, atol=1e-4)
+
+
+def test_the_average_of_the_parameters_is_what_is_measured_and_kept():
+    averaged = dataclasses.replace(RECIPE, ema_decay=0.9)
+    choice = Choice(mask_space(WEIGHTS.params, "full", head="fc"), np.zeros(0, bool), (1e-2,))
+    chosen = objective("auc", num_groups=2)
+    plain, mean = (
+        refit_choice(MODEL, WEIGHTS, DATA, recipe, choice, chosen, num_seeds=1)
+        for recipe in (RECIPE, averaged)
+    )
+    start = WEIGHTS.params["conv0"]["kernel"]
+    far = np.abs(plain.weights(0)[0]["conv0"]["kernel"] - start).mean()
+    near = np.abs(mean.weights(0)[0]["conv0"]["kernel"] - start).mean()
+    assert 0 < near < far
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "min_auc"}, "unknown objective 'min_auc'"),
+        ({"space": "norm_attn_mlp"}, "mask space"),
+        ({"search": "grid"}, "search must be one of tpe, random, evolution, nsga2"),
+        ({"search": Search(None, None, None, 2, (True,))}, "masks of 3 units .* got 2"),
+        ({"search": Search(None, None, None, 3, (False,))}, r"maximise \(True,\), got 3 and"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"num_slots": 0}, "at least one trial and slot"),
+        ({"first_rung": 5}, "first <= 2 epochs"),
+        ({"storage": "study.log"}, "go with tpe or nsga2, not with random"),
+        ({"learning_rates": (1e-2, 1e-3)}, "increasing positive range"),
+        ({"objective": ("auc", "auc_gap")}, "single objective"),
+    ],
+)
+def test_mistakes_are_named_before_anything_trains(options, message):
+    with pytest.raises(ValueError, match=message):
+        mask_search(MODEL, WEIGHTS, DATA, RECIPE, key=KEY, **OPTIONS | options)
+
+
+def test_an_objective_that_validation_cannot_define_is_refused():
+    labels = np.where(DATA.group == 1, 0, DATA.labels).astype(np.int32)
+    one_sided = dataclasses.replace(DATA, labels=labels)
+    with pytest.raises(ValueError, match="'red' undefined: no positives"):
+        mask_search(MODEL, WEIGHTS, one_sided, RECIPE, key=KEY, **OPTIONS)
