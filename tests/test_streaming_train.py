@@ -294,6 +294,8 @@ def test_windows_that_hold_no_batch_and_other_nonsense_are_refused(data):
         run(sampler, num_epochs=0)
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         run(sampler, num_epochs=1, chunk_size=0)
+    with pytest.raises(ValueError, match="draws from 72 rows and data has 12"):
+        run(sampler, num_epochs=1, split="val")
     with pytest.raises(ValueError, match="for samplers that adapt"):
         run(sampler, num_epochs=1, update_every=3)
     with pytest.raises(ValueError, match="the sampler adapts"):

@@ -29,6 +29,7 @@ from fairjax.train.loop import (
     FitState,
     MeasureFn,
     check_cadence,
+    check_rows,
     draw_steps,
     run_steps,
     update_sampler,
@@ -107,6 +108,7 @@ def fit_population_streamed(
     for name, value in (("num_epochs", num_epochs), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_rows(states, len(data.splits[split]))
     num_runs = len(states.epoch)
     mesh = candidate_mesh(jax.devices()[:num_runs]) if mesh is None else mesh
     window_bytes = device_budget() // 4 if window_bytes is None else window_bytes
