@@ -249,9 +249,8 @@ class PruneRounds:
         """
         share = 1 - self.max_accuracy_drop
         names = ("accuracy", "macro_f1")
-        return np.logical_and(
-            *(np.asarray(table[name]) >= share * np.asarray(base[name]) for name in names)
-        )
+        kept = [np.asarray(table[name]) >= share * np.asarray(base[name]) for name in names]
+        return np.asarray(np.logical_and(*kept))
 
     def rank(self, table: Mapping[str, Any], base: Mapping[str, Any]) -> np.ndarray:
         """Numbers of P networks, best first: the accurate ones by FATE, then the others by FATE."""
@@ -269,7 +268,7 @@ class PruneRounds:
         before = state.decisions["val_fate"][:number]
         fate = self.fate(tables[best], state.base)
         accurate = self.accurate(tables[best], state.base)
-        better = accurate and fate > np.nanmax(before, initial=0.0)
+        better = bool(accurate) and fate > np.nanmax(before, initial=0.0)
         decision = numbers[best] | {
             "taken": take == "all" or better,
             "val_fate": fate,

@@ -6,83 +6,113 @@ import json
 import jax
 import numpy as np
 import pytest
-from experiments.image_data import Data, load_data
-from experiments.pruning_stages import (
-    CONTROLS,
-    ROWS,
-    class_balanced,
-    control_plans,
-    rank,
-    start_network,
-)
 from PIL import Image
 
 from experiments import pruning as experiment
+from experiments.data import Data, load_data
+from experiments.pruning import ROWS
 from experiments.run import Run, main
 from fairjax import pruning
-from fairjax.data.augment import eval_preprocess
 from fairjax.models import image_model, load_weights, save_weights
 
 SMALL = dataclasses.replace(experiment.PRESETS["smoke"], num_finalists=1)
 
 
-def test_a_run_interrupted_between_rounds_resumes_to_the_same_results(tmp_path, monkeypatch):
-    dataset = load_data(SMALL.data, SMALL.image_size)
-    model, network = experiment.load_network(SMALL, dataset.num_classes)
-    task = experiment.make_task(SMALL, model, network, dataset)
+class Killed(BaseException):
+    """Like `kill -9`: nothing in the program catches it."""
 
-    def start(name, resume=False):
-        return Run("pruning", SMALL, out=tmp_path / name, resume=resume).start()
 
-    whole = start("whole")
-    experiment.train_and_report(task, whole)
-    cut = start("cut")
-    log = cut.log
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A run in one piece, and one that was killed between saving and two of its rounds."""
+    root = tmp_path_factory.mktemp("pruning")
+    whole, cut = (dataclasses.replace(SMALL, out=root / name) for name in ("whole", "cut"))
+    experiment.prepare_run(whole)()
+    save, log, calls = Run.save, Run.log, []
 
-    def log_and_stop(row):
-        log(row)
-        raise KeyboardInterrupt
+    def save_and_die(self, step, state):
+        save(self, step, state)
+        if step == 2:  # after the first round of "pruned"
+            raise Killed
 
-    monkeypatch.setattr(cut, "log", log_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.train_and_report(task, cut)
-    again = start("cut", resume=True)
-    experiment.train_and_report(task, again)
+    def log_and_die(self, row):
+        log(self, row)
+        calls.append(row)
+        if row["row"] == "random":
+            raise Killed
 
-    summaries = [json.loads((run.folder / "summary.json").read_text()) for run in (whole, again)]
-    for row in ROWS:
-        first, second = (summary["results"][row]["per_seed"] for summary in summaries)
-        assert first == second
-    assert whole.history() == again.history()
+    for name, function, resume in (("save", save_and_die, False), ("log", log_and_die, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Run, name, function)
+            with pytest.raises(Killed):
+                experiment.prepare_run(dataclasses.replace(cut, resume=resume))()
+        assert not (cut.out / "summary.json").exists()
+    assert calls[0]["row"] != "baseline"  # which was not trained again
+    experiment.prepare_run(dataclasses.replace(cut, resume=True))()
+    return whole.out, cut.out
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_resumes_to_the_same_results(folders):
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert list(summaries[0]["results"]) == list(ROWS)
+    assert summaries[0]["results"] == summaries[1]["results"]
+    assert rows_of(folders[0]) == rows_of(folders[1])
     assert summaries[0]["results"]["baseline"]["fate"] in (0.0, None)
+    assert {"forward_before_s", "forward_after_s"} <= set(summaries[0]["timing"])
 
-    taken = [r for r in whole.history() if r["row"] == "pruned" and r["taken"]]
-    params, batch_stats, _ = load_weights(
-        whole.folder / "pruned.safetensors", model, jax.random.key(0)
-    )
-    size = model.config.channel_graph["features/13"].size
-    left = pruning.num_channels(params, model.config.channel_graph)["features/13"]
-    assert size - left == sum(r["count"] for r in taken)
+
+def test_the_saved_network_has_the_channels_that_were_left(folders):
+    model = image_model("vgg_micro", 2, image_size=16)
+    weights = load_weights(folders[0] / "pruned.safetensors", model, jax.random.key(0))
+    taken = [r for r in rows_of(folders[0]) if r["row"] == "pruned" and r["taken"]]
+    graph = model.config.channel_graph
+    left = pruning.num_channels(weights.params, graph)["features/13"]
+    assert graph["features/13"].size - left == sum(r["count"] for r in taken)
     images = np.zeros((1, 16, 16, 3), np.float32)
-    assert np.isfinite(model.apply(params, batch_stats, images)[0]).all()
-    assert "<svg" in (whole.folder / "report.html").read_text()
+    assert np.isfinite(model.apply(*weights[:2], images)[0]).all()
+    assert (folders[0] / "report.html").read_text().count("<svg") == 4
+
+
+def test_seeds_of_start_and_batches_are_apart():
+    model = image_model("vgg_micro", 2, image_size=16)
+    kernels = [
+        experiment.start_weights(config, model, seed).params["head"]["kernel"]
+        for config, seed in (
+            (SMALL, 1),
+            (dataclasses.replace(SMALL, seeds=experiment.Seeds(start=1)), 0),
+            (dataclasses.replace(SMALL, seeds=experiment.Seeds(batches=1)), 0),
+        )
+    ]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    keys = [
+        jax.random.key_data(experiment.batch_key(dataclasses.replace(SMALL, seeds=seeds), 0))
+        for seeds in (experiment.Seeds(), experiment.Seeds(start=1), experiment.Seeds(batches=1))
+    ]
+    np.testing.assert_array_equal(keys[0], keys[1])
+    assert not np.array_equal(keys[0], keys[2])
 
 
 @pytest.mark.parametrize(
     ("match", "change"),
     [
-        ("no layer 'conv1'; vgg_micro has features/0", {"layers": ("conv1",)}),
-        ("below 128, the number of channels of features/13", {"counts": (128,)}),
+        ("no layer 'conv1' with channels; this network has features/0", {"layers": ("conv1",)}),
+        ("below 128, the number of channels of features/13", {"counts": (4, 128)}),
         ("--num-rounds must be at least 1", {"num_rounds": 0}),
         ("or 0 with --weights, got 0", {"num_epochs": 0}),
-        ("--scores: give at least one", {"scores": ()}),
-        ("num-train must be a positive multiple of 4", {"data": Data(num_train=6)}),
+        ("scores must be at least one, each once", {"scores": ()}),
+        ("num_train must be a positive multiple of 4", {"data": Data(num_train=6)}),
         (
             "val split has fewer than two classes in every group",
             {"data": Data(num_train=40, num_val=8, num_test=12)},
         ),
         ("disparity must be one of", {"disparity": "gap"}),
-        ("num_finalists is 9, but there are 2 candidates", {"num_finalists": 9}),
+        ("VGG has no dtype setting", {"dtype": "bfloat16"}),
+        ("num_finalists is 9, but there are 2 plans", {"num_finalists": 9}),
     ],
 )
 def test_bad_settings_are_refused_before_training(match, change, tmp_path):
@@ -91,47 +121,8 @@ def test_bad_settings_are_refused_before_training(match, change, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_calling_everything_benign_is_no_way_to_be_fair():
-    base = {"accuracy": 0.70, "macro_f1": 0.66, "eodd": 0.08}
-    table = {
-        "accuracy": np.array([0.72, 0.69, 0.70, 0.66]),
-        "macro_f1": np.array([0.42, 0.65, 0.66, 0.62]),
-        "eodd": np.array([0.0, 0.05, 0.07, 0.0]),
-    }
-    config = dataclasses.replace(SMALL, accuracy="accuracy")
-    assert rank(config, table, base).tolist() == [1, 2, 0, 3]
-
-
-def test_controls_prune_nothing_or_as_many_channels_of_the_same_layer():
-    config = dataclasses.replace(SMALL, num_finalists=3)
-    dataset = load_data(config.data, config.image_size)
-    task = experiment.make_task(config, *experiment.load_network(config, 2), dataset)
-    network = start_network(task, jax.random.key(0))
-    like = {"layer": "features/13", "count": 5}
-    proposed = {row: control_plans(task, network, row, like, jax.random.key(1)) for row in CONTROLS}
-    pruned = {
-        row: [int((~plan.keep["features/13"]).sum()) for _, plan in candidates]
-        for row, candidates in proposed.items()
-    }
-    assert pruned == {"tuned": [0], "random": [5], "random_best": [5, 5, 5]}
-    one, several = (
-        [plan.keep["features/13"].tolist() for _, plan in proposed[row]]
-        for row in ("random", "random_best")
-    )
-    assert one[0] in several and len({tuple(keep) for keep in several}) == 3
-
-
-def test_every_class_is_as_likely_in_a_batch():
-    dataset = load_data(SMALL.data, 16)
-    labels = dataset.examples("train").labels
-    sampler = class_balanced(dataset, 100)
-    indices, _ = sampler.sample_epoch(jax.random.key(0), sampler.init(), num_batches=50)
-    assert 0.2 < labels.mean() < 0.4
-    assert abs(labels[np.asarray(indices)].mean() - 0.5) < 0.03
-
-
 def test_evaluation_splits_hold_as_many_images_of_either_skin_tone():
-    dataset = load_data(SMALL.data, 16)
+    dataset = load_data(SMALL.data, image_size=16)
     for split in ("val", "test"):
         light, dark = dataset.cell_counts(split).sum(0)
         assert light == dark > 10
@@ -182,16 +173,14 @@ def test_a_named_set_is_pruned_from_its_raw_files_and_a_given_baseline_stays_as_
     experiment.prepare_run(config)()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["data"]["groups"] == {"types I-III": 108, "types IV-VI": 108}
-    dataset = load_data(data, 16)
-    images = eval_preprocess(16, model.config.mean, model.config.std)(
-        dataset.examples("test").inputs
-    )
+    dataset = load_data(data, image_size=16)
+    images = model.preprocess(dataset.examples("test").inputs)
     preds = np.asarray(model.apply(params, batch_stats, images)[0]).argmax(1)
     expected = (preds == dataset.examples("test").labels).mean()
     assert summary["results"]["baseline"]["accuracy"] == pytest.approx(expected)
 
     other = dataclasses.replace(config, data=SMALL.data)
-    with pytest.raises(ValueError, match="no baseline for 2 classes .fresh, not from the file"):
+    with pytest.raises(ValueError, match="no baseline for these data .fresh, not from the file"):
         experiment.prepare_run(dataclasses.replace(other, out=tmp_path / "other"))
 
 
