@@ -208,8 +208,9 @@ def prepare_run(config: Config):
 def make_recipe(config: Config) -> train.Recipe:
     """How candidates and rows are trained."""
     names = [field.name for field in dataclasses.fields(train.Recipe)]
-    augment = make_augment(config.augment, config.image_size)
-    return train.Recipe(**cli.settings(config, names) | {"augment": augment})
+    settings = cli.settings(config, names)
+    settings["augment"] = make_augment(config.augment, config.image_size)
+    return train.Recipe(**settings)
 
 
 def load_network(config: Config, num_classes: int) -> tuple[models.Model, models.Weights]:

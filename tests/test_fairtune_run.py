@@ -1,4 +1,5 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalCall=false
 """FairTune as two calls, on a network of one's own: search, train, take away."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalCall=false
 """Streaming gives what the device gives, and the choice between them is made before allocation."""
 
 import jax
