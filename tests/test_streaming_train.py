@@ -41,8 +41,9 @@ class Counted(np.ndarray):
     log: list[tuple[np.ndarray, str]] = []
 
     def __getitem__(self, rows):
-        if isinstance(rows, np.ndarray):
-            self.log.append((rows, threading.current_thread().name))
+        if isinstance(rows, np.ndarray | slice):
+            read = np.arange(len(self))[rows]
+            self.log.append((read, threading.current_thread().name))
         return np.ndarray.__getitem__(self.view(np.ndarray), rows)
 
 
@@ -300,6 +301,8 @@ def test_windows_that_hold_no_batch_and_other_nonsense_are_refused(data):
         run(sampler, num_epochs=1, update_every=3)
     with pytest.raises(ValueError, match="the sampler adapts"):
         run(make_sampler(fairbatch, data), num_epochs=1)
+    with pytest.raises(ValueError, match="split must be one of .* got 'validation'"):
+        run(sampler, num_epochs=1, split="validation")
     with pytest.raises(ValueError, match="the split has no rows"):
         empty = {**data.splits, "val": np.zeros(0, np.int32)}
         stream_map(lambda x: x, Dataset(**{**vars(data), "splits": empty}), "val")
