@@ -236,6 +236,18 @@ def test_stopping_and_going_on_equals_one_call_and_leaves_the_given_states_alone
     jax.tree.map(np.testing.assert_array_equal, states.train.params, before)
 
 
+def test_donated_states_give_the_same_and_are_used_up(data):
+    sampler = make_sampler(shuffled, data)
+    states, mask = start(sampler)
+    run = partial(fit_population_streamed, STEP, data=data, sampler=sampler, mask=mask)
+    kept = run(states=states, num_epochs=2, window_bytes=WINDOW)
+    half, first = run(states=states, num_epochs=1, window_bytes=WINDOW)
+    whole, second = run(states=half, num_epochs=1, window_bytes=WINDOW, donate=True)
+    losses = np.concatenate([first["loss"], second["loss"]], 1)
+    same(kept, (whole, {"loss": losses}))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(half.train.params))
+
+
 def test_every_epoch_is_told_and_a_second_call_is_not_traced_again(data):
     sampler, told, traces = make_sampler(shuffled, data), [], []
     states, mask = start(sampler)

@@ -69,6 +69,7 @@ def fit_population_streamed(
     update_every: int | None = None,
     window_bytes: int | None = None,
     on_epoch: Callable[[FitState, dict[str, Any]], None] | None = None,
+    donate: bool = False,
 ) -> tuple[FitState, dict[str, Any]]:
     """`fit_population` on examples that are read while it trains; runs on the host.
 
@@ -78,7 +79,7 @@ def fit_population_streamed(
 
     Args:
       step: from `make_step`.
-      states: from `init_population`, or what an earlier call returned; they are copied.
+      states: from `init_population`, or what an earlier call returned; see `donate`.
       data: only the rows that are drawn are read.
       sampler: of the split, such as `Recipe.make_sampler` makes.
       num_epochs: at least 1.
@@ -96,6 +97,7 @@ def fit_population_streamed(
         default. Runs with equal keys share the rows that they draw.
       on_epoch: `on_epoch(states, record)` after every epoch, with this epoch's history `[P, ...]`.
         Training goes on in the memory of `states.train`: copy what is kept.
+      donate: train in the memory of `states`, which cannot be used any more; else in a copy.
 
     Returns:
       `(states, history)` as of `fit_population`.
@@ -114,7 +116,7 @@ def fit_population_streamed(
     mesh = candidate_mesh(jax.devices()[:num_runs]) if mesh is None else mesh
     window_bytes = device_budget() // 4 if window_bytes is None else window_bytes
     how = _How(step, sampler, num_steps, augment, measure_fn, chunk_size, mesh)
-    states, mask, active = _settle(states, mask, active, mesh)
+    states, mask, active = _settle(states, mask, active, mesh, donate)
     frozen = everywhere(frozen, mesh)
     mine = functools.partial(_first, num_runs)
     records = []
@@ -168,15 +170,20 @@ def stream_map(
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis), *results)
 
 
-def _settle(states: FitState, mask: Any, active: Any, mesh: Mesh) -> tuple[FitState, Any, Any]:
-    """Copies on the devices that train them, filled up with idle runs to a multiple of these."""
+def _settle(
+    states: FitState, mask: Any, active: Any, mesh: Mesh, donate: bool
+) -> tuple[FitState, Any, Any]:
+    """On the devices that train them, filled up with idle runs to a multiple of these."""
     num_runs = len(states.epoch)
     missing = -num_runs % mesh.size
     rows = np.minimum(np.arange(num_runs + missing), num_runs - 1)
     if missing or active is not None:
         active = np.ones(num_runs, bool) if active is None else np.asarray(active)
         active = np.pad(active, (0, missing))
-    states, mask = _take((states, mask), rows)
+    if missing or not donate:
+        states = _take(states, rows)
+    if missing:
+        mask = _take(mask, rows)
     place = lambda tree: None if tree is None else spread(tree, mesh)
     return spread(states, mesh), place(mask), place(active)
 
