@@ -58,6 +58,7 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Smoothing = Annotated[float, Range(0, 1, below=True)]
+Inside = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,11 @@ def check_numbers(config: Any) -> None:
             raise ValueError(f"{option} must be a whole number, got {value}")
         if value not in bounds:
             raise ValueError(f"{option} must be {bounds}, got {value}")
+
+
+def settings(config: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The options of a configuration that something else knows by the same names."""
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def _numbers(config: Any, prefix: str = "--") -> Iterator[tuple[str, float, type, Range]]:

@@ -23,20 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from experiments import results
-from experiments.cli import (
-    Count,
-    Hidden,
-    NonNegative,
-    Positive,
-    Range,
-    Replicates,
-    Seeds,
-    check_numbers,
-    phase,
-    progress,
-    say,
-)
+from experiments import cli, results
 from experiments.data import Data, load_data
 from experiments.files import named_errors, replacing
 from experiments.run import Run, main, timed
@@ -60,43 +47,43 @@ from fairjax.train.loop import check_cadence
 from fairjax.trees import flatten_named, map_named
 
 Watched = Literal["equal_opportunity", "equalized_odds", "demographic_parity"]
-Moved = Annotated[float, Range(0, 1, above=True)]
+Moved = Annotated[float, cli.Range(0, 1, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """FairBatch on a table."""
 
-    about: Hidden = ""
+    about: cli.Hidden = ""
     data: Data = Data("adult")
-    seeds: Seeds = Seeds()
+    seeds: cli.Seeds = cli.Seeds()
     criteria: tuple[Watched, ...] = ("equal_opportunity", "equalized_odds", "demographic_parity")
     """plain training always runs beside them"""
     signals: tuple[Signal, ...] = ("loss", "rate")
     """what the criteria compare between groups: cell losses (published) or the rates themselves"""
     signal_split: Literal["train", "val"] = "train"
     """the split on which the signal is measured before every epoch"""
-    update_every: Count | None = None
+    update_every: cli.Count | None = None
     """move the shares every that many batches, by the signal in those batches alone; must divide
     the batches of an epoch. By default before every epoch, by a full pass (published)"""
-    num_seeds: Count = 10
-    num_epochs: Count = 60
-    batch_size: Count = 500
-    learning_rate: Positive = 0.005
+    num_seeds: cli.Count = 10
+    num_epochs: cli.Count = 60
+    batch_size: cli.Count = 500
+    learning_rate: cli.Positive = 0.005
     optimizer: Optimizer = "adamw"
     """without weight decay adamw is the published Adam"""
     schedule: Schedule = "constant"
-    weight_decay: NonNegative = 0.0
+    weight_decay: cli.NonNegative = 0.0
     step_size: Moved = 0.01
     """share of a label that one update moves between groups (the paper's alpha)"""
     rate_step_size: Moved = 0.04
     """the same for the rate signal, whose steps shrink as 1 / sqrt(updates)"""
-    hidden: tuple[Count, ...] = ()
+    hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
     draw: Draw = "exact"
     pretrained: Path | None = None
     """fine-tune the `plain` models of an earlier run's folder instead of starting at random"""
-    num_replicates: Replicates = 200
+    num_replicates: cli.Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
     """result folder; default runs/fairbatch-<time>"""
@@ -165,7 +152,7 @@ class Task(NamedTuple):
 
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
-    check_numbers(config)
+    cli.check_numbers(config)
     if config.update_every is not None and config.signal_split != "train":
         raise ValueError(
             "--update-every takes the signal from training batches; leave --signal-split out"
@@ -179,7 +166,7 @@ def prepare_run(config: Config):
         weight_decay=config.weight_decay,
     )
     run = Run("fairbatch", config, out=config.out, resume=config.resume)
-    phase(f"reading {config.data.source}")
+    cli.phase(f"reading {config.data.source}")
     data = load_data(config.data)
     examples = data.examples("train")
     sampler = fairbatch(
@@ -253,7 +240,7 @@ def run_all(task: Task) -> None:
     )
     by_row, notes = report.summarise(rows, compared, data.group_names)
     save_models(run.folder / "models.safetensors", rows, params)
-    phase("drawing the report")
+    cli.phase("drawing the report")
     results.show(
         run,
         data,
@@ -318,9 +305,9 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
     examples, measured = (
         jax.tree.map(jnp.asarray, data.examples(split)) for split in ("train", config.signal_split)
     )
-    phase(f"compiling {len(rows)} rows x {config.num_seeds} seeds as one program")
+    cli.phase(f"compiling {len(rows)} rows x {config.num_seeds} seeds as one program")
     programs = {}
-    with progress(config.num_epochs, "epochs", done) as bar:
+    with cli.progress(config.num_epochs, "epochs", done) as bar:
         while done < config.num_epochs:
             count = min(-(-config.num_epochs // NUM_CALLS), config.num_epochs - done)
             if count not in programs:
@@ -332,7 +319,7 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
             log_epochs(run, rows, history, done)
             done += count
             losses = np.asarray(history["loss"])[:, -1]
-            say(f"epoch {done} of {config.num_epochs}: mean loss {losses.mean():.4f}")
+            cli.say(f"epoch {done} of {config.num_epochs}: mean loss {losses.mean():.4f}")
             run.save(done, states)
             bar.update(count)
     return states

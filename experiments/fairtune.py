@@ -14,6 +14,8 @@ the validation split by the same objective.
 
 import csv
 import dataclasses
+import functools
+import inspect
 import json
 import shutil
 import time
@@ -23,21 +25,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments import results
-from experiments.cli import (
-    Count,
-    Hidden,
-    NonNegative,
-    Positive,
-    Replicates,
-    Seeds,
-    Smoothing,
-    Whole,
-    check_numbers,
-    phase,
-    progress,
-    say,
-)
+from experiments import cli, results
 from experiments.data import Augment, Data, load_data, make_augment
 from experiments.files import load_arrays, replacing, save_arrays, write_atomically
 from experiments.run import Run, main, timed
@@ -56,63 +44,65 @@ PROBE_RATES, PROBE_EPOCHS = (1e-4, 1.0), 50
 class Config:
     """FairTune on images."""
 
-    about: Hidden = ""
+    about: cli.Hidden = ""
     data: Data = Data()
-    seeds: Seeds = Seeds()
+    seeds: cli.Seeds = cli.Seeds()
     model: str = "vit_micro"
-    image_size: Count = 64
+    image_size: cli.Count = 64
     augment: Augment = "flips"
     """flips of whole images, or random crops with a horizontal flip"""
     weights: Path | None = None
     """file of pre-trained weights; vit_micro's ship with fairjax"""
     space: str = "norm_attn_mlp"
     """mask space, by its readable or its published name"""
-    lora_rank: Count = 8
+    lora_rank: cli.Count = 8
     """of the space `lora`"""
     objective: tuple[str, ...] = ("worst_group_auc",)
     """what the search optimises on validation; "@bound" takes the pessimistic 95 % bound"""
     search: Literal["tpe", "random", "evolution", "nsga2"] = "tpe"
     guided_start: bool = False
     """the first masks from gates trained by gradients (tpe, nsga2)"""
-    num_trials: Count = 12
-    num_slots: Count = 8
+    num_trials: cli.Count = 12
+    num_slots: cli.Count = 8
     """candidates trained as one population"""
-    num_epochs: Count = 4
+    num_epochs: cli.Count = 4
     early_stopping: bool = True
     """successive halving: only the best third goes on after first_rung, 3 first_rung, ... epochs"""
-    first_rung: Count = 2
-    num_brackets: Count = 1
+    first_rung: cli.Count = 2
+    num_brackets: cli.Count = 1
     """more than one is Hyperband"""
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"
-    warmup_epochs: NonNegative = 1
-    batch_size: Count = 32
-    weight_decay: NonNegative = 0.01
-    label_smoothing: Smoothing = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
+    warmup_epochs: cli.NonNegative = 1
+    batch_size: cli.Count = 32
+    weight_decay: cli.NonNegative = 0.01
+    label_smoothing: cli.Smoothing = 0.0
+    class_weights: Literal["balanced"] | None = None
     """balanced: losses weigh as much in all classes, by their share of the training split"""
-    ema_decay: Smoothing = 0.0
-    """above 0, the moving average of the parameters is what is measured and kept"""
+    ema_decay: cli.Inside | None = None
+    """measure and keep the moving average of the parameters"""
     dtype: Dtype = "float32"
     """of activations and products"""
     checkpoint_blocks: bool = False
     """recompute blocks in the backward pass: a third more work, much less memory"""
-    learning_rates: tuple[Positive, Positive] = (1e-4, 3e-3)
+    data_bytes: cli.Count | None = None
+    """that images may take on a device, half of its memory by default; more are streamed"""
+    learning_rates: tuple[cli.Positive, cli.Positive] = (1e-4, 3e-3)
     """range of the search, log-uniform"""
-    num_rates: Count = 2
+    num_rates: cli.Count = 2
     """learning rates tried for the other rows, evenly inside that range"""
     select: Literal["best", "last"] = "last"
     """epoch whose parameters are kept in the final training, by validation"""
-    num_finalists: Count = 3
+    num_finalists: cli.Count = 3
     """best trials of the search that are trained with all seeds; the best on average is the row"""
-    num_seeds: Count = 3
-    chunk_size: Count | None = None
+    num_seeds: cli.Count = 3
+    chunk_size: cli.Count | None = None
     """candidates trained at the same time; none asks the compiler what fits into memory"""
-    num_replicates: Replicates = 200
+    num_replicates: cli.Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
     storage: str | None = None
     """Optuna storage; default a journal in the run folder"""
-    worker: Whole = 0
+    worker: cli.Whole = 0
     """number of this process among those that share --storage, each with its own --out"""
     out: Path | None = None
     """result folder; default runs/fairtune-<time>"""
@@ -202,91 +192,50 @@ class Task(NamedTuple):
 
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
-    check_numbers(config)
+    cli.check_numbers(config)
     if config.guided_start and config.search not in ("tpe", "nsga2"):
         raise ValueError(f"guided_start goes with tpe or nsga2, not with {config.search}")
-    check_weights(config)
+    models.find_weights(config.model, config.weights)  # data can take long to read
     recipe = make_recipe(config)
     run = Run("fairtune", config, out=config.out, resume=config.resume)
-    phase(f"reading {config.data.source}")
+    cli.phase(f"reading {config.data.source}")
     data = load_data(config.data, image_size=config.image_size, augment=config.augment)
     task = Task(config, run, data, *load_network(config, data.num_classes), recipe)
     make_search(task)
     return lambda: run_all(task)
 
 
-def check_weights(config: Config) -> None:
-    """Raises before the data are read, which can take long."""
-    if config.weights is None and config.model != "vit_micro":
-        raise ValueError(
-            f"no weights ship for {config.model}: give a file of pre-trained ones with --weights "
-            "(.safetensors, .npz or .pth; names of timm or torchvision)"
-        )
-    if config.weights is not None and not config.weights.is_file():
-        raise FileNotFoundError(f"{config.weights}: no such file of weights")
-
-
 def make_recipe(config: Config) -> train.Recipe:
     """How candidates and rows are trained."""
-    return train.Recipe(
-        num_epochs=config.num_epochs,
-        batch_size=config.batch_size,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        warmup_epochs=config.warmup_epochs,
-        weight_decay=config.weight_decay,
-        label_smoothing=config.label_smoothing,
-        class_weights="balanced" if config.class_weights == "balanced" else None,
-        ema_decay=config.ema_decay or None,
-        dtype=config.dtype,
-        checkpoint_blocks=config.checkpoint_blocks,
-        augment=make_augment(config.augment, config.image_size),
-    )
+    names = [field.name for field in dataclasses.fields(train.Recipe)]
+    settings = cli.settings(config, names)
+    settings["augment"] = make_augment(config.augment, config.image_size)
+    return train.Recipe(**settings)
 
 
 def load_network(config: Config, num_classes: int) -> tuple[models.Model, models.Weights]:
     """The pre-trained network with a fresh classifier."""
-    key = jax.random.key(config.seeds.start)
-    if config.weights is None:
-        model, weights = models.load_pretrained(
-            config.model, num_classes, key, image_size=config.image_size
-        )
-    else:
-        model = models.image_model(config.model, num_classes, image_size=config.image_size)
-        weights = models.load_weights(config.weights, model, key)
-        # also where the file holds a classifier of as many classes
-        weights = weights._replace(params=models.fresh_head(model, weights.params, key))
+    key, how = jax.random.key(config.seeds.start), {"image_size": config.image_size}
+    model, weights = models.load_pretrained(
+        config.model, num_classes, key, path=config.weights, **how
+    )
     if config.space == "lora":
-        weights = weights._replace(
-            params=fairtune.add_lora(weights.params, key, rank=config.lora_rank)
-        )
+        params = fairtune.add_lora(weights.params, key, rank=config.lora_rank)
+        weights = weights._replace(params=params)
     return model, weights
 
 
 def make_search(task: Task, first_masks: Any = ()) -> MaskSearch:
     """The configured search, checked; nothing of it has begun."""
     config = task.config
-    stored: dict[str, Any] = {}
+    options = cli.settings(config, inspect.signature(fairtune.mask_search).parameters)
+    options["first_rung"] = config.first_rung if config.early_stopping else None
     if config.search in ("tpe", "nsga2"):
-        storage = config.storage or str(task.run.folder / "study.journal")
-        stored = {"storage": storage, "first_masks": first_masks}
-    return fairtune.mask_search(
-        *task[3:5],
-        task.data,
-        task.recipe,
-        key=jax.random.key(config.seeds.batches),
-        space=config.space,
-        objective=config.objective,
-        search=config.search,
-        num_trials=config.num_trials,
-        num_slots=config.num_slots,
-        learning_rates=config.learning_rates,
-        first_rung=config.first_rung if config.early_stopping else None,
-        num_brackets=config.num_brackets,
-        worker=config.worker,
-        chunk_size=config.chunk_size,
-        **stored,
-    )
+        options["storage"] = config.storage or str(task.run.folder / "study.journal")
+        options["first_masks"] = first_masks
+    given = {"model": task.model, "weights": task.weights, "data": task.data}
+    key = jax.random.key(config.seeds.batches)
+    return fairtune.mask_search(**options | given | {"recipe": task.recipe, "key": key})
 
 
 def run_all(task: Task) -> None:
@@ -329,7 +278,7 @@ def search(task: Task) -> Found:
     restored = run.restore(job.init()) if config.resume else None
     rounds, state = (0, None) if restored is None else restored
     run.rewrite_history(row for row in run.history() if row.get("round", np.inf) <= rounds)
-    bar, began = progress(config.num_trials, "trials"), time.perf_counter()
+    bar, began = cli.progress(config.num_trials, "trials"), time.perf_counter()
     before = 0 if state is None else state.trials.epochs_trained
 
     def on_round(state):
@@ -340,29 +289,23 @@ def search(task: Task) -> Found:
         name = job.objectives[0].name
         line = f"search: {state.trials.summary(name)}; {speed:.2f} candidate epochs/s"
         bar.update(state.trials.num_ended - bar.n)
-        say(line)
+        cli.say(line)
         run.log({"round": rounds, "line": line})
 
-    phase("compiling the search")
+    cli.phase("compiling the search")
     with bar:
         return job.run(state, on_round)
 
 
 def guided_start(task: Task) -> tuple[np.ndarray, ...]:
     """The first masks of the search, from gates trained by gradients; kept in the run folder."""
-    path, data = task.run.folder / "guided.npz", task.data
+    path = task.run.folder / "guided.npz"
     if not path.exists():
-        phase("gates for a guided start")
+        cli.phase("gates for a guided start")
+        space = fairtune.mask_space(task.weights.params, task.config.space, head=task.model.head)
+        key, count = jax.random.key(task.config.seeds.batches), task.config.num_slots
         masks, gates = fairtune.guided_masks(
-            task.model,
-            fairtune.mask_space(task.weights.params, task.config.space, head=task.model.head),
-            task.weights.params,
-            task.weights.batch_stats,
-            data.examples("train"),
-            data.examples("val"),
-            key=jax.random.key(task.config.seeds.batches),
-            num_masks=task.config.num_slots,
-            num_groups=data.num_groups,
+            task.model, space, task.weights, task.data, key=key, num_masks=count
         )
         save_arrays(path, masks=masks, gates=gates)
     return tuple(load_arrays(path)["masks"])
@@ -386,14 +329,10 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
     finalists = found.best(config.num_finalists)
     choices |= {f"finalist_{i + 1}": choice for i, choice in enumerate(finalists)}
     rows = {}
-    with progress(len(choices), "rows") as bar:
+    with cli.progress(len(choices), "rows") as bar:
         for name, choice in choices.items():
-            path = run.folder / f"{name}.npz"
-            if not path.exists():
-                phase(f"training {name}")
-                train_row(task, found, name, choice)
-                run.may_stop()
-            rows[name] = load_arrays(path)
+            make = functools.partial(train_row, task, found, name, choice)
+            rows[name] = results.kept_row(run, name, make)
             bar.update(1)
     names = [name for name in rows if name.startswith("finalist_")]
     means = np.array([rows[name]["scores"].mean() for name in names])
@@ -404,43 +343,28 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
     return rows | {"fairtune": candidates[names[best]]}, int(found.best_rows(best + 1)[-1])
 
 
-def train_row(task: Task, found: Found, name: str, choice: Choice) -> None:
-    """Train one row with all seeds and write it into the run folder."""
+def train_row(task: Task, found: Found, name: str, choice: Choice) -> tuple[dict[str, Any], str]:
+    """One row trained with all seeds: its arrays, and a line that says what came out."""
     config, run, chosen = task.config, task.run, found.objectives[0]
-    began = time.perf_counter()
-    keys = {
+    options: dict[str, Any] = {
         "start_keys": train.seed_keys(config.num_seeds, config.seeds.start),
         "batch_keys": train.seed_keys(config.num_seeds, config.seeds.batches),
     }
     arguments = task.model, task.weights, task.data
     if name == "linear":
         recipe = dataclasses.replace(task.recipe, num_epochs=PROBE_EPOCHS)
-        tuned = train.linear_probe(
-            *arguments, recipe, score_fn=chosen.score, learning_rates=choice.learning_rates, **keys
-        )
+        options |= {"score_fn": chosen.score, "learning_rates": choice.learning_rates}
+        tuned = train.linear_probe(*arguments, recipe, **options)
     else:
-        tuned = fairtune.refit_choice(
-            *arguments, task.recipe, choice, chosen, select=config.select,
-            chunk_size=config.chunk_size or 1, **keys,
-        )  # fmt: skip
+        options |= {"select": config.select, "chunk_size": config.chunk_size or 1}
+        tuned = fairtune.refit_choice(*arguments, task.recipe, choice, chosen, **options)
     if name.startswith("finalist_"):
         with replacing(run.folder / f"{name}.safetensors") as path:
             models.save_weights(path, task.model, *tuned.weights(0))
     values = tuned.scores * (1 if chosen.maximize else -1)
-    save_arrays(
-        run.folder / f"{name}.npz",
-        scores=tuned.scores,
-        values=values,
-        logits=tuned.logits("test"),
-        learning_rate=tuned.learning_rate,
-        percent=choice.description.percent,
-    )
-    line = (
-        f"{name}: learning rate {tuned.learning_rate:.1e}, validation {values.mean():.4f}, "
-        f"{time.perf_counter() - began:.0f} s"
-    )
-    say(line)
-    run.log({"row": name, "line": line})
+    row = {"scores": tuned.scores, "values": values, "logits": tuned.logits("test")}
+    row |= {"learning_rate": tuned.learning_rate, "percent": choice.description.percent}
+    return row, f"learning rate {tuned.learning_rate:.1e}, validation {values.mean():.4f}"
 
 
 def middle_rates(bounds: tuple[float, float], count: int) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
-from experiments.cli import Count, Hidden, Range, check_numbers, say, table
+from experiments import cli
 from experiments.data import Augment, make_augment
 from experiments.run import main
 from fairjax.data import Dataset
@@ -32,31 +32,31 @@ from fairjax.train.recipe import Dtype
 class Config:
     """Memory of a population of candidates."""
 
-    about: Hidden = ""
+    about: cli.Hidden = ""
     device: str = "here"
     """"here", or a TPU slice such as v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x2"""
     model: str = "vit_base_patch16_224"
-    image_size: Count = 224
+    image_size: cli.Count = 224
     space: str = "norm"
     """mask space of `experiments.fairtune`: fewer parameters to tune, more candidates"""
-    num_classes: Annotated[int, Range(2)] = 2
-    num_groups: Annotated[int, Range(2)] = 2
-    num_images: Annotated[int, Range(8)] = 10_000
+    num_classes: Annotated[int, cli.Range(2)] = 2
+    num_groups: Annotated[int, cli.Range(2)] = 2
+    num_images: Annotated[int, cli.Range(8)] = 10_000
     """training images that lie on the device, uint8"""
-    num_val: Annotated[int, Range(8)] = 1000
+    num_val: Annotated[int, cli.Range(8)] = 1000
     """validation images that lie beside them"""
     augment: Augment = "crop"
     """see `experiments.fairtune`; crops are cut from images that are 8 / 7 as large"""
     objective: str = "worst_group_auc"
-    batch_size: Count = 32
-    num_epochs: Count = 1
+    batch_size: cli.Count = 32
+    num_epochs: cli.Count = 1
     """before candidates are first compared"""
     optimizer: Optimizer = "adamw"
     dtype: Dtype = "bfloat16"
     """of activations and products"""
     checkpoint_blocks: bool = True
     """recompute blocks in the backward pass: a third more work, much less memory"""
-    max_candidates: Count = 256
+    max_candidates: cli.Count = 256
     """more than this are not asked for"""
 
 
@@ -77,7 +77,7 @@ PRESETS = {
 
 def prepare_run(config: Config):
     """Check everything; returns the function that compiles."""
-    check_numbers(config)
+    cli.check_numbers(config)
     device, num_devices = find_device(config.device)
     search = make_search(config)
     lower = lambda count: search.lower(count, device)
@@ -132,7 +132,7 @@ def report(
     """Find the largest population and print what it needs."""
 
     def cost(num_candidates: int) -> float:
-        say(f"compiling for {num_candidates}")
+        cli.say(f"compiling for {num_candidates}")
         try:
             return program_bytes(lower(num_candidates))
         except jax.errors.JaxRuntimeError as error:
@@ -143,7 +143,7 @@ def report(
     fits = largest_fit(cost, available, config.max_candidates)
     most = max(fits)
     rows = [[str(size), gib(fits[size])] for size in sorted(fits)]
-    print(table(["candidates at a time", "GiB of one device"], rows))
+    print(cli.table(["candidates at a time", "GiB of one device"], rows))
     if most > 1:
         each = (fits[most] - fits[1]) / (most - 1)
         print(f"\n{each / 2**20:.1f} MiB for every further candidate")

@@ -19,20 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.cli import (
-    Count,
-    Hidden,
-    NonNegative,
-    Positive,
-    Replicates,
-    Seed,
-    Seeds,
-    check_numbers,
-    phase,
-    progress,
-    say,
-    table,
-)
+from experiments import cli
 from experiments.files import replacing
 from experiments.run import Run, data_summary, main, timed
 from fairjax.data import Dataset, Examples
@@ -52,10 +39,10 @@ from fairjax.train import TrainState, fit, init_fit, init_train, make_step, pred
 
 
 @dataclasses.dataclass(frozen=True)
-class AllSeeds(Seeds):
+class AllSeeds(cli.Seeds):
     """What is drawn at random."""
 
-    data: Seed = 0
+    data: cli.Seed = 0
     """of the images"""
 
 
@@ -63,17 +50,17 @@ class AllSeeds(Seeds):
 class Config:
     """Multi-task training on synthetic lesions."""
 
-    about: Hidden = ""
+    about: cli.Hidden = ""
     seeds: AllSeeds = AllSeeds()
     model: Literal["vit_micro", "vgg_micro"] = "vit_micro"
-    num_images: Count = 40_000
+    num_images: cli.Count = 40_000
     """drawn, of which 70 % train, 10 % watch and 20 % test"""
-    num_epochs: Count = 15
-    batch_size: Count = 32
-    learning_rate: Positive = 0.001
+    num_epochs: cli.Count = 15
+    batch_size: cli.Count = 32
+    learning_rate: cli.Positive = 0.001
     """peak; rises over the first tenth of the steps and falls as a cosine"""
-    weight_decay: NonNegative = 0.05
-    num_replicates: Replicates = 200
+    weight_decay: cli.NonNegative = 0.05
+    num_replicates: cli.Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
     """result folder; default runs/pretrain-<time>"""
@@ -158,7 +145,7 @@ def correct(
 
 def prepare_run(config: Config):
     """Check everything, draw the images; returns the function that trains."""
-    check_numbers(config)
+    cli.check_numbers(config)
     least = max(20, 2 * config.batch_size)  # a batch of training images, a few in every split
     if config.num_images < least:
         raise ValueError(f"--num-images must be at least {least}, got {config.num_images}")
@@ -171,7 +158,7 @@ def train_and_report(config: Config, run: Run) -> None:
     # each its own part of its seed, so that equal seeds do not draw the same numbers
     seeds = config.seeds.data, config.seeds.start, config.seeds.batches
     data_key, *keys = (jax.random.split(jax.random.key(x), 3)[i] for i, x in enumerate(seeds))
-    phase(f"drawing {config.num_images} images")
+    cli.phase(f"drawing {config.num_images} images")
     dataset = source_dataset(data_key, config.num_images)
     network = image_model(config.model, sum(SIZES))
     model = joint_model(network)
@@ -181,7 +168,7 @@ def train_and_report(config: Config, run: Run) -> None:
     with replacing(path) as partial:
         save_weights(partial, network, *halves)
     params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
-    phase("judging on the test split")
+    cli.phase("judging on the test split")
     result = judge(config, model, params, batch_stats, dataset)
     run.finish(
         data=data_summary(dataset),
@@ -195,7 +182,7 @@ def train_and_report(config: Config, run: Run) -> None:
         low, high = result["ci95"][task]
         groups = (f"{accuracy:.4f}" for accuracy in result["group_accuracy"][task].values())
         rows.append([task, f"{result['tasks'][task]:.4f}", f"{low:.4f} to {high:.4f}", *groups])
-    print(table(columns, rows))
+    print(cli.table(columns, rows))
     print(f"\n{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
@@ -239,13 +226,13 @@ def train_network(
     state = jax.jit(lambda key: init_train(model, optimizer, key))(start_key)
     state = init_fit(state, sampler, batch_key)
     timing = {"train_s": 0.0}
-    phase("compiling")
+    cli.phase("compiling")
     with timed(timing, "compile_s"):
         compiled = epoch.lower(state, train, val).compile()
     restored = run.restore(state) if config.resume else None
     done, state = (0, state) if restored is None else restored
     run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
-    with progress(config.num_epochs, "epochs", done) as bar:
+    with cli.progress(config.num_epochs, "epochs", done) as bar:
         for number in range(done + 1, config.num_epochs + 1):
             began = time.perf_counter()
             state, history = jax.block_until_ready(compiled(state, train, val))
@@ -255,7 +242,7 @@ def train_network(
             row = {"epoch": number, "loss": float(history["loss"][0]), "val": reached}
             run.log(row)
             tasks = ", ".join(f"{task} {accuracy:.3f}" for task, accuracy in reached.items())
-            say(
+            cli.say(
                 f"epoch {number} of {config.num_epochs}: loss {row['loss']:.4f}, "
                 f"accuracy {tasks} ({seconds:.0f} s)"
             )

@@ -20,22 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments import results, timing
-from experiments.cli import (
-    Count,
-    Hidden,
-    NonNegative,
-    Positive,
-    Replicates,
-    Seed,
-    Share,
-    Whole,
-    check_numbers,
-    phase,
-    progress,
-    say,
-    table,
-)
+from experiments import cli, results, timing
 from experiments.data import Data, load_data, make_augment
 from experiments.files import replacing
 from experiments.run import Run, main, timed
@@ -57,9 +42,9 @@ LESIONS = Data(num_train=3200, num_val=4800, num_test=9600, balance=("val", "tes
 class Seeds:
     """What is drawn at random, apart from the data (--data.seed)."""
 
-    start: Seed = 0
+    start: cli.Seed = 0
     """of the classifier or network that a baseline begins with; seeds take those that follow"""
-    batches: Seed = 0
+    batches: cli.Seed = 0
     """of the orders of examples and the scores, likewise"""
 
 
@@ -67,49 +52,49 @@ class Seeds:
 class Config:
     """Sensitive-channel pruning of an image network."""
 
-    about: Hidden = ""
+    about: cli.Hidden = ""
     data: Data = LESIONS
     seeds: Seeds = Seeds()
     model: str = "vgg_micro"
-    image_size: Count = 64
+    image_size: cli.Count = 64
     weights: Path | None = None
     """of the baseline, to begin with; none takes what ships with fairjax, else fresh ones"""
     layers: tuple[str, ...] = ("features/11", "features/13")
     """layers whose channels may go"""
-    counts: tuple[Count, ...] = (8, 16, 32, 64)
+    counts: tuple[cli.Count, ...] = (8, 16, 32, 64)
     """channels that a round may remove from one layer"""
     scores: tuple[Score, ...] = ("snnl",)
     """what ranks channels; see fairjax.pruning.score_channels"""
-    trade_offs: tuple[NonNegative, ...] = (0.0, 1.0)
+    trade_offs: tuple[cli.NonNegative, ...] = (0.0, 1.0)
     """how much to protect channels that separate the labels"""
-    num_rounds: Count = 2
-    num_finalists: Count = 2
+    num_rounds: cli.Count = 2
+    num_finalists: cli.Count = 2
     """best plans of a round that are fine-tuned"""
     disparity: str = "eodd"
     """what FATE wants low; the published code takes eodd_scp"""
     accuracy: str = "macro_f1"
     """what FATE wants high, as published; "accuracy" would reward calling everything benign"""
-    max_accuracy_drop: Share = 0.02
+    max_accuracy_drop: cli.Share = 0.02
     """a round that loses more of the baseline's validation accuracy or macro F1, relatively, is
     not taken"""
-    num_seeds: Count = 1
-    num_epochs: Whole = 3
+    num_seeds: cli.Count = 1
+    num_epochs: cli.Whole = 3
     """of the baseline; 0 takes --weights as the baseline"""
-    finetune_epochs: Count = 1
+    finetune_epochs: cli.Count = 1
     """of every round"""
-    batch_size: Count = 32
-    learning_rate: Positive = 0.002
+    batch_size: cli.Count = 32
+    learning_rate: cli.Positive = 0.002
     schedule: Literal["cosine", "step"] = "cosine"
     """a rise over a tenth of the steps, without which it spoils what the weights have learned, and
     a fall to 0; or, as published, a fall to a tenth after half of the steps"""
-    weight_decay: NonNegative = 1e-5
+    weight_decay: cli.NonNegative = 1e-5
     augment: Literal["flip", "published"] = "flip"
     """"published" also turns, zooms, shears, changes colours and cuts a square out"""
     dtype: Dtype = "float32"
     """of activations in training (vision transformers)"""
     checkpoint_blocks: bool = False
     """recompute blocks in the backward pass: slower, much less memory (vision transformers)"""
-    num_replicates: Replicates = 100
+    num_replicates: cli.Replicates = 100
     """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
     """result folder; default runs/pruning-<time>"""
@@ -166,13 +151,13 @@ PRESETS = {
 
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
-    check_numbers(config)
+    cli.check_numbers(config)
     if config.num_epochs == 0 and config.weights is None:
         raise ValueError("--num-epochs must be at least 1, or 0 with --weights, got 0")
     architecture = image_model(config.model, 2, image_size=config.image_size).config
     pruning.check_layers(config.layers, architecture.channel_graph)
     run = Run("pruning", config, out=config.out, resume=config.resume)
-    phase(f"reading {config.data.source}")
+    cli.phase(f"reading {config.data.source}")
     data = load_data(config.data, image_size=config.image_size)
     pruning.check_cells(data, "test")
     model = image_model(config.model, data.num_classes, image_size=config.image_size)
@@ -245,8 +230,9 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     compared = compared._replace(metrics={**compared.metrics, "fate": fate})
     by_row, notes = report.summarise(ROWS, compared, data.group_names)
     notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
-    phase("the smaller network, its scores and its speed")
-    base = Weights(done.states["baseline"].params, done.states["baseline"].batch_stats, ())
+    cli.phase("the smaller network, its scores and its speed")
+    first = done.states["baseline"]
+    base = Weights(first.params, first.batch_stats, ())
     pruned = rounds.finish(done.states["pruned"], base, key=batch_key(config, config.num_seeds - 1))
     with replacing(run.folder / "pruned.safetensors") as path:
         save_weights(path, rounds.model, pruned.weights.params, pruned.weights.batch_stats)
@@ -254,7 +240,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     by_row["pruned"]["num_parameters"] = list(sizes["parameters"])
     before_ms, after_ms = sizes["ms per 64 images"]
     seconds |= {"forward_before_s": before_ms / 1e3, "forward_after_s": after_ms / 1e3}
-    phase("drawing the report")
+    cli.phase("drawing the report")
     names = (config.disparity, config.accuracy)
     results.show(
         run,
@@ -269,7 +255,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
         figures=pruning_figures(rounds, base, pruned, run.history(), names=names, sizes=sizes),
     )
     size_rows = [[name, *(f"{value:,.6g}" for value in pair)] for name, pair in sizes.items()]
-    print(table(["size, last seed", "before", "after"], size_rows))
+    print(cli.table(["size, last seed", "before", "after"], size_rows))
 
 
 class Progress(NamedTuple):
@@ -293,10 +279,10 @@ def train(config: Config, run: Run, rounds: PruneRounds) -> Progress:
     restored = run.restore(now) if config.resume else None
     now = now if restored is None else restored[1]
     run.rewrite_history(row for row in run.history() if row["step"] <= now.step)
-    phase("compiling and training the baseline")
+    cli.phase("compiling and training the baseline")
     rounds_epochs = config.num_rounds * config.finetune_epochs
     per_seed = config.num_epochs + (len(ROWS) - 1) * rounds_epochs
-    with progress(config.num_seeds * per_seed, "epochs") as bar:
+    with cli.progress(config.num_seeds * per_seed, "epochs") as bar:
         while now.seed < config.num_seeds:
             # rows may end early: what the rows before could take at most counts as done
             done = now.seed * per_seed + (now.row > 0) * config.num_epochs
@@ -337,7 +323,7 @@ def train_row(config: Config, run: Run, rounds: PruneRounds, now: Progress, bar:
             what = f"{decision.count} of {decision.layer}" if decision.count else "nothing pruned"
             ending = "" if decision.taken else ", not taken"
             fate = f"validation FATE {decision.val_fate:+.3f}{ending}"
-            say(f"seed {seed} {row} round {decision.round}: {what}, {fate}")
+            cli.say(f"seed {seed} {row} round {decision.round}: {what}, {fate}")
             val = {name: decision.val[name] for name in SHOWN[:-1]}
             run.log(place | {"step": now.step} | decision._asdict() | {"val": val})
             run.save(now.step, now)

@@ -1,13 +1,14 @@
 """From test logits to the table, the intervals and the page that every experiment shows."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.cli import phase, table
-from experiments.files import replacing
+from experiments.cli import phase, say, table
+from experiments.files import load_arrays, replacing, save_arrays
 from experiments.run import Run, data_summary, timed
 from fairjax import metrics, report
 from fairjax.data import Dataset
@@ -37,6 +38,26 @@ def judge(
             key=jax.random.key(0),
             evaluate_fn=evaluate_fn,
         )
+
+
+def kept_row(
+    run: Run, name: str, make: Callable[[], tuple[dict[str, Any], str]]
+) -> dict[str, np.ndarray]:
+    """The arrays of a row of the table, made now or read from the folder of a resumed run.
+
+    `make() -> (arrays, line)`: the line says what came out.
+    """
+    path = run.folder / f"{name}.npz"
+    if not path.exists():
+        phase(f"training {name}")
+        began = time.perf_counter()
+        arrays, line = make()
+        save_arrays(path, **arrays)
+        line = f"{name}: {line}, {time.perf_counter() - began:.0f} s"
+        say(line)
+        run.log({"row": name, "line": line})
+        run.may_stop()
+    return load_arrays(path)
 
 
 def show(

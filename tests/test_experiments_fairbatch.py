@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments import fairbatch as experiment
+from experiments.cli import Seeds
 from experiments.run import Run, main
 
 ROOT = Path(__file__).parents[1]
@@ -142,14 +143,14 @@ def test_shares_move_within_an_epoch_where_batches_update_them(usual, tmp_path):
 def test_parameters_and_batches_have_seeds_of_their_own(usual, tmp_path):
     losses = {"usual": usual[-1]["rows"]["plain"]["loss"]}
     for name in ("start", "batches"):
-        seeds = experiment.Seeds(**{name: 7})
+        seeds = Seeds(**{name: 7})
         losses[name] = train_only(tmp_path / name, seeds=seeds)[-1]["rows"]["plain"]["loss"]
     assert len(set(losses.values())) == 3
 
 
 def test_a_seed_trains_alike_alone_and_beside_others(usual, tmp_path):
     alone = train_only(tmp_path / "alone", num_seeds=1)
-    second = train_only(tmp_path / "second", num_seeds=1, seeds=experiment.Seeds(1, 1))
+    second = train_only(tmp_path / "second", num_seeds=1, seeds=Seeds(1, 1))
     losses = [history[-1]["rows"]["plain"]["loss"] for history in (alone, second, usual)]
     assert np.isclose(np.mean(losses[:2]), losses[2], atol=1e-5) and losses[0] != losses[1]
 

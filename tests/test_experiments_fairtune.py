@@ -244,9 +244,13 @@ def test_a_paper_preset_reads_its_raw_files_and_lesions_as_jpeg_are_drawn_once(t
         preset.data, manual_dir=tmp_path / "ham", cache_dir=tmp_path / "cache"
     )
     config = dataclasses.replace(
-        preset, data=data, model="vit_micro", image_size=64,
-        weights=tmp_path / "vit.safetensors", out=tmp_path / "run",
-    )  # fmt: skip
+        preset,
+        data=data,
+        model="vit_micro",
+        image_size=64,
+        weights=tmp_path / "vit.safetensors",
+        out=tmp_path / "run",
+    )
     prepare_run(config)
     assert (tmp_path / "run" / "config.json").exists()
     assert load_data(data, image_size=64, augment="crop").inputs.shape == (400, 73, 73, 3)

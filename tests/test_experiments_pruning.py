@@ -1,3 +1,4 @@
+# pyright: reportOptionalCall=false, reportOptionalOperand=false
 """The pruning experiment end to end, in seconds."""
 
 import dataclasses

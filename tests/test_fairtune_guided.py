@@ -1,13 +1,16 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalCall=false
 """Gates trained by gradients, on a toy network of which one block matters."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax.data import Examples
+from fairjax.data import Dataset
 from fairjax.fairtune import guided_masks, mask_space_from_rules, objective, tpe
-from fairjax.models import Model
+from fairjax.models import Model, Weights
 
 NUM_BLOCKS = 4
 
@@ -38,7 +41,23 @@ def make_data(seed, n=400):
     features[:, 2:] *= 0.1
     features[:, 0] += sign
     features[:, 1] += np.where(group == 0, 2.0, -2.0) * sign
-    return Examples(features.astype(np.float32), labels, group)
+    return features.astype(np.float32), labels, group
+
+
+def both_splits():
+    parts = [np.concatenate(pair) for pair in zip(make_data(0), make_data(1), strict=True)]
+    rows = np.arange(800, dtype=np.int32)
+    names = {"label_names": ("0", "1"), "group_names": ("most", "few")}
+    splits = {"train": rows[:400], "val": rows[400:], "test": rows[:0]}
+    return Dataset("toy", *parts, splits=splits, **names)
+
+
+def without_val(name):
+    """The toy set, with no validation example of one group."""
+    data = both_splits()
+    val = data.splits["val"]
+    kept = val[data.group[val] != data.group_names.index(name)]
+    return dataclasses.replace(data, splits={**data.splits, "val": kept})
 
 
 MODEL = toy_model()
@@ -47,9 +66,9 @@ SPACE = mask_space_from_rules(PARAMS, {r"blocks/(\d+)/w": r"blocks/\1", r"head/b
 
 
 def find(**changes):
-    arguments = {"key": jax.random.key(0), "num_masks": 6, "num_groups": 2, "learning_rate": 0.05}
-    train, val = make_data(0), make_data(1)
-    return guided_masks(MODEL, SPACE, PARAMS, {}, train, val, **(arguments | changes))
+    arguments = {"key": jax.random.key(0), "num_masks": 6, "learning_rate": 0.05}
+    weights, data = Weights(PARAMS, {}, ()), changes.pop("data", both_splits())
+    return guided_masks(MODEL, SPACE, weights, data, **(arguments | changes))
 
 
 def test_the_gate_of_the_block_that_helps_the_worst_group_comes_out_highest():
@@ -76,7 +95,7 @@ def test_a_search_asks_for_the_given_masks_first():
     [
         ({"num_masks": 0}, "must be at least 1"),
         ({"val_size": 1}, "val_size at least 2"),
-        ({"num_groups": 3}, "group 2 has no validation example"),
+        ({"data": without_val("few")}, "group 1 has no validation example"),
     ],
 )
 def test_numbers_that_leave_nothing_to_do_are_refused(changes, message):

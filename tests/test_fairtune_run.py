@@ -1,4 +1,5 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalCall=false
 """FairTune as two calls, on a network of one's own: search, train, take away."""
 
 import dataclasses
@@ -187,9 +188,14 @@ def test_results_do_not_depend_on_the_number_of_devices(found, monkeypatch):
 def test_a_linear_probe_trains_the_classifier_alone_on_features_computed_once(found):
     chosen = found.objectives[0]
     probe = linear_probe(
-        MODEL, WEIGHTS, DATA, dataclasses.replace(RECIPE, num_epochs=5),
-        score_fn=chosen.score, start_keys=seed_keys(2), learning_rates=[1e-2, 1e-1],
-    )  # fmt: skip
+        MODEL,
+        WEIGHTS,
+        DATA,
+        dataclasses.replace(RECIPE, num_epochs=5),
+        score_fn=chosen.score,
+        start_keys=seed_keys(2),
+        learning_rates=[1e-2, 1e-1],
+    )
     params, stats = probe.weights(0)
     for name, leaf in trees.flatten_named(WEIGHTS.params).items():
         assert np.array_equal(trees.get_path(params, name), leaf) != name.startswith("fc/")

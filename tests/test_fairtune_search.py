@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalCall=false
 """Searches, early stopping and objectives, on toy problems that need no training."""
 
 from typing import Any

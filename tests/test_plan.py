@@ -99,6 +99,7 @@ def without_places(program):
     text = re.sub(
         r"(sdy|mhlo)\.[a-z_]+ = (#sdy\.sharding<[^>]*>|\"[^\"]*\")(, )?", "", "\n".join(lines)
     )
+    text = re.sub(r"@(\w+?)_\d+\b", r"@\1", text)  # helpers are numbered as they are met
     return text.replace(" {}", "")
 
 

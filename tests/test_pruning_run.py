@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalCall=false
 """Pruning as one call, its rounds and its controls, on small networks."""
 
 import types

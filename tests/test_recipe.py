@@ -48,6 +48,7 @@ NONSENSE: dict[str, list[Any]] = {
     "ema_decay": [0.0, 1.0, -1, NAN, INF, "0.9"],
     "dtype": ["float16", jnp.bfloat16, None],
     "checkpoint_blocks": [1, "yes", None],
+    "data_bytes": [0, -1, 1.5, NAN, INF, "1", True],
 }
 
 
@@ -70,6 +71,8 @@ def test_recipes_of_equal_numbers_are_equal_whatever_holds_the_numbers():
     recipe = Recipe(class_weights=(1.0, 2.0), drops=(0.5,))
     other = Recipe(class_weights=np.array([1, 2]), drops=[0.5])  # pyright: ignore
     assert recipe == other and hash(recipe) == hash(other)
+    with pytest.raises(ValueError, match="drops must be several numbers"):
+        dataclasses.replace(recipe, drops=["half"])  # pyright: ignore
 
 
 def trained(recipe, num_epochs=2):

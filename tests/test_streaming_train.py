@@ -41,8 +41,9 @@ class Counted(np.ndarray):
     log: list[tuple[np.ndarray, str]] = []
 
     def __getitem__(self, rows):
-        if isinstance(rows, np.ndarray):
-            self.log.append((rows, threading.current_thread().name))
+        if isinstance(rows, np.ndarray | slice):
+            read = np.arange(len(self))[rows]
+            self.log.append((read, threading.current_thread().name))
         return np.ndarray.__getitem__(self.view(np.ndarray), rows)
 
 
@@ -235,6 +236,18 @@ def test_stopping_and_going_on_equals_one_call_and_leaves_the_given_states_alone
     jax.tree.map(np.testing.assert_array_equal, states.train.params, before)
 
 
+def test_donated_states_give_the_same_and_are_used_up(data):
+    sampler = make_sampler(shuffled, data)
+    states, mask = start(sampler)
+    run = partial(fit_population_streamed, STEP, data=data, sampler=sampler, mask=mask)
+    kept = run(states=states, num_epochs=2, window_bytes=WINDOW)
+    half, first = run(states=states, num_epochs=1, window_bytes=WINDOW)
+    whole, second = run(states=half, num_epochs=1, window_bytes=WINDOW, donate=True)
+    losses = np.concatenate([first["loss"], second["loss"]], 1)
+    same(kept, (whole, {"loss": losses}))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(half.train.params))
+
+
 def test_every_epoch_is_told_and_a_second_call_is_not_traced_again(data):
     sampler, told, traces = make_sampler(shuffled, data), [], []
     states, mask = start(sampler)
@@ -294,10 +307,14 @@ def test_windows_that_hold_no_batch_and_other_nonsense_are_refused(data):
         run(sampler, num_epochs=0)
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         run(sampler, num_epochs=1, chunk_size=0)
+    with pytest.raises(ValueError, match="draws from 72 rows and data has 12"):
+        run(sampler, num_epochs=1, split="val")
     with pytest.raises(ValueError, match="for samplers that adapt"):
         run(sampler, num_epochs=1, update_every=3)
     with pytest.raises(ValueError, match="the sampler adapts"):
         run(make_sampler(fairbatch, data), num_epochs=1)
+    with pytest.raises(ValueError, match="split must be one of .* got 'validation'"):
+        run(sampler, num_epochs=1, split="validation")
     with pytest.raises(ValueError, match="the split has no rows"):
         empty = {**data.splits, "val": np.zeros(0, np.int32)}
         stream_map(lambda x: x, Dataset(**{**vars(data), "splits": empty}), "val")

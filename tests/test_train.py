@@ -272,6 +272,13 @@ def test_a_cadence_for_a_sampler_that_does_not_adapt_is_refused():
     refuse("for samplers that adapt", plain_sampler(), measure_fn=lambda *_: None)
 
 
+def test_a_sampler_of_more_rows_than_there_are_is_refused():
+    sampler, optimizer = plain_sampler(), optax.adam(0.01)
+    fewer = jax.tree.map(lambda leaf: leaf[:399], TRAIN)
+    with pytest.raises(ValueError, match="draws from 400 rows and data has 399"):
+        fit(make_step(MODEL, optimizer), start(sampler, optimizer), fewer, sampler, num_epochs=1)
+
+
 def test_plain_runs_record_losses_alone():
     sampler, optimizer = plain_sampler(), optax.adam(0.01)
     step = make_step(MODEL, optimizer)

@@ -10,11 +10,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from experiments import parity
 from fairjax.models import image_model, load_weights, mlp, save_weights
 from fairjax.models.layouts import LAYOUTS
 from fairjax.models.weights import _flat, _spatial
 from fairjax.trees import unstack_blocks
+from tests.golden import parity
 from tests.golden.filling import arrays_of, noise
 
 REFERENCES = parity.golden()

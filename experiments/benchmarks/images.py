@@ -17,6 +17,7 @@ from fairjax.data import augment
 from fairjax.data.cache import cached_images
 from fairjax.data.lesion_files import write_lesions
 from fairjax.data.lesions import synthetic_lesions
+from fairjax.models import image_preprocess
 
 STORED, SIZE, BATCH = 72, 64, 64
 
@@ -76,15 +77,12 @@ def _decode(paths: list[Path], cache: Path, theirs: Any, repeats: int) -> dict[s
 def _serve(paths: list[Path], cache: Path, theirs: Any, repeats: int) -> dict[str, Any]:
     workers = os.cpu_count() or 1
     images = jnp.asarray(cached_images(paths, STORED, cache_dir=cache)[0])
-    transform = augment.compose(
-        augment.random_crop(SIZE),
-        augment.random_flip(),
-        augment.normalize(theirs.MEAN, theirs.STD),
-    )
+    transform = augment.compose(augment.random_crop(SIZE), augment.random_flip())
+    normalize = image_preprocess(SIZE, theirs.MEAN, theirs.STD)
 
     @jax.jit
     def batch(key: jax.Array, images: jax.Array, rows: jax.Array) -> jax.Array:
-        return transform(key, images[rows])
+        return normalize(transform(key, images[rows]))
 
     key = jax.random.key(0)
     draw = np.random.default_rng(0)
@@ -147,12 +145,9 @@ def _augment(theirs: Any, count: int, repeats: int) -> dict[str, Any]:
 
     stored, size = 256, 224
     pixels = np.random.default_rng(0).integers(0, 256, (count, stored, stored, 3), dtype=np.uint8)
-    transform = jax.jit(
-        augment.compose(
-            augment.random_resized_crop(size, flip=0.5),
-            augment.normalize(theirs.MEAN, theirs.STD),
-        )
-    )
+    crop = augment.compose(augment.random_resized_crop(size, flip=0.5))
+    normalize = image_preprocess(size, theirs.MEAN, theirs.STD)
+    transform = jax.jit(lambda key, images: normalize(crop(key, images)))
     key, images = jax.random.key(0), jnp.asarray(pixels)
     tensors = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     pipeline = theirs.resized_crop_pipeline(size)

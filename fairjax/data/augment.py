@@ -20,8 +20,6 @@ from fairjax.data.colors import adjust_saturation as adjust_saturation
 from fairjax.data.resample import (
     Images,
     affine,
-    center_crop,
-    resize_shorter,
     resized_crop,
     to_float,
 )
@@ -46,62 +44,6 @@ def compose(*transforms: Transform) -> Transform:
         for step, transform in enumerate(transforms):
             images = transform(jax.random.fold_in(key, step), images)
         return images
-
-    return apply
-
-
-def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Subtract `mean` and divide by `std`, both per channel and in units of [0, 1].
-
-    Raises:
-      ValueError: they are not three finite numbers each, or `std` is not positive.
-
-    >>> white = jnp.full((1, 8, 8, 3), 255, jnp.uint8)
-    >>> normalize([0.5] * 3, [0.25] * 3)(jax.random.key(0), white)[0, 0, 0].tolist()
-    [2.0, 2.0, 2.0]
-    """
-    finite = all(map(math.isfinite, (*mean, *std)))
-    if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0:
-        raise ValueError(f"mean and std must be 3 numbers, std positive, got {mean} and {std}")
-
-    def apply(key: PRNGKeyArray, images: Images) -> jax.Array:
-        del key
-        scale = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, 3)
-        return (to_float(images) - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)) / scale
-
-    return apply
-
-
-def eval_preprocess(
-    size: int, mean: Sequence[float], std: Sequence[float], *, resize: int | None = None
-) -> Callable[[Images], Float[Array, "B size size 3"]]:
-    """A function that resizes the shorter side, crops the centre and normalises; nothing random.
-
-    Args:
-      size: side of the result.
-      mean: per channel, in units of [0, 1].
-      std: per channel, positive.
-      resize: length to give the shorter side first, antialiased; None leaves the image as it is.
-
-    Returns:
-      `preprocess(images [B, H, W, 3]) -> float32 [B, size, size, 3]`.
-
-    Raises:
-      ValueError: mean or std are not three numbers or `resize` is smaller than `size`.
-
-    >>> look = eval_preprocess(32, [0.5] * 3, [0.5] * 3, resize=36)
-    >>> look(jnp.zeros((2, 72, 96, 3), jnp.uint8)).shape
-    (2, 32, 32, 3)
-    """
-    scale = normalize(mean, std)
-    if resize is not None and resize < size:
-        raise ValueError(f"resize must be at least size, got {resize} and {size}")
-
-    def apply(images: Images) -> jax.Array:
-        images = to_float(images)
-        if resize is not None:
-            images = resize_shorter(images, resize)
-        return scale(jax.random.key(0), center_crop(images, size))
 
     return apply
 

@@ -21,28 +21,6 @@ def to_float(
     return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
 
 
-def resize_shorter(images: Images, size: int) -> Float[Array, "B h w C"]:
-    """Give the shorter side `size` pixels with an antialiased triangle filter, float32."""
-    batch, height, width, channels = images.shape
-    short = min(height, width)
-    new = (size * height // short, size * width // short)
-    images = to_float(images)
-    if new == (height, width):
-        return images
-    return jax.image.resize(images, (batch, *new, channels), "linear", antialias=True)
-
-
-def center_crop(
-    images: Images, size: int
-) -> UInt8[Array | np.ndarray, "B size size C"] | Float[Array | np.ndarray, "B size size C"]:
-    """The middle `size` x `size` pixels; a larger `size` than the image is an error."""
-    height, width = images.shape[1:3]
-    if size > min(height, width):
-        raise ValueError(f"cannot crop {size} x {size} from images of {height} x {width}")
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return images[:, top : top + size, left : left + size]
-
-
 def resized_crop(
     images: Images,
     top: Int32[Array, " B"],

@@ -1,29 +1,25 @@
 """A first guess at good masks from gradients: every unit gets a gate between 0 and 1."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Key
 
-from fairjax.data import Examples
+from fairjax.data import Dataset, Examples
 from fairjax.fairtune.spaces import MaskSpace
 from fairjax.losses import cross_entropy
-from fairjax.models import Model
+from fairjax.models import Model, Weights
 
 
 def guided_masks(
     model: Model,
     space: MaskSpace,
-    params: Any,
-    batch_stats: Any,
-    train: Examples,
-    val: Examples,
+    weights: Weights,
+    data: Dataset,
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     num_masks: int,
-    num_groups: int,
     num_rounds: int = 40,
     unroll: int = 4,
     batch_size: int = 32,
@@ -42,13 +38,10 @@ def guided_masks(
     Args:
       model: the network.
       space: of the masks.
-      params: pre-trained parameters.
-      batch_stats: and batch statistics; networks that have some use them unchanged.
-      train: examples that the steps train on.
-      val: examples that the gates are judged by.
+      weights: pre-trained; batch statistics are used unchanged.
+      data: steps train on "train", the gates are judged on "val".
       key: typed PRNG key.
       num_masks: n.
-      num_groups: G.
       num_rounds: of gates.
       unroll: training steps of a round.
       batch_size: of a training step.
@@ -65,6 +58,8 @@ def guided_masks(
 
     Source: the relaxation follows Liu et al., ICLR 2019 (DARTS), in its first-order form.
     """
+    (params, batch_stats, _), num_groups = weights, data.num_groups
+    train, val = data.examples("train"), data.examples("val")
     if min(num_masks, num_rounds, unroll, batch_size) < 1 or val_size < num_groups:
         raise ValueError(
             "num_masks, num_rounds, unroll and batch_size must be at least 1 and val_size at least "
@@ -105,10 +100,11 @@ def guided_masks(
             key_train, key_val = jax.random.split(key)
             rows = jax.random.randint(key_train, (unroll, batch_size), 0, len(train.labels))
             picked = _balanced_rows(key_val, val.group, num_groups, val_size)
+            batches = jax.tree.map(lambda x: x[rows], train)
+            judged = jax.tree.map(lambda x: x[picked], val)
             (_, (tunable, opt_state)), slope = jax.value_and_grad(gated_steps, has_aux=True)(
-                logits, tunable, opt_state, frozen, batch_stats,
-                jax.tree.map(lambda x: x[rows], train), jax.tree.map(lambda x: x[picked], val),
-            )  # fmt: skip
+                logits, tunable, opt_state, frozen, batch_stats, batches, judged
+            )
             with jax.numpy_dtype_promotion("standard"):
                 change, gate_state = gate_optimizer.update(slope, gate_state)
             return (logits + change, tunable, opt_state, gate_state), None

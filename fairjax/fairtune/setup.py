@@ -205,9 +205,9 @@ def _make_program(model, weights, data, recipe, space, objectives, rungs, key) -
 
     def start_fn(mask, rate, shared):
         del mask
-        train = start_train(
-            *shared, optimizer, ema=recipe.ema_decay is not None, learning_rate=rate
-        )
+        params, batch_stats = shared
+        ema = recipe.ema_decay is not None
+        train = start_train(params, batch_stats, optimizer, ema=ema, learning_rate=rate)
         return init_fit(train, sampler, key)
 
     def measure_one(train, shared):

@@ -125,7 +125,7 @@ def successive_halving(
     return Rungs(np.array(epochs, np.int32), np.int32(factor), np.int32(num_brackets))
 
 
-StartFn = Callable[[Any, Any], Any]
+StartFn = Callable[[Any, Any, Any], Any]
 """`start_fn(mask [U], learning_rate, start_data) -> state`, a fresh training state; traced."""
 TrainFn = Callable[[Any, np.ndarray, np.ndarray], tuple[Any, Any]]
 """`train_fn(states [P], masks [P, U], active [P]) -> (states, values [P, M])`."""

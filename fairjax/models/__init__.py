@@ -4,6 +4,7 @@ from fairjax.models.channels import Channels as Channels
 from fairjax.models.channels import Slot as Slot
 from fairjax.models.export import load_inference as load_inference
 from fairjax.models.export import save_inference as save_inference
+from fairjax.models.factory import find_weights as find_weights
 from fairjax.models.factory import fresh_head as fresh_head
 from fairjax.models.factory import image_model as image_model
 from fairjax.models.factory import kernel_gate as kernel_gate

@@ -57,35 +57,38 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
 
 
 def load_pretrained(
-    name: str, num_classes: int | None, key: Key[Array, ""], **overrides: Any
+    name: str,
+    num_classes: int | None,
+    key: Key[Array, ""],
+    *,
+    path: Path | None = None,
+    **overrides: Any,
 ) -> tuple[Model, Weights]:
-    """A network that ships with fairjax, its weights trained on synthetic pictures of skin lesions.
+    """A pre-trained network with a fresh classifier: from a file, or one that ships with fairjax.
 
-    For demos and tests: the weights know nothing of real images. `pretrained.md`, beside them, says
-    how they were made and what they reach.
+    Those that ship are for demos and tests: trained on synthetic pictures of skin lesions, they
+    know nothing of real images. `pretrained.md`, beside them, says how and what they reach.
 
         >>> model, weights = load_pretrained("vgg_micro", 2, jax.random.key(0))
         >>> weights.params["head"]["kernel"].shape
         (128, 2)
 
     Args:
-      name: `vit_micro` or `vgg_micro`.
+      name: `vit_micro` or `vgg_micro`; with a file, of any network of `image_model`.
       num_classes: K, of a fresh classifier; None keeps the 3 + 4 + 3 logits of the pre-training
-        tasks (shape, colours, border).
+        tasks (shape, colours, border) of those that ship.
       key: typed PRNG key for the fresh classifier.
+      path: file of weights; see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
 
     Returns:
       `(model, weights)`.
 
     Raises:
-      ValueError: unknown name, or overrides that do not fit the weights.
+      ValueError: unknown name, overrides or a file that do not fit the network.
+      FileNotFoundError: no such file.
     """
-    folder = Path(__file__).parent
-    shipped = sorted(path.stem for path in folder.glob("*.safetensors"))
-    if name not in shipped:
-        raise ValueError(f"no weights ship for {name!r}; they do for {', '.join(shipped)}")
-    path = folder / f"{name}.safetensors"
+    path = find_weights(name, path)
     if num_classes is None:
         with safetensors.safe_open(path, framework="np") as file:
             num_logits = json.loads(file.metadata()["fairjax"])["config"]["num_classes"]
@@ -95,6 +98,25 @@ def load_pretrained(
     weights = load_weights(path, model, key)
     # also where K happens to be the number of logits in the file
     return model, weights._replace(params=fresh_head(model, weights.params, key))
+
+
+def find_weights(name: str, path: Path | None = None) -> Path:
+    """The file of pre-trained weights: the given one, or that which ships for a network.
+
+    Raises:
+      ValueError: none ships for that name; FileNotFoundError: no such file.
+    """
+    if path is not None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file of weights")
+        return path
+    shipped = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
+    if name not in shipped:
+        raise ValueError(
+            f"no weights ship for {name}, they do for {', '.join(shipped)}: give a file of "
+            "pre-trained ones (.safetensors, .npz or .pth; names of timm or torchvision)"
+        )
+    return shipped[name]
 
 
 def fresh_head(model: Model, params: dict[str, Any], key: Any) -> dict[str, Any]:

@@ -132,6 +132,11 @@ def prune_rounds(
     _check_numbers(rounds)
     _check_names(rounds)
     _check_network(rounds, weights)
+    if recipe.streams(data):
+        raise ValueError(
+            f"scores and plans need the training and validation images of {data.name} on a device; "
+            "they are more than half of its memory, or than data_bytes: use fewer or smaller ones"
+        )
     check_cells(data, "val")
     in_group = np.bincount(data.group[data.splits["train"]], minlength=data.num_groups)
     if (in_group >= 2).sum() < 2:

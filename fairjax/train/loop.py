@@ -103,9 +103,11 @@ def fit(
 
     Raises:
       ValueError: a sampler that adapts without `measure_fn` or `update_every`, one that does not
-        with either, both given, or `update_every` does not divide the epoch.
+        with either, both given, `update_every` does not divide the epoch, or a sampler of more
+        rows than `data` has.
     """
     num_steps = check_cadence(sampler, measure_fn is not None, update_every)
+    check_rows(state, len(data.labels))
     measure_data = data if measure_data is None else measure_data
     run = functools.partial(
         run_steps,
@@ -158,6 +160,16 @@ def check_cadence(sampler: BatchSampler, measured: bool, update_every: int | Non
             f"got {update_every}"
         )
     return num_steps
+
+
+def check_rows(state: FitState, num_rows: int) -> None:
+    """Refuse a sampler that was made for more rows than there are, which would read others."""
+    rows = getattr(state.sampler, "rows", None)
+    if rows is not None and rows.numbers.shape[-1] > num_rows:
+        raise ValueError(
+            f"the sampler draws from {rows.numbers.shape[-1]} rows and data has {num_rows}: "
+            "make it of the split that is trained on"
+        )
 
 
 def update_sampler(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
@@ -85,7 +86,7 @@ def fit_population(
     evaluate_fn: Callable[[TrainState, Any], Any] | None = None,
     evaluate_data: Any = None,
     shared_batches: bool = False,
-    active: Bool[Array, " P"] | None = None,
+    active: Bool[Array | np.ndarray, " P"] | None = None,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
     **options: Any,
@@ -145,6 +146,7 @@ def fit_population(
         "measure_data": data if measure_data is None else measure_data,
         "evaluate_data": evaluate_data,
     }
+    active = None if active is None else jnp.asarray(active)
     return spread_runs(fit_all, mesh)(states, mask, active, shared)
 
 

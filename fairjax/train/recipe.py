@@ -76,10 +76,10 @@ class Recipe:
         self._check_names()
 
     def _check_numbers(self) -> None:
-        for name in ("num_epochs", "batch_size", "data_bytes"):
-            value = getattr(self, name)
-            if value is None and name == "data_bytes":
-                continue
+        counts = {"num_epochs": self.num_epochs, "batch_size": self.batch_size}
+        if self.data_bytes is not None:
+            counts["data_bytes"] = self.data_bytes
+        for name, value in counts.items():
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if not whole or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

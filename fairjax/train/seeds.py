@@ -121,10 +121,11 @@ def train_seeds(
         networks = jax.tree.map(
             lambda one, other: np.concatenate([one, other]), networks, other_networks
         )
+    params, batch_stats = networks
     logits_fn = lambda split: population_logits(
-        model, *networks, data, split, data_bytes=recipe.data_bytes
+        model, params, batch_stats, data, split, data_bytes=recipe.data_bytes
     )
-    return Tuned(*networks, scores, float(rates[best]), logits_fn)
+    return Tuned(params, batch_stats, scores, float(rates[best]), logits_fn)
 
 
 def linear_probe(
@@ -235,7 +236,8 @@ def _compiled_logits(model: Model, mesh: Any) -> Any:
     """`(inputs, params [P], batch_stats [P]) -> [P, N, K]`, compiled once for all trainings."""
 
     def logits(params, batch_stats, inputs):
-        return jax.lax.map(lambda one: predict(model, *one, inputs), (params, batch_stats))
+        one = lambda network: predict(model, network[0], network[1], inputs)
+        return jax.lax.map(one, (params, batch_stats))
 
     spread = shard_candidates(logits, mesh, num_mapped=2)
     return jax.jit(lambda inputs, params, batch_stats: spread(params, batch_stats, inputs))
@@ -247,7 +249,7 @@ def _compiled_scores(model: Model, score_fn: ScoreFn, mesh: Any) -> Any:
 
     def score(params, batch_stats, active, val: Examples):
         def one(network):
-            logits = predict(model, *network, val.inputs)
+            logits = predict(model, network[0], network[1], val.inputs)
             return score_fn(logits, labels=val.labels, group=val.group)
 
         return map_chunks(one, (params, batch_stats), 1, active)
@@ -348,13 +350,23 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
         def epoch(states, active):
             window = None if recipe.data_bytes is None else recipe.data_bytes // 2
             states, _ = fit_population_streamed(
-                step, states, data, sampler, num_epochs=1, frozen=rest, active=active,
-                window_bytes=window, **options,
-            )  # fmt: skip
+                step,
+                states,
+                data,
+                sampler,
+                num_epochs=1,
+                frozen=rest,
+                active=active,
+                window_bytes=window,
+                **options,
+            )
             return states, networks_of(states.train, rest)
 
         def score(networks, active):
-            logits = population_logits(model, *networks, data, "val", data_bytes=recipe.data_bytes)
+            params, batch_stats = networks
+            logits = population_logits(
+                model, params, batch_stats, data, "val", data_bytes=recipe.data_bytes
+            )
             val = data.splits["val"]
             return _compiled_score_fn(score_fn)(logits, data.labels[val], data.group[val])
 

@@ -84,10 +84,10 @@ def make_step(
       ValueError: `label_smoothing` outside [0, 1), `ema_decay` outside (0, 1); when traced, class
         weights that are not one per class, or a state that has no average where one is kept.
 
-    >>> model, optimizer = models.logistic_regression(3), optax.sgd(0.1)
-    >>> state = init_train(model, optimizer, jax.random.key(0))
+    >>> from fairjax.models import logistic_regression
+    >>> net, sgd = logistic_regression(3), optax.sgd(0.1)
     >>> batch = Batch(jnp.ones((1, 3)), jnp.ones(1, int), jnp.zeros(1, int), jnp.ones(1))
-    >>> int(make_step(model, optimizer)(state, batch, key=None)[0].step)
+    >>> int(make_step(net, sgd)(init_train(net, sgd, jax.random.key(0)), batch, key=None)[0].step)
     1
     """
     if not 0 <= label_smoothing < 1:

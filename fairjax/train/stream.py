@@ -29,6 +29,7 @@ from fairjax.train.loop import (
     FitState,
     MeasureFn,
     check_cadence,
+    check_rows,
     draw_steps,
     run_steps,
     update_sampler,
@@ -68,6 +69,7 @@ def fit_population_streamed(
     update_every: int | None = None,
     window_bytes: int | None = None,
     on_epoch: Callable[[FitState, dict[str, Any]], None] | None = None,
+    donate: bool = False,
 ) -> tuple[FitState, dict[str, Any]]:
     """`fit_population` on examples that are read while it trains; runs on the host.
 
@@ -77,7 +79,7 @@ def fit_population_streamed(
 
     Args:
       step: from `make_step`.
-      states: from `init_population`, or what an earlier call returned; they are copied.
+      states: from `init_population`, or what an earlier call returned; see `donate`.
       data: only the rows that are drawn are read.
       sampler: of the split, such as `Recipe.make_sampler` makes.
       num_epochs: at least 1.
@@ -95,6 +97,7 @@ def fit_population_streamed(
         default. Runs with equal keys share the rows that they draw.
       on_epoch: `on_epoch(states, record)` after every epoch, with this epoch's history `[P, ...]`.
         Training goes on in the memory of `states.train`: copy what is kept.
+      donate: train in the memory of `states`, which cannot be used any more; else in a copy.
 
     Returns:
       `(states, history)` as of `fit_population`.
@@ -107,13 +110,14 @@ def fit_population_streamed(
     for name, value in (("num_epochs", num_epochs), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    numbers, measured = data.split_rows(split), data.split_rows(measure_split or split)
+    check_rows(states, len(numbers))
     num_runs = len(states.epoch)
     mesh = candidate_mesh(jax.devices()[:num_runs]) if mesh is None else mesh
     window_bytes = device_budget() // 4 if window_bytes is None else window_bytes
     how = _How(step, sampler, num_steps, augment, measure_fn, chunk_size, mesh)
-    states, mask, active = _settle(states, mask, active, mesh)
+    states, mask, active = _settle(states, mask, active, mesh, donate)
     frozen = everywhere(frozen, mesh)
-    measured = data.splits[measure_split or split]
     mine = functools.partial(_first, num_runs)
     records = []
     for _ in range(num_epochs):
@@ -123,7 +127,7 @@ def fit_population_streamed(
             if measure_fn is not None:
                 sums = _measure(how, states, active, data, measured, window_bytes)
             states, record, draws = _begin_round(states, sums, number, how)
-            windows = _read_windows(how, draws, active, data, data.splits[split], window_bytes)
+            windows = _read_windows(how, draws, active, data, numbers, window_bytes)
             states, loss = _train_round(how, states, mask, active, frozen, draws, windows)
             losses.append(loss)
         records.append(mine(record | {"loss": jnp.stack(losses).mean(0)}))
@@ -159,22 +163,27 @@ def stream_map(
     """
     jitted: Any = jax.jit(fn)
     batch_bytes = device_budget() // 4 if batch_bytes is None else batch_bytes
-    numbers = data.splits[split]
-    read = lambda piece: jax.device_put(_rows(data, numbers[slice(*piece)]).inputs)
+    numbers = data.split_rows(split)
+    read = lambda piece: jax.device_put(data.rows(numbers[slice(*piece)]).inputs)
     pieces = _pieces(data, numbers, batch_bytes)
     results = [jax.device_get(jitted(inputs, *args)) for inputs in _ahead(read, pieces)]
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis), *results)
 
 
-def _settle(states: FitState, mask: Any, active: Any, mesh: Mesh) -> tuple[FitState, Any, Any]:
-    """Copies on the devices that train them, filled up with idle runs to a multiple of these."""
+def _settle(
+    states: FitState, mask: Any, active: Any, mesh: Mesh, donate: bool
+) -> tuple[FitState, Any, Any]:
+    """On the devices that train them, filled up with idle runs to a multiple of these."""
     num_runs = len(states.epoch)
     missing = -num_runs % mesh.size
     rows = np.minimum(np.arange(num_runs + missing), num_runs - 1)
     if missing or active is not None:
         active = np.ones(num_runs, bool) if active is None else np.asarray(active)
         active = np.pad(active, (0, missing))
-    states, mask = _take((states, mask), rows)
+    if missing or not donate:
+        states = _take(states, rows)
+    if missing:
+        mask = _take(mask, rows)
     place = lambda tree: None if tree is None else spread(tree, mesh)
     return spread(states, mesh), place(mask), place(active)
 
@@ -272,7 +281,7 @@ def _measure(
 ) -> CellSums:
     """Cell sums of all runs over a whole split."""
     sums = jax.tree.map(jnp.zeros_like, states.running)
-    read = lambda piece: everywhere(_rows(data, numbers[slice(*piece)]), how.mesh)
+    read = lambda piece: everywhere(data.rows(numbers[slice(*piece)]), how.mesh)
     for examples in _ahead(read, _pieces(data, numbers, batch_bytes)):
         sums = jax.block_until_ready(_add_cells(states, sums, active, examples, how))
     return sums
@@ -354,17 +363,17 @@ def _row_bytes(data: Dataset) -> int:
     return int(np.prod(data.inputs.shape[1:])) * data.inputs.dtype.itemsize + 8
 
 
-def _rows(data: Dataset, numbers: np.ndarray, size: int | None = None) -> Examples:
-    """The examples `numbers` of a data set as new arrays, filled up to `size` with zeros."""
+def _rows(data: Dataset, numbers: np.ndarray, size: int) -> Examples:
+    """The examples `numbers` of a data set, filled up to `size` with zeros."""
 
-    def read(array: np.ndarray) -> np.ndarray:
-        if size is None:
-            return np.asarray(array[numbers])
-        filled = np.zeros((size, *array.shape[1:]), array.dtype)
-        filled[: len(numbers)] = array[numbers]
+    def fill(values: np.ndarray) -> np.ndarray:
+        if len(values) == size:
+            return values
+        filled = np.zeros((size, *values.shape[1:]), values.dtype)
+        filled[: len(values)] = values
         return filled
 
-    return Examples(read(data.inputs), read(data.labels), read(data.group))
+    return jax.tree.map(fill, data.rows(numbers))
 
 
 def _ahead(read: Callable[[Any], Any], pieces: list[Any]) -> Iterator[Any]:

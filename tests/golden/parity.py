@@ -1,0 +1,99 @@
+"""Networks with the numbers that reference libraries had, and the logits these gave."""
+
+import json
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from fairjax.models import Model, Weights, image_model, load_weights
+from tests.golden.filling import filled, noise
+
+GOLDEN = pathlib.Path(__file__).parent / "models.npz"
+NUM_CLASSES = 5
+
+
+class Case(NamedTuple):
+    """One network as one library has it, with what differs from the network of that name."""
+
+    source: str
+    name: str
+    overrides: dict = {}
+    variant: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.source}/{self.name}{self.variant and ' ' + self.variant}"
+
+
+CASES = (
+    Case("timm", "vit_tiny_patch16_224"),
+    Case("timm", "vit_base_patch16_224"),
+    Case("timm", "vit_base_patch16_clip_224"),
+    Case("timm", "vit_base_patch16_clip_quickgelu_224", {"depth": 2}),
+    Case("timm", "vit_base_patch16_224.dino"),
+    Case("timm", "vit_base_patch16_224.mae"),
+    Case("timm", "vit_huge_patch14_224", {"depth": 2}),
+    Case("timm", "vit_tiny_patch16_224", {"depth": 2, "pool": "mean"}, "mean"),
+    Case("timm", "vit_tiny_patch16_224", {"depth": 2, "image_size": 96}, "at 96"),
+    Case("timm", "resnet18"),
+    Case("timm", "resnet50"),
+    Case("timm", "vgg11"),
+    Case("timm", "vgg11_bn"),
+    Case("torchvision", "resnet18"),
+    Case("torchvision", "resnet34"),
+    Case("torchvision", "resnet50"),
+    Case("torchvision", "vgg11"),
+    Case("torchvision", "vgg11_bn"),
+    Case("transformers", "vit_tiny_patch16_224", {"norm_eps": 1e-12}),
+    Case("transformers_memory", "vit_tiny_patch16_224", {"norm_eps": 1e-12}),
+    Case("transformers", "resnet18"),
+    Case("transformers", "resnet50"),
+    Case("vision_transformer", "vit_tiny_patch16_224", {"depth": 2}),
+    Case("big_vision", "vit_tiny_patch16_224", {"depth": 2}),
+)
+
+
+def golden() -> dict[str, np.ndarray]:
+    """Everything the reference libraries computed."""
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+def images(size: int, batch: int = 2) -> jax.Array:
+    """The images the reference libraries saw, `[batch, size, size, 3]`."""
+    return jnp.asarray(noise("images", (batch, size, size, 3)))
+
+
+def write_like_library(case: Case, references: dict[str, np.ndarray], folder: str) -> pathlib.Path:
+    """The weight file that library would write, with numbers that depend on the names only."""
+    shapes = json.loads(str(references[f"{case.key}/shapes"]))
+    tensors = {name: filled(name, tuple(shape)) for name, shape in shapes.items()}
+    if case.source in ("vision_transformer", "big_vision"):
+        path = pathlib.Path(folder) / "weights.npz"
+        np.savez(path, **tensors)  # pyright: ignore[reportArgumentType]
+    else:
+        path = pathlib.Path(folder) / "weights.safetensors"
+        save_file(tensors, path)
+    return path
+
+
+def load(case: Case, references: dict[str, np.ndarray]) -> tuple[Model, Weights]:
+    """The network of a case with that library's numbers."""
+    model = image_model(case.name, NUM_CLASSES, **case.overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_like_library(case, references, folder)
+        return model, load_weights(path, model, jax.random.key(0))
+
+
+def logit_error(case: Case, references: dict[str, np.ndarray]) -> float:
+    """Largest difference of any logit, relative to the largest logit."""
+    model, weights = load(case, references)
+    inputs = images(model.config.image_size)
+    logits, _, _ = jax.jit(model.apply)(weights.params, weights.batch_stats, inputs)
+    expected = references[f"{case.key}/logits"]
+    return float(np.max(np.abs(logits - expected)) / np.max(np.abs(expected)))
