@@ -73,7 +73,7 @@ def test_shipped_weights_are_small_half_precision_files(name):
 
 
 def test_a_name_without_weights_is_refused():
-    with pytest.raises(ValueError, match="no weights ship for 'resnet18'; they do for vgg_micro"):
+    with pytest.raises(ValueError, match="no weights ship for resnet18, they do for vgg_micro"):
         load_pretrained("resnet18", 2, KEY)
 
 
