@@ -17,20 +17,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from experiments.cli import Count, Hidden, Seed, check_numbers, phase, table
 from experiments.files import write_atomically
 from experiments.run import data_summary, main
 from fairjax.data import SPLITS, Dataset
-from fairjax.data.augment import color_jitter, compose, random_resized_crop
 from fairjax.data.image_tables import ImageTable, image_dataset
 from fairjax.data.lesion_files import check_folder, write_lesions
 from fairjax.data.lesions import synthetic_lesions
 from fairjax.data.named import RECIPES, Recipe, read_named
-
-_GALLERY_ROWS, _GALLERY_COLUMNS = 12, 6
+from fairjax.report import save_gallery
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,48 +165,6 @@ def _write_split(path: Path, root: Path, table: ImageTable, data: Dataset, split
                     image.stem if table.ids is None else table.ids[row],
                 ]
             )
-
-
-def save_gallery(path: Path, data: Dataset) -> None:
-    """Training samples per label x group, as they are and after augmentation, as a PNG."""
-    from matplotlib.figure import Figure
-
-    rows = data.splits["train"]
-    cells = [
-        (y, g, rows[(data.labels[rows] == y) & (data.group[rows] == g)][:_GALLERY_COLUMNS])
-        for y in range(data.num_classes)
-        for g in range(data.num_groups)
-    ]
-    cells = [cell for cell in cells if len(cell[2])][:_GALLERY_ROWS]
-    augment = jax.jit(
-        compose(
-            random_resized_crop(data.inputs.shape[1], flip=0.5),
-            color_jitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        )
-    )
-    side, gap = data.inputs.shape[1], 2
-    width = 2 * _GALLERY_COLUMNS * (side + gap) + side // 2
-    canvas = np.full((len(cells) * (side + gap), width, 3), 255, np.uint8)
-    for i, (_, _, picked) in enumerate(cells):
-        images = np.zeros((_GALLERY_COLUMNS, side, side, 3), np.uint8)
-        images[: len(picked)] = data.inputs[picked]
-        after = np.asarray(augment(jax.random.key(0), jnp.asarray(images)))
-        after = np.round(255 * after).astype(np.uint8)
-        top = i * (side + gap)
-        for j in range(len(picked)):
-            left = j * (side + gap)
-            canvas[top : top + side, left : left + side] = images[j]
-            left += width - _GALLERY_COLUMNS * (side + gap)
-            canvas[top : top + side, left : left + side] = after[j]
-    figure = Figure(figsize=(2 * _GALLERY_COLUMNS + 3, len(cells) + 0.8), dpi=100)
-    axes = figure.subplots()
-    axes.imshow(canvas)
-    axes.set_xticks([])
-    names = [f"{data.label_names[y]}, {data.group_names[g]}" for y, g, _ in cells]
-    axes.set_yticks((np.arange(len(cells)) + 0.5) * (side + gap), names, fontsize=8)
-    axes.set_frame_on(False)
-    axes.set_title(f"{data.name}: as stored (left), augmented (right)", fontsize=9)
-    figure.savefig(path, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -39,22 +39,12 @@ LESIONS = Data(num_train=3200, num_val=4800, num_test=9600, balance=("val", "tes
 
 
 @dataclasses.dataclass(frozen=True)
-class Seeds:
-    """What is drawn at random, apart from the data (--data.seed)."""
-
-    start: cli.Seed = 0
-    """of the classifier or network that a baseline begins with; seeds take those that follow"""
-    batches: cli.Seed = 0
-    """of the orders of examples and the scores, likewise"""
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """Sensitive-channel pruning of an image network."""
 
     about: cli.Hidden = ""
     data: Data = LESIONS
-    seeds: Seeds = Seeds()
+    seeds: cli.Seeds = cli.Seeds()
     model: str = "vgg_micro"
     image_size: cli.Count = 64
     weights: Path | None = None

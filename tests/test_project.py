@@ -39,7 +39,7 @@ LEVELS = {
 # What may be imported from a room of the same level, by which rooms.
 SAME_LEVEL = {"trees": {"models"}, "sampling": {"fairbatch"}}
 
-MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 3_000  # lines
+MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 3_250  # lines
 LONGER_FILES: dict[str, str] = {}  # "fairjax/room/file.py": "the reason"
 LONGER_FUNCTIONS: dict[str, str] = {}  # "fairjax/room/file.py::function": "the reason"
 
