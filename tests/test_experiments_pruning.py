@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import pruning as experiment
+from experiments.cli import Seeds
 from experiments.data import Data, load_data
 from experiments.pruning import ROWS
 from experiments.run import Run, main
@@ -84,15 +85,15 @@ def test_seeds_of_start_and_batches_are_apart():
         experiment.start_weights(config, model, seed).params["head"]["kernel"]
         for config, seed in (
             (SMALL, 1),
-            (dataclasses.replace(SMALL, seeds=experiment.Seeds(start=1)), 0),
-            (dataclasses.replace(SMALL, seeds=experiment.Seeds(batches=1)), 0),
+            (dataclasses.replace(SMALL, seeds=Seeds(start=1)), 0),
+            (dataclasses.replace(SMALL, seeds=Seeds(batches=1)), 0),
         )
     ]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[0], kernels[2])
     keys = [
         jax.random.key_data(experiment.batch_key(dataclasses.replace(SMALL, seeds=seeds), 0))
-        for seeds in (experiment.Seeds(), experiment.Seeds(start=1), experiment.Seeds(batches=1))
+        for seeds in (Seeds(), Seeds(start=1), Seeds(batches=1))
     ]
     np.testing.assert_array_equal(keys[0], keys[1])
     assert not np.array_equal(keys[0], keys[2])
