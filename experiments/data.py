@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
+from experiments.cli import Count, Positive, Range, Seed
 from fairjax.data import (
     SPLITS,
     Dataset,
@@ -72,7 +73,7 @@ class Data:
     """rows with missing features (csv table)"""
     unknown: Literal["drop", "group"] = "drop"
     """rows whose sensitive attribute is unknown (named sets, csv with images)"""
-    age_cuts: tuple[float, ...] = ()
+    age_cuts: tuple[Positive, ...] = ()
     """ages that end a band, for a sensitive attribute in years (csv with images)"""
     window: tuple[float, float] | None = None
     """values that become black and white, for images that are not 8 bits (csv with images)"""
@@ -88,20 +89,20 @@ class Data:
     """where decoded images are kept"""
     allow_small_groups: bool = False
     """accept groups that lack rows (tables: or a class) in a split"""
-    num_train: int | None = None
+    num_train: Count | None = None
     """rows of the synthetic sets: 400 images, multiples of 4, as photographs of one lesion stay
     together; 2,000 rows of synthetic"""
-    num_val: int | None = None
+    num_val: Count | None = None
     """1,200 images (dark skin is rare, a smaller split holds too few malignant lesions on it) or
     1,000 rows"""
-    num_test: int | None = None
+    num_test: Count | None = None
     """1,200 images or 10,000 rows (1,000 leave a rate's gap a standard error of 0.03)"""
-    height: int = 150
+    height: Annotated[int, Range(16, 10_000)] = 150
     """of the files that lesions_jpeg draws, which are 4 / 3 as wide"""
     balance: tuple[Literal["train", "val", "test"], ...] = ()
     """splits that keep as many rows of each group as the smallest has: what a metric within
     groups gains from more of the others is little"""
-    seed: int = 0
+    seed: Seed = 0
     """of what is drawn: synthetic sets and splits; 0 gives a named set its published split"""
 
 

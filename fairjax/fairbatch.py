@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from fairjax.losses import cross_entropy, predictions
 from fairjax.metrics.counts import check_choice
@@ -73,8 +73,8 @@ class FairBatchState(NamedTuple):
 
 def fairbatch(
     *,
-    labels: Int[np.ndarray | Array, " N"],
-    group: Int[np.ndarray | Array, " N"],
+    labels: Integer[np.ndarray | Array, " N"],
+    group: Integer[np.ndarray | Array, " N"],
     num_classes: int,
     num_groups: int,
     batch_size: int,

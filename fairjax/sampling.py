@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 
 class Rows(NamedTuple):
@@ -72,8 +72,8 @@ class PlainState(NamedTuple):
 
 def shuffled(
     *,
-    labels: Int[np.ndarray | Array, " N"],
-    group: Int[np.ndarray | Array, " N"],
+    labels: Integer[np.ndarray | Array, " N"],
+    group: Integer[np.ndarray | Array, " N"],
     num_classes: int,
     num_groups: int,
     batch_size: int,
@@ -125,8 +125,8 @@ def shuffled(
 
 def class_balanced(
     *,
-    labels: Int[np.ndarray | Array, " N"],
-    group: Int[np.ndarray | Array, " N"],
+    labels: Integer[np.ndarray | Array, " N"],
+    group: Integer[np.ndarray | Array, " N"],
     num_classes: int,
     num_groups: int,
     batch_size: int,
@@ -168,11 +168,11 @@ def class_balanced(
 
 def arrange_rows(
     *,
-    labels: Int[np.ndarray | Array, " N"],
-    group: Int[np.ndarray | Array, " N"],
+    labels: Integer[np.ndarray | Array, " N"],
+    group: Integer[np.ndarray | Array, " N"],
     num_classes: int,
     num_groups: int,
-    rows: Int[np.ndarray, " n"] | None = None,
+    rows: Integer[np.ndarray, " n"] | None = None,
 ) -> Rows:
     """The rows that a run may draw, sorted by cell; runs on the host.
 
@@ -363,6 +363,6 @@ def largest_remainder(expected: jax.Array, total: int) -> jax.Array:
     return floor.astype(jnp.int32) + up.astype(jnp.int32)
 
 
-def select(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+def select(condition: jax.Array, a: Any, b: Any) -> jax.Array:
     """`jnp.where` for a scalar condition, which may be traced."""
     return jax.lax.select(jnp.broadcast_to(condition, a.shape), a, b)

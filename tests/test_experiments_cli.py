@@ -99,13 +99,13 @@ def test_numbers_that_make_sense_pass():
 ALLOWED = {
     (experiment, option, 0)
     for experiment, options in {
-        "fairbatch": ("data.seed",),
+        "fairbatch": ("data.seed", "weight_decay"),
         "fairtune": ("data.seed", "worker", "warmup_epochs", "weight_decay", "label_smoothing"),
         "pruning": ("data.seed", "trade_offs", "max_accuracy_drop", "weight_decay"),
-        "pretrain": ("seed", "weight_decay"),
+        "pretrain": ("weight_decay", "seeds.data"),
         "prepare": ("seed",),
     }.items()
-    for option in options
+    for option in (*options, *(() if experiment == "prepare" else ("seeds.start", "seeds.batches")))
 }
 
 

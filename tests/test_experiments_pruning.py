@@ -109,7 +109,7 @@ def test_seeds_of_start_and_batches_are_apart():
         ("scores must be at least one, each once", {"scores": ()}),
         ("num_train must be a positive multiple of 4", {"data": Data(num_train=6)}),
         (
-            "val split has fewer than two classes in every group",
+            "split has fewer than two classes in every group",
             {"data": Data(num_train=40, num_val=8, num_test=12)},
         ),
         ("disparity must be one of", {"disparity": "gap"}),

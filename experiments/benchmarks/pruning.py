@@ -146,26 +146,7 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
     def row(name: str, share_prefix: bool, notes: str) -> dict[str, Any]:
         forwards = theirs(share_prefix)
         times = paired(lambda: jitted(params, plans, data), forwards, repeats=repeats)
-        expected = forwards().numpy()
-        measure = jax.jit(
-            jax.vmap(
-                lambda logits: pruning.pruning_metrics(
-                    logits, labels=data.labels, group=data.group, num_groups=2
-                )
-            )
-        )
-        pairs = zip(
-            *map(jax.tree.leaves, (jitted(params, plans, data), measure(jnp.asarray(expected)))),
-            strict=True,
-        )
-        quality = {
-            "max_relative_logit_difference": float(
-                np.abs(ours - expected).max() / np.abs(expected).max()
-            ),
-            "max_metric_difference": max(
-                float(np.nanmax(np.abs(a - b), initial=0.0)) for a, b in pairs
-            ),
-        }
+        quality = _difference(ours, forwards().numpy(), jitted(params, plans, data), data)
         return claim(
             name,
             times,
@@ -183,6 +164,23 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
             "theirs: what lies below the pruned layer once, the rest once per plan, logits only",
         ),
     ]
+
+
+def _difference(
+    ours: np.ndarray, theirs: np.ndarray, table: dict[str, jax.Array], data: Examples
+) -> dict[str, float]:
+    """How far two sides' logits `[P, N, K]` and their metrics `table` are apart."""
+    measure = lambda logits: pruning.pruning_metrics(
+        logits, labels=data.labels, group=data.group, num_groups=2
+    )
+    expected = jax.jit(jax.vmap(measure))(jnp.asarray(theirs))
+    pairs = zip(jax.tree.leaves(table), jax.tree.leaves(expected), strict=True)
+    return {
+        "max_relative_logit_difference": float(np.abs(ours - theirs).max() / np.abs(theirs).max()),
+        "max_metric_difference": max(
+            float(np.nanmax(np.abs(a - b), initial=0.0)) for a, b in pairs
+        ),
+    }
 
 
 def slice_claim(quick: bool) -> dict[str, Any]:

@@ -133,12 +133,12 @@ def mask_search(
         raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
     if num_trials < 1 or num_slots < 1:
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
-    if len(objectives) > 1 and len(rungs.epochs) > 1:
-        raise ValueError("early stopping needs a single objective; set first_rung=None")
     facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
     studied = {"storage": storage, "fingerprint": facts, "worker": worker}
     studied |= {"first_masks": first_masks}
     chosen = _make_search(search, space, objectives, learning_rates, studied)
+    if len(objectives) > 1 and len(rungs.epochs) > 1:
+        raise ValueError("early stopping needs a single objective; set first_rung=None")
     program = _make_program(model, weights, data, recipe, space, objectives, rungs, key)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
     return _assemble(chosen, program, rungs, sizes, chunk_size)
