@@ -53,11 +53,11 @@ def test_a_split_that_chunks_do_not_divide_is_not_copied():
 
 
 def test_batches_are_sized_by_what_the_network_takes():
-    assert evaluation_batch_size(MODEL, INPUTS) == (1 << 24) // 12
+    assert evaluation_batch_size(MODEL, INPUTS) == (3 << 20) // 12
     model = image_model("vit_micro", 2)
     for size in (64, 512):  # resized to 64 either way
         stored = jax.ShapeDtypeStruct((9, size, size, 3), jnp.uint8)
-        assert evaluation_batch_size(model, stored) == (1 << 24) // (4 * 64 * 64 * 3)
+        assert evaluation_batch_size(model, stored) == (3 << 20) // (4 * 64 * 64 * 3)
 
 
 @pytest.mark.parametrize("batch_size", [0, -3])

@@ -60,7 +60,7 @@ def predict(
 
 
 def evaluation_batch_size(model: Model, inputs: Any) -> int:
-    """How many of `inputs [N, ...]` are evaluated at a time, by the bytes that the network takes."""
+    """How many of `inputs [N, ...]` are evaluated at a time, by the bytes that a network takes."""
     one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     taken = one if model.preprocess is None else jax.eval_shape(model.preprocess, one)
     limit = _EVALUATED_BYTES.get(jax.default_backend(), _ELSEWHERE)
