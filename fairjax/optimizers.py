@@ -72,7 +72,7 @@ def _relative(
         "constant": lambda: optax.constant_schedule(1.0),
         "cosine": lambda: optax.cosine_decay_schedule(1.0, num_steps),
         "step": lambda: optax.piecewise_constant_schedule(
-            1.0, {math.ceil(drop * num_steps): 0.1 for drop in drops}
+            1.0, {math.ceil(drop * num_steps - 1e-9): 0.1 for drop in drops}
         ),
         "exponential": lambda: optax.exponential_decay(1.0, num_steps, 0.01, end_value=0.01),
     }[schedule]()
