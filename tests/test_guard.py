@@ -42,7 +42,10 @@ def run(code, flags=""):
 
 
 def affected(jaxlib="0.10.2"):
-    return f"import importlib.metadata as m; m.version = lambda name: {jaxlib!r}\n"
+    return (
+        "import importlib.metadata as m; real = m.version\n"
+        f"m.version = lambda name: {jaxlib!r} if name == 'jaxlib' else real(name)\n"
+    )
 
 
 def test_large_sums_under_jit_are_right():
@@ -83,7 +86,7 @@ def test_a_jax_that_has_started_is_warned_of_once_with_what_to_do():
     code = "import jax; jax.devices()\nimport fairjax, fairjax.train, fairjax.metrics\n" + SHOW
     done = run(affected() + code)
     assert done.stderr.count("RuntimeWarning") == 1
-    assert "<string>:3: RuntimeWarning: jaxlib 0.10.2 may compute wrong sums on CPU" in done.stderr
+    assert "<string>:4: RuntimeWarning: jaxlib 0.10.2 may compute wrong sums on CPU" in done.stderr
     assert f"import fairjax before using JAX, or set XLA_FLAGS={FLAG}=-reduce" in done.stderr
     assert done.stdout == "\n"  # too late: nothing is changed
 
