@@ -1,12 +1,14 @@
 """Splits keep their shares, cover every row once and never cut a patient in two."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from fairjax.data import split_by_id, stratified_split
+from fairjax.data import SPLITS, Dataset, folds, resplits, split_by_id, stratified_split
 
 NAMES = ("train", "val", "test")
 
@@ -120,3 +122,92 @@ def test_split_by_id_refuses_shares_and_sizes_that_cannot_work():
         split_by_id(np.array([1, 1, 2, 2]))
     with pytest.raises(ValueError, match="leaves 1 of 3 ids"):
         split_by_id(np.arange(3))
+
+
+def drawn_anew(ids=None, fixed_test=False, count=120):
+    """Two classes and two groups, one of them rare; an eighth of the rows are in no split."""
+    draw = np.random.default_rng(0)
+    order = draw.permutation(count).astype(np.int32)
+    if ids is not None:  # whole ids in every split
+        order = np.argsort(ids, kind="stable").astype(np.int32)
+    cuts = np.split(order, [count // 2, 5 * count // 8, 7 * count // 8])
+    return Dataset(
+        name="toy",
+        inputs=draw.random((count, 2)).astype(np.float32),
+        labels=draw.integers(0, 2, count).astype(np.int32),
+        group=(draw.random(count) < 0.3).astype(np.int32),
+        label_names=("no", "yes"),
+        group_names=("a", "b"),
+        splits=dict(zip(SPLITS, cuts[:3], strict=True)),
+        ids=ids,
+        fixed_test=fixed_test,
+    )
+
+
+def test_folds_cut_train_and_val_and_never_touch_test():
+    data = drawn_anew()
+    pool = np.concatenate([data.splits["train"], data.splits["val"]])
+    drawn = folds(data, 5)
+    assert drawn.left_out(data) == 0
+    np.testing.assert_array_equal(np.sort(drawn.val.reshape(-1)), np.sort(pool))
+    for train, val, test in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, val])), np.sort(pool))
+        np.testing.assert_array_equal(test, data.splits["test"])
+    again, other = folds(data, 5), folds(data, 5, seed=1)
+    assert (again.val == drawn.val).all() and (other.val != drawn.val).any()
+
+
+def test_every_fold_and_split_has_its_share_of_every_cell():
+    data = drawn_anew(count=480)
+    cells = data.labels * 2 + data.group
+    for drawn in (folds(data, 4), resplits(data, 3)):
+        for part in drawn:
+            counts = np.stack([np.bincount(cells[rows], minlength=4) for rows in part])
+            assert np.ptp(counts, axis=0).max() <= 1 or part is drawn.test
+
+
+def test_rows_of_an_id_stay_in_one_fold_and_in_one_part_of_a_split():
+    ids = np.arange(480) // 3
+    data = drawn_anew(ids, count=480)
+    for train, val, _ in zip(*folds(data, 4), strict=True):
+        assert not np.intersect1d(ids[train], ids[val]).size
+    drawn = resplits(data, 4)
+    assert 0 <= drawn.left_out(data) < 30
+    for parts in zip(*drawn, strict=True):
+        of_part = [np.unique(ids[rows]) for rows in parts]
+        assert len(np.unique(np.concatenate(of_part))) == sum(map(len, of_part))
+
+
+def test_resplits_keep_sizes_shares_and_a_test_split_that_was_given():
+    data = drawn_anew()
+    drawn = resplits(data, 6)
+    used = np.sort(np.concatenate([data.splits[split] for split in SPLITS]))
+    for parts in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), used)
+    assert len(np.unique(drawn.test, axis=0)) == 6
+    given = resplits(drawn_anew(fixed_test=True), 6)
+    assert (given.test == data.splits["test"]).all() and len(np.unique(given.train, axis=0)) == 6
+
+
+def test_too_many_folds_or_a_cell_that_a_fold_lacks_are_refused():
+    data = drawn_anew(np.searchsorted([60, 75, 105], np.arange(120), side="right"))
+    with pytest.raises(ValueError, match="hold 2 ids, too few for 3 folds"):
+        folds(data, 3)
+    rare = drawn_anew()
+    labels = np.zeros(120, np.int32)
+    labels[rare.splits["train"][:3]] = 1
+    rare = dataclasses.replace(rare, labels=labels)
+    with pytest.raises(ValueError, match="part . of 4 has no rows of class 'yes' in group"):
+        folds(rare, 4)
+    for wrong in (1, True, 2.0):
+        with pytest.raises(ValueError, match="at least 2, got"):
+            folds(data, wrong)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        resplits(data, 0)
+
+
+def test_a_dataset_refuses_an_id_in_two_splits():
+    with pytest.raises(ValueError, match="toy: id '0' is in train and"):
+        dataclasses.replace(drawn_anew(), ids=np.zeros(120, int))
+    with pytest.raises(ValueError, match=r"ids must be one per row, \(120,\), got \(3,\)"):
+        dataclasses.replace(drawn_anew(), ids=np.arange(3))

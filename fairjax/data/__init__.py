@@ -11,7 +11,10 @@ from fairjax.data.lesions import lesions_dataset as lesions_dataset
 from fairjax.data.lesions import synthetic_lesions as synthetic_lesions
 from fairjax.data.named import load_named as load_named
 from fairjax.data.named import read_named as read_named
+from fairjax.data.splits import Splits as Splits
 from fairjax.data.splits import balance_groups as balance_groups
+from fairjax.data.splits import folds as folds
+from fairjax.data.splits import resplits as resplits
 from fairjax.data.splits import split_by_id as split_by_id
 from fairjax.data.splits import stratified_split as stratified_split
 from fairjax.data.synthetic import synthetic_gaussians as synthetic_gaussians

@@ -40,9 +40,14 @@ class Dataset:
       splits: for each of "train", "val", "test" the int32 row numbers, disjoint.
       feature_names: D column names, empty for images.
       notes: what reading did to the data (rows dropped, values imputed), one sentence each.
+      ids: `[N]`, any sortable dtype: rows of equal ids (a patient's) never straddle splits; None
+        where every row stands alone.
+      fixed_test: whether the test split was given (a published one, or drawn from elsewhere) and
+        must stay as it is when splits are drawn anew.
 
     Raises:
-      ValueError: lengths disagree, an id is outside its names, or splits are absent or overlap.
+      ValueError: lengths disagree, an id is outside its names, splits are absent or overlap, or
+        rows of one id are in several.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Dataset:
     splits: dict[str, Integer[np.ndarray, " _"]]
     feature_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ids: Shaped[np.ndarray, " N"] | None = None
+    fixed_test: bool = False
 
     def __post_init__(self):
         for field in ("inputs", "labels", "group"):
@@ -80,6 +87,21 @@ class Dataset:
         rows = np.concatenate([self.splits[split] for split in SPLITS])
         if len(np.unique(rows)) != len(rows):
             raise ValueError(f"{self.name}: splits share rows")
+        if self.ids is not None:
+            self._check_ids(self.ids)
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        """Raises ValueError unless there is an id per row and none is in two splits."""
+        if ids.shape != (len(self.inputs),):
+            raise ValueError(
+                f"{self.name}: ids must be one per row, ({len(self.inputs)},), got {ids.shape}"
+            )
+        owners = [np.unique(ids[self.splits[split]]) for split in SPLITS]
+        values, counts = np.unique(np.concatenate(owners), return_counts=True)
+        if (counts > 1).any():
+            first = values[counts > 1][0]
+            where = [s for s, own in zip(SPLITS, owners, strict=True) if first in own]
+            raise ValueError(f"{self.name}: id {str(first)!r} is in {' and '.join(where)}")
 
     def _check_rows(self, rows: np.ndarray, what: str) -> None:
         """Raises ValueError unless `rows` are whole numbers in [0, N)."""

@@ -211,6 +211,8 @@ def image_dataset(
         label_names=table.label_names,
         group_names=group_names,
         splits=splits,
+        ids=table.ids,
+        fixed_test=table.splits is not None,
     )
     notes += _check_groups(data, allow_small_groups)
     return dataclasses.replace(data, notes=(*table.notes, *notes))

@@ -378,4 +378,5 @@ def lesions_dataset(
         group_names=GROUP_NAMES,
         splits={split: np.flatnonzero(rows).astype(np.int32) for split, rows in cuts.items()},
         notes=("synthetic images, no patients",),
+        ids=lesions.lesion,
     )

@@ -320,6 +320,8 @@ def _to_dataset(
         group_names=group_names,
         splits=splits,
         feature_names=tuple(feature_names),
+        ids=None if roles.id_column is None else _read_ids(table, roles.id_column),
+        fixed_test=isinstance(split, (str, np.ndarray)),
     )
     notes += _check_cells(data, table.files[0], allow_small_groups)
     return dataclasses.replace(data, notes=tuple(notes))
