@@ -1,4 +1,4 @@
-"""FairBatch beside plain training, all criteria, signals and seeds as one compiled population.
+"""FairBatch beside plain training: all criteria, signals, splits and seeds as one population.
 
     python -m experiments.fairbatch                      Adult by sex; 2 CPU cores: 30 s
     python -m experiments.fairbatch --update-every 5     shares move every 5 batches
@@ -15,6 +15,7 @@ with the measured rates (`equal_opportunity@rate`).
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -28,19 +29,19 @@ from experiments.data import Data, load_data
 from experiments.files import named_errors, replacing
 from experiments.run import Run, main, timed
 from fairjax import report
-from fairjax.data import Dataset
+from fairjax.data import SPLITS, Dataset, Splits, resplits
 from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, fairbatch
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
 from fairjax.report.fairbatch import fairbatch_figures, fairbatch_sentence
-from fairjax.sampling import BatchSampler
+from fairjax.sampling import BatchSampler, arrange_rows
 from fairjax.train import (
     FitState,
     Recipe,
     fit_population,
     init_population,
     measure_cells,
-    population_logits,
+    predict,
     seed_keys,
 )
 from fairjax.train.loop import check_cadence
@@ -66,9 +67,14 @@ class Config:
     update_every: cli.Count | None = None
     """move the shares every that many batches, by the signal in those batches alone; must divide
     the batches of an epoch. By default before every epoch, by a full pass (published)"""
-    num_seeds: cli.Count = 10
-    num_epochs: cli.Count = 60
-    batch_size: cli.Count = 500
+    num_splits: cli.Count | None = None
+    """splits drawn anew, stratified on (label, group); 10 by default, or 1 where test was given"""
+    num_seeds: cli.Count = 2
+    """starts and orders of batches on each split"""
+    num_epochs: cli.Count | None = None
+    """as many as 2,700 steps take"""
+    batch_size: cli.Count | None = None
+    """a 45th of the training rows, at least 32"""
     learning_rate: cli.Positive = 0.005
     optimizer: Optimizer = "adamw"
     """without weight decay adamw is the published Adam"""
@@ -100,6 +106,8 @@ PRESETS = {
     "synthetic": Config(
         about="the paper's synthetic set and settings; 20 s on 2 cores",
         data=Data("synthetic"),
+        num_splits=1,
+        num_seeds=10,
         num_epochs=450,
         batch_size=100,
         learning_rate=0.0005,
@@ -108,7 +116,6 @@ PRESETS = {
     "compas": Config(
         about="COMPAS by sex: --data.csv is ProPublica's compas-scores-two-years.csv",
         data=Data("compas"),
-        batch_size=200,
     ),
     "csv": Config(
         about="a table of yours: --data.csv, --data.label, --data.sensitive", data=Data("csv")
@@ -116,7 +123,7 @@ PRESETS = {
     "smoke": Config(
         about="seconds, for tests",
         data=Data("synthetic"),
-        num_seeds=2,
+        num_splits=2,
         num_epochs=4,
         batch_size=100,
         num_replicates=20,
@@ -133,6 +140,7 @@ SHOWN = (
     "demographic_parity_difference",
     "demographic_parity_deviation",
 )
+NUM_STEPS = 2_700  # what logistic regression on Adult takes until its loss is flat
 COMPARED = (*SHOWN, "worst_group_auc", "auc_gap")
 NUM_CALLS = 10  # compiled calls that a run is cut into, a checkpoint after each
 
@@ -143,9 +151,10 @@ class Task(NamedTuple):
     config: Config
     run: Run
     data: Dataset
+    splits: Splits
     model: Model
     params: Any
-    """Initial parameters of every seed, leaves `[S, ...]`."""
+    """Initial parameters of every split and seed, leaves `[F * S, ...]`."""
     recipe: Recipe
     sampler: BatchSampler
 
@@ -157,36 +166,48 @@ def prepare_run(config: Config):
         raise ValueError(
             "--update-every takes the signal from training batches; leave --signal-split out"
         )
+    run = Run("fairbatch", config, out=config.out, resume=config.resume)
+    cli.phase(f"reading {config.data.source}")
+    data = load_data(config.data)
+    splits = draw_splits(config, data)
+    num_rows = splits.train.shape[1]
+    batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45))
     recipe = Recipe(
-        num_epochs=config.num_epochs,
-        batch_size=config.batch_size,
+        num_epochs=config.num_epochs or -(-NUM_STEPS // max(1, num_rows // batch_size)),
+        batch_size=batch_size,
         optimizer=config.optimizer,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
         weight_decay=config.weight_decay,
     )
-    run = Run("fairbatch", config, out=config.out, resume=config.resume)
-    cli.phase(f"reading {config.data.source}")
-    data = load_data(config.data)
-    examples = data.examples("train")
     sampler = fairbatch(
-        labels=examples.labels,
-        group=examples.group,
+        labels=data.labels,
+        group=data.group,
         num_classes=data.num_classes,
         num_groups=data.num_groups,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         draw=config.draw,
     )
+    sampler = sampler._replace(batches_per_epoch=num_rows // batch_size)
     check_cadence(sampler, config.update_every is None, config.update_every)
     sizes = data.inputs.shape[1], data.num_classes
     model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
-    task = Task(config, run, data, model, initial_params(config, model), recipe, sampler)
+    params = initial_params(config, model, data, len(splits.train))
+    task = Task(config, run, data, splits, model, params, recipe, sampler)
     return lambda: run_all(task)
 
 
-def initial_params(config: Config, model: Model) -> Any:
-    """Parameters of every seed, leaves `[S, ...]`: drawn, or read from an earlier run."""
-    keys = seed_keys(config.num_seeds, config.seeds.start)
+def draw_splits(config: Config, data: Dataset) -> Splits:
+    """Of every run: drawn anew, or the one that was read."""
+    num_splits = config.num_splits or (1 if data.fixed_test else 10)
+    if num_splits > 1:
+        return resplits(data, num_splits, config.data.seed)
+    return Splits(*(np.asarray(data.splits[split], np.int32)[None] for split in SPLITS))
+
+
+def initial_params(config: Config, model: Model, data: Dataset, num_splits: int) -> Any:
+    """Parameters of every split and seed, leaves `[F * S, ...]`: drawn, or of an earlier run."""
+    keys = jnp.tile(seed_keys(config.num_seeds, config.seeds.start), num_splits)
     params = jax.vmap(lambda key: model.init(key)[0])(keys)
     if config.pretrained is None:
         return params
@@ -194,16 +215,25 @@ def initial_params(config: Config, model: Model) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"--pretrained needs a finished run's folder: no {path}")
     with named_errors("read", path):
+        summary = json.loads((config.pretrained / "summary.json").read_text())
         saved = load_file(path)
+    if summary["data"]["fingerprint"] != data.fingerprint:
+        raise ValueError(
+            f"{config.pretrained} was trained on other data or another split, so that test rows "
+            "could be among what it was trained on"
+        )
 
     def pick(name: str, leaf: jax.Array) -> jax.Array:
         found = saved.get(f"plain/{name}")
-        if found is None or found.shape[1:] != leaf.shape[1:]:
+        if found is None or found.shape[1:] != leaf.shape[1:] or len(found) % num_splits:
             raise ValueError(
-                f"{path}: plain/{name} should have shape (seeds, {leaf.shape[1:]}), "
-                f"found {None if found is None else found.shape}; use the same data and --hidden"
+                f"{path}: plain/{name} should have shape ({num_splits} splits x seeds, "
+                f"{leaf.shape[1:]}), found {None if found is None else found.shape}; use the same "
+                "--num-splits and --hidden"
             )
-        return jnp.asarray(found[np.arange(config.num_seeds) % len(found)])
+        by_split = found.reshape(num_splits, -1, *found.shape[1:])
+        seeds = np.arange(config.num_seeds) % by_split.shape[1]
+        return jnp.asarray(by_split[:, seeds].reshape(leaf.shape))
 
     return map_named(pick, params)
 
@@ -225,20 +255,22 @@ def row_choices(config: Config) -> dict[str, dict[str, float]]:
 
 
 def run_all(task: Task) -> None:
-    """Train all rows and seeds as one population, judge them on test, write the folder."""
+    """Train all rows, splits and seeds as one population, judge on test, write the folder."""
     config, run, data = task.config, task.run.start(), task.data
     timing: dict[str, float] = {"compile_s": 0.0, "train_s": 0.0}
     rows, params = list(row_choices(config)), train(task, timing).train.params
-    logits = population_logits(task.model, params, {}, data, "test")
-    logits = logits.reshape(len(rows), config.num_seeds, *logits.shape[1:])
+    split = split_numbers(task)
+    logits = np.asarray(split_logits(task.model, params, data.inputs, task.splits.test[split]))
     compared = results.judge(
-        dict(zip(rows, logits, strict=True)),
+        dict(zip(rows, logits.reshape(len(rows), -1, *logits.shape[1:]), strict=True)),
         data,
         timing,
+        splits=task.splits,
         shown=COMPARED,
         num_replicates=config.num_replicates,
     )
     by_row, notes = report.summarise(rows, compared, data.group_names)
+    notes = [*split_notes(task), *loss_note(run.history()), *notes]
     save_models(run.folder / "models.safetensors", rows, params)
     cli.phase("drawing the report")
     results.show(
@@ -251,6 +283,7 @@ def run_all(task: Task) -> None:
         question="Does choosing batches by group make the model fairer, and at what accuracy?",
         answer=fairbatch_sentence(by_row, data.name),
         shown=SHOWN,
+        splits=task.splits,
         figures=fairbatch_figures(run.history(), by_row, config.criteria, data),
         legend=(
             "diff: largest gap between two groups; dev: largest distance of a group from the "
@@ -259,22 +292,72 @@ def run_all(task: Task) -> None:
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def split_logits(model: Model, params: Any, inputs: Any, tested: Any) -> jax.Array:
+    """Of every run on its own test rows `tested [P, t]`, float32 `[P, t, K]`."""
+    one = lambda run: predict(model, run[0], {}, inputs, rows=run[1])
+    return jax.lax.map(one, (params, tested))
+
+
+def split_numbers(task: Task) -> np.ndarray:
+    """The split of every run, int `[R * F * S]`; runs are ordered by row, split and seed."""
+    of_row = np.repeat(np.arange(len(task.splits.train)), task.config.num_seeds)
+    return np.tile(of_row, len(row_choices(task.config)))
+
+
+def split_notes(task: Task) -> list[str]:
+    """How the splits were drawn."""
+    splits, data = task.splits, task.data
+    if len(splits.train) == 1:
+        return []
+    what = "train and val (test was given)" if data.fixed_test else "train, val and test"
+    notes = [
+        f"{len(splits.train)} splits into {what}, seeds {task.config.data.seed} and up; in all of "
+        "them numbers are standardised by the training rows of the split that was read."
+    ]
+    if left_out := splits.left_out(data):
+        notes.append(f"A split leaves out up to {left_out} rows, so that all have equal sizes.")
+    return notes
+
+
+def loss_note(history: list[dict[str, Any]]) -> list[str]:
+    """Whether plain training was stopped before its loss was flat."""
+    losses = np.array([epoch["rows"]["plain"]["loss"] for epoch in history])
+    tail = max(1, len(losses) // 10)
+    before, last = losses[-2 * tail : -tail].mean(), losses[-tail:].mean()
+    if len(losses) > 1 and before - last <= 0.002 * before:
+        return []
+    return [
+        f"The loss of plain training still falls, from {before:.4f} to {last:.4f} over the last "
+        f"{2 * tail} of {len(losses)} epochs: train longer with --num-epochs."
+    ]
+
+
 def start_runs(task: Task, optimizer: Any) -> FitState:
-    """All runs before their first epoch, leaves `[R * S, ...]` row by row."""
-    config, rows = task.config, list(row_choices(task.config).values())
-    choices = {name: np.repeat([row[name] for row in rows], config.num_seeds) for name in rows[0]}
-    seed = np.tile(np.arange(config.num_seeds), len(rows))
-    params = jax.tree.map(lambda leaf: leaf[seed], task.params)
-    # not the key that drew the parameters
-    keys = jax.vmap(jax.random.fold_in, (0, None))(
-        seed_keys(config.num_seeds, config.seeds.batches), 1
-    )
+    """All runs before their first epoch, leaves `[R * F * S, ...]`: row, split, seed."""
+    config, data, splits = task.config, task.data, task.splits
+    rows, num_splits = list(row_choices(config).values()), len(task.splits.train)
+    num_runs = num_splits * config.num_seeds
+    choices = {name: np.repeat([row[name] for row in rows], num_runs) for name in rows[0]}
+    number, split = np.tile(np.arange(num_runs), len(rows)), split_numbers(task)
+    measured = np.zeros((num_splits, len(data.labels)), bool)
+    np.put_along_axis(measured, getattr(splits, config.signal_split), True, axis=1)
+    ids = {"labels": data.labels, "group": data.group}
+    sizes = {"num_classes": data.num_classes, "num_groups": data.num_groups}
+    drawn = [arrange_rows(**ids, **sizes, rows=rows) for rows in splits.train]
+    # not the keys that drew the parameters
+    keys = jnp.tile(seed_keys(config.num_seeds, config.seeds.batches), num_splits)
+    keys = jax.vmap(jax.random.fold_in)(keys, 1 + np.arange(num_runs) // config.num_seeds)
 
     @jax.jit
-    def init(params, keys, choices):
+    def init(params, keys, choices, drawn, measured):
+        choices |= {"rows": jax.tree.map(lambda leaf: leaf[split], drawn)}
+        choices |= {"measured": measured[split]}
+        params = jax.tree.map(lambda leaf: leaf[number], params)
         return init_population(params, {}, optimizer, task.sampler, keys=keys, choices=choices)
 
-    return init(params, keys[seed], choices)
+    drawn = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+    return init(task.params, keys[number], choices, drawn, measured)
 
 
 def train(task: Task, timing: dict[str, float]) -> FitState:
@@ -282,11 +365,12 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
     config, run, data, sampler = task.config, task.run, task.data, task.sampler
     rows = list(row_choices(config))
     optimizer = task.recipe.make_optimizer(sampler.batches_per_epoch)
+    num_epochs = task.recipe.num_epochs
     step = task.recipe.make_step(task.model, optimizer, data)
     full_pass = functools.partial(measure_cells, task.model, sampler)
 
-    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-    def train_epochs(states, examples, measured, num_epochs):
+    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+    def train_epochs(states, examples, num_epochs):
         return fit_population(
             step,
             states,
@@ -294,7 +378,6 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
             sampler,
             num_epochs=num_epochs,
             measure_fn=full_pass if config.update_every is None else None,
-            measure_data=measured,
             update_every=config.update_every,
         )
 
@@ -302,31 +385,30 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
     restored = run.restore(states) if config.resume else None
     done, states = (0, states) if restored is None else restored
     run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
-    examples, measured = (
-        jax.tree.map(jnp.asarray, data.examples(split)) for split in ("train", config.signal_split)
-    )
-    cli.phase(f"compiling {len(rows)} rows x {config.num_seeds} seeds as one program")
+    examples = jax.tree.map(jnp.asarray, data.rows(np.arange(len(data.labels))))
+    runs = f"{len(rows)} rows x {len(task.splits.train)} splits x {config.num_seeds} seeds"
+    cli.phase(f"compiling {runs} as one program")
     programs = {}
-    with cli.progress(config.num_epochs, "epochs", done) as bar:
-        while done < config.num_epochs:
-            count = min(-(-config.num_epochs // NUM_CALLS), config.num_epochs - done)
+    with cli.progress(num_epochs, "epochs", done) as bar:
+        while done < num_epochs:
+            count = min(-(-num_epochs // NUM_CALLS), num_epochs - done)
             if count not in programs:
                 with timed(timing, "compile_s"):
-                    lowered = train_epochs.lower(states, examples, measured, count)
+                    lowered = train_epochs.lower(states, examples, count)
                     programs[count] = lowered.compile()
             with timed(timing, "train_s"):
-                states, history = jax.block_until_ready(programs[count](states, examples, measured))
+                states, history = jax.block_until_ready(programs[count](states, examples))
             log_epochs(run, rows, history, done)
             done += count
             losses = np.asarray(history["loss"])[:, -1]
-            cli.say(f"epoch {done} of {config.num_epochs}: mean loss {losses.mean():.4f}")
+            cli.say(f"epoch {done} of {num_epochs}: mean loss {losses.mean():.4f}")
             run.save(done, states)
             bar.update(count)
     return states
 
 
 def log_epochs(run: Run, rows: list[str], history: dict[str, Any], done: int) -> None:
-    """One history row per epoch: means over seeds of every row of the table."""
+    """One history row per epoch: means over splits and seeds of every row of the table."""
     by_row = jax.tree.map(
         lambda leaf: np.asarray(leaf).reshape(len(rows), -1, *leaf.shape[1:]).mean(1), history
     )
@@ -339,7 +421,7 @@ def log_epochs(run: Run, rows: list[str], history: dict[str, Any], done: int) ->
 
 
 def save_models(path: Path, rows: list[str], params: Any) -> None:
-    """All final parameters as `row/leaf`, leading axis seeds."""
+    """All final parameters as `row/leaf`, leading axis splits x seeds."""
     tensors = {}
     for name, leaf in flatten_named(params).items():
         by_row = np.asarray(leaf).reshape(len(rows), -1, *leaf.shape[1:])

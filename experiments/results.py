@@ -11,7 +11,7 @@ from experiments.cli import phase, say, table
 from experiments.files import load_arrays, replacing, save_arrays
 from experiments.run import Run, data_summary, timed
 from fairjax import metrics, report
-from fairjax.data import Dataset
+from fairjax.data import Dataset, Splits
 from fairjax.metrics import Comparison
 
 
@@ -22,22 +22,49 @@ def judge(
     *,
     shown: Sequence[str],
     num_replicates: int,
+    splits: Splits | None = None,
     evaluate_fn: Callable[..., dict[str, jax.Array]] = metrics.evaluate,
 ) -> Comparison:
-    """Compare rows by their test logits `[S, N, K]`; looked at once, when all are trained."""
+    """Compare rows by their test logits `[S, n, K]`; looked at once, when all are trained.
+
+    With F splits those of every split and seed, `[F * S, n, K]`, on the test rows of the split.
+    """
     phase("judging on the test split")
-    test = data.examples("test")
+    rows, options = data.splits["test"], {}
+    if splits is not None:
+        rows, place = np.unique(splits.test, return_inverse=True)  # of the examples that any tests
+        runs = len(next(iter(logits.values())))
+        number = np.repeat(np.arange(len(splits.test)), runs // len(splits.test))
+        place = place.reshape(splits.test.shape)
+        options = {"examples": place[number], "splits": number}
     with timed(timing, "judge_s"):
         return metrics.compare_rows(
             np.stack(list(logits.values())),
-            labels=test.labels,
-            group=test.group,
+            labels=data.labels[rows],
+            group=data.group[rows],
             num_groups=data.num_groups,
             shown=shown,
             num_replicates=num_replicates,
             key=jax.random.key(0),
             evaluate_fn=evaluate_fn,
+            **options,
         )
+
+
+def power(data: Dataset, num_seeds: int, splits: Splits | None = None) -> str:
+    """How much stands behind a table: splits, seeds, test examples and those of the rarest group.
+
+    Of several splits the one whose rarest group is smallest.
+    """
+    tested = data.splits["test"][None] if splits is None else splits.test
+    counts = np.stack([np.bincount(data.group[rows], minlength=data.num_groups) for rows in tested])
+    rarest = int(counts.min(0).argmin())
+    times = "" if len(tested) == 1 else f"{len(tested)} splits x "
+    return (
+        f"{times}{num_seeds} seeds, {tested.shape[1]} test examples"
+        f"{'' if len(tested) == 1 else ' each'}, {counts[:, rarest].min()} of them of the rarest "
+        f"group ({data.group_names[rarest]})"
+    )
 
 
 def kept_row(
@@ -72,6 +99,7 @@ def show(
     answer: str,
     shown: Sequence[str],
     figures: Mapping[str, str],
+    splits: Splits | None = None,
     legend: str = "",
 ) -> None:
     """Write `summary.json` and `report.html`, print the table, the notes and the answer.
@@ -87,6 +115,7 @@ def show(
       answer: what came out, one sentence.
       shown: metrics of the table.
       figures: heading -> SVG.
+      splits: of the runs, where they have splits of their own.
       legend: what to know about the columns.
     """
     summary = run.finish(data=data_summary(data), results=by_row, timing=timing, notes=notes)
@@ -96,10 +125,12 @@ def show(
     for note in every_note:
         print(f"note: {note}")
     config, page = summary["config"], run.folder / "report.html"
+    behind = power(data, config["num_seeds"], splits)
+    what = "seeds" if splits is None else "splits"
     caption = (
-        f"Test split, mean ± standard deviation over {config['num_seeds']} seeds; below, 95 % "
-        f"bootstrap interval of the mean ({config['num_replicates']} replicates resampling test "
-        f"examples and seeds). {legend}"
+        f"Test, mean ± standard deviation over {behind}; below, 95 % bootstrap interval of the "
+        f"mean ({config['num_replicates']} replicates resampling test examples and {what}). "
+        f"{legend}"
     )
     with replacing(page) as partial:
         report.write_report(
@@ -120,4 +151,4 @@ def show(
                 "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
             },
         )
-    print(f"\n{answer}\nresults in {run.folder}, page {page}")
+    print(f"\n{answer}\nmeans over {behind}\nresults in {run.folder}, page {page}")

@@ -56,6 +56,9 @@ class FairBatchState(NamedTuple):
 
     rows: Rows
     """What may be drawn."""
+    measured: jax.Array | None
+    """bool `[N]`: which examples a full pass measures; None is all that it is given. A run with
+    rows of its own measures those unless `init(measured=...)` says otherwise."""
     shares: jax.Array
     """float32 `[K, G]`: share of label k's examples drawn from group g; each row sums to 1.
     With two groups `shares[1, 1]` is the paper's lambda_1 and `shares[0, 1]` its lambda_2."""
@@ -113,8 +116,9 @@ def fairbatch(
 
     Returns:
       A `BatchSampler`, safe under jit, vmap and scan, with static shapes. `init` also takes
-      `step_size`, `decay`, `criterion` and `signal` (the latter two as indices into `CRITERIA` and
-      `SIGNALS`), which default to the factory's and may be traced. `cell_losses` are means over
+      `measured` (see `FairBatchState`), `step_size`, `decay`, `criterion` and `signal` (the latter
+      two as indices into `CRITERIA` and `SIGNALS`), which default to the factory's and may be
+      traced. `cell_losses` are means over
       the cell, or for demographic parity sums over the cell (rate: over the group) divided by the
       group's size.
 
@@ -153,8 +157,11 @@ def fairbatch(
     published, exact = rounding == "published", draw == "exact"
     batches_per_epoch = num_rows // batch_size
 
-    def init(*, rows=None, **choices) -> FairBatchState:
-        return _init(own_rows(everything, rows, batch_size), **(defaults | choices))
+    def init(*, rows=None, measured=None, **choices) -> FairBatchState:
+        own = own_rows(everything, rows, batch_size)
+        if measured is None and rows is not None:
+            measured = jnp.zeros(num_rows, bool).at[own.numbers].set(True)
+        return _init(own, measured, **(defaults | choices))
 
     def measure(logits, state: FairBatchState, *, labels, group, weights=None) -> CellSums:
         return _measure(logits, state, labels, group, weights, positive_class)
@@ -199,11 +206,16 @@ def _check_settings(criterion, signal, draw, rounding, step_size, decay) -> None
         raise ValueError(f"decay must be at least 0, got {decay}")
 
 
-def _init(rows: Rows, *, step_size, decay, criterion, signal) -> FairBatchState:
+def _init(rows: Rows, measured, *, step_size, decay, criterion, signal) -> FairBatchState:
     """At natural frequencies."""
+    if measured is not None and (jnp.ndim(measured) != 1 or measured.dtype != bool):
+        raise ValueError(
+            f"measured must be bool [N] of one run, got {measured.dtype} {jnp.shape(measured)}"
+        )
     of_label = jnp.maximum(rows.counts.sum(1, keepdims=True), 1)
     return FairBatchState(
         rows=rows,
+        measured=measured,
         shares=rows.counts.astype(jnp.float32) / of_label.astype(jnp.float32),
         step_size=jnp.asarray(step_size, jnp.float32),
         decay=jnp.asarray(decay, jnp.float32),

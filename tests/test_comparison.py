@@ -153,3 +153,48 @@ def test_mistakes_are_named(untyped):
         compare(logits, labels, group, shown=["accuracy", "group_auc", "f2"])
     with pytest.raises(ValueError, match="num_replicates >= 2"):
         compare(logits, labels, group, num_replicates=1)
+
+
+def test_seeds_on_splits_of_their_own_are_judged_on_their_own_examples():
+    logits, labels, group = make_case()
+    draw = np.random.default_rng(3)
+    tested = np.stack([draw.permutation(N)[:30] for _ in range(SEEDS)])
+    own = np.stack([logits[:, seed, rows] for seed, rows in enumerate(tested)], axis=1)
+    result = compare(own, labels, group, examples=tested)
+    for seed, rows in enumerate(tested):
+        alone = compare(logits[:, seed : seed + 1, rows], labels[rows], group[rows])
+        for name in SHOWN:
+            np.testing.assert_allclose(
+                result.metrics[name][:, seed], alone.metrics[name][:, 0], rtol=1e-6
+            )
+    whole = compare(logits, labels, group)
+    given = compare(logits, labels, group, examples=np.tile(np.arange(N), (SEEDS, 1)))
+    for field in ("mean", "change"):
+        for name in SHOWN:
+            expected = getattr(whole, field).lower[name]
+            np.testing.assert_array_equal(getattr(given, field).lower[name], expected)
+
+
+def test_seeds_of_one_split_are_drawn_together():
+    logits, labels, group = make_case()
+    steady = np.repeat(logits[:1, :1], 4, axis=1)  # row 0: all seeds alike
+    moved = steady.copy()
+    moved[:, 1::2, :, 1] += 3.0  # row 1: the second seed of each split predicts class 1 more often
+    rows = np.concatenate([steady, moved])
+    together = compare(rows, labels, group, splits=np.array([0, 0, 1, 1]), num_replicates=60)
+    apart = compare(rows, labels, group, num_replicates=60)
+    width = lambda result: result.mean.upper["accuracy"][1] - result.mean.lower["accuracy"][1]
+    assert width(together) < width(apart)
+
+
+def test_examples_and_splits_that_do_not_fit_are_refused():
+    logits, labels, group = make_case()
+    tested = np.tile(np.arange(N), (SEEDS, 1))
+    for message, options in {
+        r"2 seeds on 40 examples each, examples of \(2, 39\)": {"examples": tested[:, 1:]},
+        r"examples must be in \[0, 40\), got 1 to 40": {"examples": tested + 1},
+        "name each example of a seed once": {"examples": tested * 0},
+        "number the split of each seed from 0": {"splits": np.array([0, 2])},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            compare(logits, labels, group, **options)

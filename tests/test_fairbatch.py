@@ -363,7 +363,8 @@ def test_state_fields_are_what_the_docstring_says():
     state = make().init()
     assert isinstance(state, FairBatchState)
     assert [leaf.dtype for leaf in state.rows] == [jnp.int32] * 2
-    assert [leaf.dtype for leaf in state[1:]] == [jnp.float32] * 3 + [jnp.int32] * 3
+    assert state.measured is None
+    assert [leaf.dtype for leaf in state[2:]] == [jnp.float32] * 3 + [jnp.int32] * 3
     assert state.rows.numbers.shape == (2000,) and state.shares.shape == (2, 2)
 
 

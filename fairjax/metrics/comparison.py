@@ -29,7 +29,7 @@ class Comparison(NamedTuple):
 
 
 def compare_rows(
-    logits: Float[Array, "R S N K"],
+    logits: Float[Array, "R S n K"],
     *,
     labels: Int[Array, " N"],
     group: Int[Array, " N"],
@@ -37,22 +37,32 @@ def compare_rows(
     shown: Sequence[str],
     num_replicates: int,
     key: Key[JaxArray, ""],
+    examples: Int[Array, "S n"] | None = None,
+    splits: Int[Array, " S"] | None = None,
     evaluate_fn: EvaluateFn = evaluate,
 ) -> Comparison:
     """Metrics of R rows with S seeds each, and bootstrap intervals of their means over seeds.
 
     A replicate draws examples and seeds, the same ones for all rows, so that changes are paired:
     the change of a row that equals the first is exactly 0. Runs on the host; memory grows with
-    R * S * N * K, not with the replicates.
+    R * S * n * K, not with the replicates.
+
+    Where seeds are tested on splits of their own, an example counts as often in every split that
+    tests it, and splits are drawn whole, with all their seeds. The interval then says how the mean
+    would vary with other test examples and other splits of the same data; as the splits share
+    most of their training examples, not how it would vary with other training data.
 
     Args:
-      logits: float `[R, S, N, K]` on the same N examples, which no choice was made on.
+      logits: float `[R, S, n, K]` on examples that no choice was made on.
       labels: int `[N]` in `[0, K)`.
       group: int `[N]` in `[0, G)`.
       num_groups: G.
       shown: names of the scalar metrics that get intervals.
       num_replicates: of the bootstrap, at least 2.
       key: PRNG key of the bootstrap.
+      examples: int `[S, n]` in `[0, N)`, which examples a seed was tested on, each once; None if
+        all seeds were on all N in order.
+      splits: int `[S]`, the split of each seed, numbered from 0; None if each is drawn alone.
       evaluate_fn: `evaluate_fn(prepared, weights=None)`, like `evaluate`.
 
     Returns:
@@ -69,25 +79,56 @@ def compare_rows(
     """
     if np.ndim(logits) != 4 or 0 in np.shape(logits):
         raise ValueError(f"logits must be [R, S, N, K], none of them 0, got {np.shape(logits)}")
-    check_examples(num_groups=num_groups, logits=logits[0, 0], labels=labels, group=group)
+    check_examples(num_groups=num_groups, labels=labels, group=group)
+    num_seeds = np.shape(logits)[1]
+    if examples is None:
+        examples = np.broadcast_to(np.arange(len(labels)), (num_seeds, len(labels)))
+    _check_splits(np.shape(logits), np.asarray(examples), splits, len(labels))
+    examples = jnp.asarray(examples, jnp.int32)
     prepared, metrics = _measure(
         jnp.asarray(logits),
-        jnp.asarray(labels),
-        jnp.asarray(group),
+        jnp.asarray(labels)[examples],
+        jnp.asarray(group)[examples],
         num_groups=num_groups,
         evaluate_fn=evaluate_fn,
     )
     scalars = [name for name, value in metrics.items() if value.ndim == 2]
     if unknown := [name for name in shown if name not in scalars]:
         raise ValueError(f"shown names {unknown}, known scalar metrics are {scalars}")
+    splits = np.arange(num_seeds) if splits is None else np.asarray(splits)
     intervals = _intervals(
         prepared,
         key,
+        examples,
+        jnp.asarray(len(labels) + splits, jnp.int32),  # they are drawn after the examples
+        # an argument, for as a constant its sort is folded while compiling, for seconds
+        jnp.repeat(jnp.arange(2, dtype=jnp.int32), np.array([len(labels), int(splits.max()) + 1])),
         shown=tuple(shown),
         num_replicates=num_replicates,
         evaluate_fn=evaluate_fn,
     )
     return Comparison(*jax.device_get((metrics, *intervals)))
+
+
+def _check_splits(shape, examples: np.ndarray, splits, num_examples: int) -> None:
+    """Refuse examples that are not those of the logits, and splits that are no numbers from 0."""
+    _, num_seeds, num_tested, _ = shape
+    if examples.shape != (num_seeds, num_tested):
+        raise ValueError(
+            f"logits are of {num_seeds} seeds on {num_tested} examples each, "
+            f"examples of {examples.shape}"
+        )
+    if examples.min() < 0 or examples.max() >= num_examples:
+        raise ValueError(
+            f"examples must be in [0, {num_examples}), got {examples.min()} to {examples.max()}"
+        )
+    if (np.diff(np.sort(examples, axis=1), axis=1) == 0).any():
+        raise ValueError("examples must name each example of a seed once")
+    if splits is None:
+        return
+    splits = np.asarray(splits)
+    if splits.shape != (num_seeds,) or set(splits.tolist()) != set(range(splits.max() + 1)):
+        raise ValueError(f"splits must number the split of each seed from 0, got {splits}")
 
 
 @functools.partial(jax.jit, static_argnames=("num_groups", "evaluate_fn"))
@@ -101,37 +142,41 @@ def _measure(
 ) -> tuple[Prepared, dict[str, jax.Array]]:
     """Every network prepared, and its metrics; leaves `[R, S, ...]`."""
 
-    def one(logits):
+    def one(logits, labels, group):
         prepared = prepare(logits, labels=labels, group=group, num_groups=num_groups)
         return prepared, evaluate_fn(prepared)
 
-    return jax.vmap(jax.vmap(one))(logits)
+    return jax.vmap(jax.vmap(one), in_axes=(0, None, None))(logits, labels, group)
 
 
 @functools.partial(jax.jit, static_argnames=("shown", "num_replicates", "evaluate_fn"))
 def _intervals(
     prepared: Prepared,
     key: jax.Array,
+    examples: jax.Array,
+    splits: jax.Array,
+    strata: jax.Array,
     *,
     shown: tuple[str, ...],
     num_replicates: int,
     evaluate_fn: EvaluateFn,
 ) -> tuple[Intervals, Intervals]:
-    """Intervals of the rows' means over seeds, and of their changes from the first row."""
-    _, num_seeds, num_examples = prepared.labels.shape
+    """Intervals of the rows' means over seeds, and of their changes from the first row.
+
+    Of the `strata`, examples are drawn among examples (0) and splits among splits (1).
+    """
 
     def metric_fn(weights):
-        examples, seeds = weights[:num_examples], weights[num_examples:]
-        metrics = jax.vmap(jax.vmap(lambda one: evaluate_fn(one, examples)))(prepared)
+        own = weights[examples]  # [S, n]
+        seeds = weights[splits]
+        metrics = jax.vmap(jax.vmap(evaluate_fn), in_axes=(0, None))(prepared, own)
         share = (seeds / seeds.sum())[None]
         means = {name: jnp.sum(metrics[name] * share, axis=1) for name in shown}
         return means, {name: mean - mean[:1] for name, mean in means.items()}
 
-    # Examples are drawn among examples and seeds among seeds.
-    strata = jnp.concatenate([jnp.zeros(num_examples, jnp.int32), jnp.ones(num_seeds, jnp.int32)])
     both = bootstrap(
         metric_fn,
-        num_examples + num_seeds,
+        len(strata),
         key=key,
         strata=strata,
         batch_size=1,

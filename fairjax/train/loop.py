@@ -241,7 +241,17 @@ def measure_cells(
 
     `functools.partial(measure_cells, model, sampler)` is a `measure_fn` for `fit`. `data` may be
     the training split (published) or the validation split (the two-level reading of the paper).
-    See `predict` for `batch_size`.
+    Of runs that share `data` and have rows of their own, each measures its own; see
+    `FairBatchState.measured`, whose length must be that of `data`. See `predict` for `batch_size`.
     """
+    measured = sampler_state.measured
+    if measured is not None and measured.shape != data.labels.shape:
+        raise ValueError(
+            f"runs measure some of {measured.shape[0]} examples, but data has {len(data.labels)}: "
+            "give sampler.init(measured=...) of these"
+        )
     logits = predict(model, state.params, state.batch_stats, data.inputs, batch_size=batch_size)
-    return sampler.measure(logits, sampler_state, labels=data.labels, group=data.group)
+    weights = None if measured is None else measured.astype(jnp.float32)
+    return sampler.measure(
+        logits, sampler_state, labels=data.labels, group=data.group, weights=weights
+    )

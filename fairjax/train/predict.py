@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from fairjax.models import Model
 
@@ -21,15 +21,17 @@ def predict(
     batch_stats: Any,
     inputs: Shaped[Array | np.ndarray, "N ..."],
     *,
+    rows: Int[Array, " n"] | None = None,
     batch_size: int | None = None,
-) -> Float[Array, "N K"]:
-    """Logits float32 `[N, K]` of a whole split in evaluation mode.
+) -> Float[Array, "n K"]:
+    """Logits float32 `[n, K]` of a whole split, or of some of its rows, in evaluation mode.
 
     Args:
       model: the network; its `preprocess` is applied to every chunk of inputs.
       params: its parameters.
       batch_stats: its batch statistics, `{}` without batch norm.
       inputs: `[N, ...]` as stored: uint8 images, float32 images in [0, 1], or features.
+      rows: int `[n]`, which of the inputs and in which order; all by default.
       batch_size: examples whose activations are held at a time; None chooses by their size, see
         `evaluation_batch_size`.
 
@@ -44,18 +46,19 @@ def predict(
         chunk = chunk if model.preprocess is None else model.preprocess(chunk)
         return model.apply(params, batch_stats, chunk, train=False)[0]
 
-    num_rows = len(inputs)
+    num_rows = len(inputs) if rows is None else len(rows)
     batch_size = evaluation_batch_size(model, inputs) if batch_size is None else batch_size
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if batch_size >= num_rows:
-        return forward(inputs)
+        return forward(inputs if rows is None else jnp.asarray(inputs)[rows])
     inputs = jnp.asarray(inputs)
     num_chunks = -(-num_rows // batch_size)
     even = -(-num_rows // num_chunks)
     # rows by number, the last chunk filled up from the first: padding would copy the split
-    rows = (jnp.arange(num_chunks * even) % num_rows).reshape(num_chunks, even)
-    logits = jax.lax.map(lambda chunk: forward(inputs[chunk]), rows)
+    places = (jnp.arange(num_chunks * even) % num_rows).reshape(num_chunks, even)
+    chunks = places if rows is None else rows[places]
+    logits = jax.lax.map(lambda chunk: forward(inputs[chunk]), chunks)
     return logits.reshape(-1, logits.shape[-1])[:num_rows]
 
 
