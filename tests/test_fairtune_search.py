@@ -11,6 +11,7 @@ import pytest
 from fairjax import fairtune
 from fairjax.fairtune import (
     STATUS_NAMES,
+    Measured,
     Objective,
     best_masks,
     best_trial,
@@ -40,10 +41,10 @@ class Toy:
     def __init__(self, num_objectives=1, fail=False):
         self.epochs_trained, self.num_objectives, self.fail = 0, num_objectives, fail
 
-    def start(self, mask, learning_rate, start_data):
-        return {"rate": jnp.asarray(learning_rate), "age": jnp.zeros(())}
+    def start(self, mask, learning_rate, rung, start_data):
+        return {"rate": jnp.asarray(learning_rate)[None], "age": jnp.zeros(1)}
 
-    def train(self, states, masks, active):
+    def train(self, states, masks, rungs, active):
         age = states["age"] + 1
         self.epochs_trained += int(active.sum())
         right = (np.asarray(masks) == TARGET).mean(1)
@@ -51,7 +52,8 @@ class Toy:
         if self.fail:
             values = np.where(np.asarray(masks)[:, 0], values, np.nan)
         both = np.stack([values, -np.asarray(masks).mean(1)], axis=1)
-        return {**states, "age": age}, both[:, : self.num_objectives]
+        values = both[:, : self.num_objectives]
+        return {**states, "age": age}, Measured(values, np.zeros((len(values), 2, 0)))
 
 
 def run(search, toy, rungs, *, num_trials=24, state=None, on_round=None):
@@ -329,7 +331,7 @@ def test_mistakes_are_named(call, message):
 def test_no_winner_without_a_completed_trial():
     toy = Toy(fail=True)
     train = toy.train
-    toy.train = lambda states, masks, active: train(states, masks * 0, active)
+    toy.train = lambda states, masks, rungs, active: train(states, masks * 0, rungs, active)
     trials = run(random_search(SPACE, UP), toy, everyone(1), num_trials=3)
     with pytest.raises(ValueError, match="no trial was completed: 3 of 3 failed"):
         best_trial(trials)

@@ -98,7 +98,7 @@ def search_claims(start: Start, *, num_timed: int, num_seeds: int) -> list[dict[
         num_slots = min(sizes.num_slots, num_timed // 2)
         search = replay(start.space, trials)
         same, same_s, trial_s = search_files(
-            start, search, num_timed, num_slots, seed, first_rung=None
+            start, search, num_timed, num_slots, seed, stopping="none"
         )
         full.append(same_s + trial_s * (sizes.num_trials - num_timed))
         rows.append(

@@ -5,6 +5,9 @@ Fairness in Medical Image Analysis", ICLR 2024. The whole job is `search_masks` 
 objectives, searches and `tune` are its parts.
 """
 
+from fairjax.fairtune.choosing import Posterior as Posterior
+from fairjax.fairtune.choosing import corrected_value as corrected_value
+from fairjax.fairtune.choosing import estimate as estimate
 from fairjax.fairtune.found import Choice as Choice
 from fairjax.fairtune.found import Found as Found
 from fairjax.fairtune.guided import guided_masks as guided_masks
@@ -17,6 +20,9 @@ from fairjax.fairtune.objectives import objective as objective
 from fairjax.fairtune.run import refit as refit
 from fairjax.fairtune.run import refit_choice as refit_choice
 from fairjax.fairtune.run import search_masks as search_masks
+from fairjax.fairtune.rungs import Rungs as Rungs
+from fairjax.fairtune.rungs import racing as racing
+from fairjax.fairtune.rungs import successive_halving as successive_halving
 from fairjax.fairtune.search import Candidates as Candidates
 from fairjax.fairtune.search import Search as Search
 from fairjax.fairtune.search import evolution as evolution
@@ -31,13 +37,12 @@ from fairjax.fairtune.spaces import mask_space_from_rules as mask_space_from_rul
 from fairjax.fairtune.studies import nsga2 as nsga2
 from fairjax.fairtune.studies import optuna_search as optuna_search
 from fairjax.fairtune.studies import tpe as tpe
-from fairjax.fairtune.tune import STATUS_NAMES as STATUS_NAMES
-from fairjax.fairtune.tune import Rungs as Rungs
-from fairjax.fairtune.tune import Trials as Trials
+from fairjax.fairtune.trials import STATUS_NAMES as STATUS_NAMES
+from fairjax.fairtune.trials import Trials as Trials
+from fairjax.fairtune.trials import best_masks as best_masks
+from fairjax.fairtune.trials import best_trial as best_trial
+from fairjax.fairtune.trials import best_trials as best_trials
+from fairjax.fairtune.tune import Measured as Measured
 from fairjax.fairtune.tune import TuneState as TuneState
-from fairjax.fairtune.tune import best_masks as best_masks
-from fairjax.fairtune.tune import best_trial as best_trial
-from fairjax.fairtune.tune import best_trials as best_trials
 from fairjax.fairtune.tune import init_tune as init_tune
-from fairjax.fairtune.tune import successive_halving as successive_halving
 from fairjax.fairtune.tune import tune as tune

@@ -32,6 +32,9 @@ class Objective(NamedTuple):
     measure: Callable[..., jax.Array]
     """`measure(logits [N, K], *, labels [N], group [N]) -> scalar`, nan where undefined; works
     under jit and vmap."""
+    resample: Callable[..., jax.Array] | None = None
+    """`resample(logits [N, K], *, labels [N], group [N], weights [B, N]) -> [B]`: the metric under
+    example weights, without a bound; a race and the choice of the winner need it."""
 
     def score(self, logits: jax.Array, *, labels: jax.Array, group: jax.Array) -> jax.Array:
         """The value turned so that larger is better."""
@@ -73,7 +76,11 @@ def objective(name: str, *, num_groups: int, num_replicates: int = 100, seed: in
         )
         return interval.lower if MAXIMIZED[metric] else interval.upper
 
-    return Objective(name, MAXIMIZED[metric], measure)
+    def resample(logits, *, labels, group, weights) -> jax.Array:
+        prepared = prepare(logits, labels=labels, group=group, num_groups=num_groups)
+        return jax.lax.map(lambda own: evaluate(prepared, own)[metric], weights)
+
+    return Objective(name, MAXIMIZED[metric], measure, resample)
 
 
 def check_objectives(

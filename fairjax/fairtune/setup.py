@@ -1,17 +1,24 @@
 """A search over masks and learning rates, set up: what it trains, from what, on which data."""
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from fairjax.data import Dataset, Examples
+from fairjax.data import Dataset
 from fairjax.fairtune.found import Found
 from fairjax.fairtune.objectives import Objective, check_objectives, objective
+from fairjax.fairtune.program import (
+    NUM_DRAWS,
+    Program,
+    make_program,
+    make_replicates,
+    pool_shapes,
+)
+from fairjax.fairtune.rungs import Rungs, racing, successive_halving
 from fairjax.fairtune.search import (
     LEARNING_RATES,
     Search,
@@ -21,33 +28,14 @@ from fairjax.fairtune.search import (
 )
 from fairjax.fairtune.spaces import MaskSpace, mask_space
 from fairjax.fairtune.studies import nsga2, tpe
-from fairjax.fairtune.tune import (
-    Rungs,
-    TuneState,
-    init_tune,
-    successive_halving,
-    tune,
-)
+from fairjax.fairtune.tune import TuneState, init_tune, tune
 from fairjax.memory import plan_chunk_size
-from fairjax.models import Model, Weights, kernel_gate
-from fairjax.sharding import (
-    candidate_mesh,
-    everywhere,
-    shard_candidates,
-    spread,
-)
-from fairjax.train import (
-    Recipe,
-    fit_population,
-    fit_population_streamed,
-    init_fit,
-    map_chunks,
-    predict,
-    start_train,
-    stream_map,
-)
+from fairjax.models import Model, Weights
+from fairjax.sharding import candidate_mesh, everywhere, spread
+from fairjax.train import Recipe
 
 SearchName = Literal["tpe", "random", "evolution", "nsga2"]
+Stopping = Literal["halving", "racing", "none"]
 
 
 class MaskSearch(NamedTuple):
@@ -78,7 +66,10 @@ def mask_search(
     num_trials: int = 12,
     num_slots: int = 8,
     learning_rates: tuple[float, float] = LEARNING_RATES,
-    first_rung: int | None = 1,
+    num_folds: int = 1,
+    num_seeds: int = 1,
+    stopping: Stopping = "halving",
+    first_rung: int = 1,
     num_brackets: int = 1,
     first_masks: Sequence[np.ndarray] = (),
     storage: str | None = None,
@@ -99,8 +90,14 @@ def mask_search(
       num_trials: T, candidates in all.
       num_slots: P, candidates trained as one population.
       learning_rates: range, log-uniform; a search of your own has its own.
-      first_rung: epochs before candidates are first compared, of which the best third goes on;
-        None stops nobody early.
+      num_folds: F, train and val are cut into as many folds, and a candidate's value is its mean
+        over trainings that leave out one fold each and validate on it; 1 takes the split as it is.
+      num_seeds: S, trainings of a candidate on each fold, with classifiers and orders of examples
+        of their own; the first has the given classifier.
+      stopping: who stops early: all but the best third at every rung of "halving"; in "racing",
+        where folds are trained on one after another, whom paired differences to the best exclude;
+        or "none".
+      first_rung: epochs before halving first compares.
       num_brackets: more than one is Hyperband.
       first_masks: bool `[U]` each, tried first (tpe, nsga2); see `guided_masks`.
       storage: see `optuna_search` (tpe, nsga2).
@@ -117,31 +114,50 @@ def mask_search(
     """
     names = (objective,) if isinstance(objective, str) else tuple(objective)
     objectives = tuple(_objective(name, num_groups=data.num_groups) for name in names)
-    val = data.splits["val"]
-    check_objectives(
-        objectives,
-        labels=data.labels[val],
-        group=data.group[val],
-        group_names=data.group_names,
-        num_classes=data.num_classes,
-    )
+    seed = int(np.asarray(jax.random.key_data(key)).reshape(-1)[-1])
+    replicates = make_replicates(data, num_folds, num_seeds, seed)
+    for val in replicates.pool.splits["train"][replicates.val]:
+        check_objectives(
+            objectives,
+            labels=data.labels[val],
+            group=data.group[val],
+            group_names=data.group_names,
+            num_classes=data.num_classes,
+        )
     if isinstance(space, str):
         space = mask_space(weights.params, space, head=model.head)
-    first = recipe.num_epochs if first_rung is None else first_rung
-    rungs = successive_halving(recipe.num_epochs, first=first, num_brackets=num_brackets)
+    rungs = _make_rungs(recipe.num_epochs, num_folds, stopping, first_rung, num_brackets)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
     if num_trials < 1 or num_slots < 1:
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
     facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
+    if storage is not None and replicates.count > 1:
+        facts["replicates"] = f"{num_folds} folds x {num_seeds} seeds"
     studied = {"storage": storage, "fingerprint": facts, "worker": worker}
     studied |= {"first_masks": first_masks}
     chosen = _make_search(search, space, objectives, learning_rates, studied)
     if len(objectives) > 1 and len(rungs.epochs) > 1:
-        raise ValueError("early stopping needs a single objective; set first_rung=None")
-    program = _make_program(model, weights, data, recipe, space, objectives, rungs, key)
+        raise ValueError('early stopping needs a single objective; set stopping="none"')
+    what = {"space": space, "objectives": objectives, "rungs": rungs, "key": key}
+    program = make_program(model, weights, data, recipe, replicates, **what)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
     return _assemble(chosen, program, rungs, sizes, chunk_size)
+
+
+def _make_rungs(num_epochs, num_folds, stopping, first_rung, num_brackets) -> Rungs:
+    """When candidates are compared."""
+    if stopping not in get_args(Stopping):
+        known = ", ".join(get_args(Stopping))
+        raise ValueError(f"stopping must be one of {known}; got {stopping!r}")
+    if stopping != "halving" and num_brackets != 1:
+        raise ValueError(f"num_brackets is of halving, not of stopping={stopping!r}")
+    if stopping == "racing":
+        if num_folds < 2:
+            raise ValueError(f"racing trains on one fold after another: num_folds is {num_folds}")
+        return racing(num_epochs, num_folds)
+    first = first_rung if stopping == "halving" else num_epochs
+    return successive_halving(num_epochs, first=first, num_brackets=num_brackets)
 
 
 _objective = objective
@@ -176,166 +192,48 @@ def _make_search(search, space, objectives, learning_rates, studied) -> Search:
     return _SEARCHES[search](space, objectives, learning_rates=learning_rates)
 
 
-class _Program(NamedTuple):
-    """What candidates start from and how they train; arrays are arguments of its functions."""
-
-    space: MaskSpace
-    objectives: tuple[Objective, ...]
-    start_fn: Callable[..., Any]
-    """`start_fn(mask [U], rate, (tunable, batch_stats)) -> state`."""
-    advance: Any
-    """`advance(states [P], masks [P, U], active [P], train, (val, frozen), chunk_size=, mesh=)`
-    `-> (states, values [P, M])`, jitted."""
-    stream: Any
-    """The same on the host, where examples are too many for a device:
-    `stream(states, masks, active, data, frozen, chunk_size=, mesh=)`; None where they are not."""
-    start_data: Any
-    frozen: Any
-    data: Dataset
-    seed: int
-
-
-def _make_program(model, weights, data, recipe, space, objectives, rungs, key) -> _Program:
-    sampler = recipe.make_sampler(data)
-    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
-    network = recipe.make_model(model)
-    step = recipe.make_step(network, optimizer, data, bind=space.bind, gate=kernel_gate(network))
-    tunable, frozen = space.partition(weights.params)
-    num_epochs = int(rungs.epochs[0])
-
-    def start_fn(mask, rate, shared):
-        del mask
-        params, batch_stats = shared
-        ema = recipe.ema_decay is not None
-        train = start_train(params, batch_stats, optimizer, ema=ema, learning_rate=rate)
-        return init_fit(train, sampler, key)
-
-    def measure_one(train, shared):
-        val, frozen = shared
-        params = space.bind(train.final_params, frozen)
-        logits = predict(network, params, train.batch_stats, val.inputs)
-        ids = {"labels": val.labels, "group": val.group}
-        return jnp.stack([chosen.measure(logits, **ids) for chosen in objectives])
-
-    def measure_all(trains, active, shared):
-        return map_chunks(lambda train: measure_one(train, shared), trains, 1, active)
-
-    @functools.partial(jax.jit, static_argnames=("chunk_size", "mesh"), donate_argnums=0)
-    def advance(states, masks, active, train, shared, *, chunk_size, mesh):
-        states, _ = fit_population(
-            step,
-            states,
-            train,
-            sampler,
-            num_epochs=num_epochs,
-            mask=jax.vmap(space.expand)(masks),
-            frozen=shared[1],
-            active=active,
-            chunk_size=chunk_size,
-            mesh=mesh,
-            # all draw the same batches; drawn once they need less memory, but one candidate after
-            # another is faster where its whole epoch stays in the cache
-            shared_batches=chunk_size > 1,
-            augment=recipe.augment,
-        )
-        measured = shard_candidates(measure_all, mesh, num_mapped=2)
-        return states, measured(states.train, active, shared)
-
-    seed = int(np.asarray(jax.random.key_data(key)).reshape(-1)[-1])
-    start_data = (tunable, weights.batch_stats)
-    stream = None
-    if recipe.streams(data):
-        stream = _make_stream(network, step, sampler, recipe, space, objectives, num_epochs)
-    return _Program(space, objectives, start_fn, advance, stream, start_data, frozen, data, seed)
-
-
-def _make_stream(network, step, sampler, recipe, space, objectives, num_epochs):
-    """`advance` on examples that are read while candidates train and validate."""
-    expand = jax.jit(jax.vmap(space.expand))
-    window = None if recipe.data_bytes is None else recipe.data_bytes // 2
-
-    @functools.partial(jax.jit, static_argnames="mesh")
-    def logits_of(inputs, trains, active, frozen, mesh):
-        def one(train, frozen, inputs):
-            params = space.bind(train.final_params, frozen)
-            return predict(network, params, train.batch_stats, inputs)
-
-        def every(trains, active, frozen, inputs):
-            return map_chunks(lambda train: one(train, frozen, inputs), trains, 1, active)
-
-        return shard_candidates(every, mesh, num_mapped=2)(trains, active, frozen, inputs)
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, None, None))
-    def values_of(logits, labels, group):
-        return jnp.stack(
-            [chosen.measure(logits, labels=labels, group=group) for chosen in objectives]
-        )
-
-    def advance(states, masks, active, data, frozen, *, chunk_size, mesh):
-        states, _ = fit_population_streamed(
-            step,
-            states,
-            data,
-            sampler,
-            num_epochs=num_epochs,
-            mask=expand(masks),
-            frozen=frozen,
-            active=active,
-            chunk_size=chunk_size,
-            mesh=mesh,
-            augment=recipe.augment,
-            window_bytes=window,
-        )
-        on_mesh = functools.partial(logits_of, mesh=mesh)
-        arguments = (states.train, active, frozen)
-        logits = stream_map(on_mesh, data, "val", *arguments, batch_bytes=recipe.data_bytes, axis=1)
-        val = data.splits["val"]
-        return states, values_of(logits, data.labels[val], data.group[val])
-
-    return advance
-
-
-def _assemble(search: Search, program: _Program, rungs: Rungs, sizes, chunk_size) -> MaskSearch:
+def _assemble(search: Search, program: Program, rungs: Rungs, sizes, chunk_size) -> MaskSearch:
     """The search's functions around a program."""
-    num_slots = sizes["num_slots"]
-    mesh = candidate_mesh(jax.devices()[:num_slots])
+    num_slots, num_runs = sizes["num_slots"], program.num_runs
+    mesh = candidate_mesh(jax.devices()[: num_slots * num_runs])
     space, start_data = program.space, program.start_data
+    pool, val = program.replicates.pool, jnp.asarray(program.replicates.val)
+    draws = {"num_replicates": program.replicates.count, "num_draws": NUM_DRAWS}
 
     def init() -> TuneState:
-        return init_tune(
-            search, program.start_fn, rungs, start_data=start_data, seed=program.seed, **sizes
-        )
+        given = {"start_data": start_data, "seed": program.seed}
+        return init_tune(search, program.start_fn, rungs, **given, **draws, **sizes)
 
     def lower(num_candidates: int, device: Any = None):
         mesh = candidate_mesh([jax.devices()[0] if device is None else device])
         on = SingleDeviceSharding(mesh.devices.item())
         at = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on)
-        masks = jax.ShapeDtypeStruct((num_candidates, space.num_units), bool)
-        rates = jax.ShapeDtypeStruct((num_candidates,), jnp.float32)
-        states = jax.eval_shape(
-            jax.vmap(program.start_fn, in_axes=(0, 0, None)), masks, rates, start_data
-        )
-        active = jax.ShapeDtypeStruct((num_candidates,), bool)
-        train, val = (_shapes(program.data, split) for split in ("train", "val"))
-        arguments = jax.tree.map(at, (states, masks, active, train, (val, program.frozen)))
+        of_all = lambda *shape, dtype: jax.ShapeDtypeStruct((num_candidates, *shape), dtype)
+        mask = jax.ShapeDtypeStruct((space.num_units,), bool)
+        states = jax.eval_shape(program.start_fn, mask, jnp.float32(1), jnp.int32(0), start_data)
+        states = jax.tree.map(lambda leaf: of_all(*leaf.shape[1:], dtype=leaf.dtype), states)
+        masks, fold = of_all(space.num_units, dtype=bool), of_all(dtype=jnp.int32)
+        shared = (pool_shapes(pool), (val, program.frozen))
+        arguments = jax.tree.map(at, (states, masks, fold, of_all(dtype=bool), *shared))
         return program.advance.lower(*arguments, chunk_size=num_candidates, mesh=mesh)
 
     def make_train_fn():
-        frozen = everywhere(program.frozen, mesh)
+        frozen, size = everywhere(program.frozen, mesh), chunk_size
         if program.stream is not None:
-            how = {"chunk_size": chunk_size or 1, "mesh": mesh}
-            return lambda *now: program.stream(*now, program.data, frozen, **how)
-        train, val = (everywhere(program.data.examples(split), mesh) for split in ("train", "val"))
-        size = chunk_size
-        if size is None:
-            size = plan_chunk_size(lower, -(-num_slots // mesh.size))
-        how = {"chunk_size": size, "mesh": mesh}
+            train = lambda *now: program.stream(*now, frozen, chunk_size=size or 1, mesh=mesh)
+        else:
+            examples, rows = everywhere((pool.examples("train"), val), mesh)
+            if size is None:
+                size = plan_chunk_size(lower, -(-num_slots * num_runs // mesh.size))
 
-        def train_fn(states, masks, active):
-            now = spread((states, masks, active), mesh)
+            def train(*now):
+                shared = (examples, (rows, frozen))
+                return program.advance(*spread(now, mesh), *shared, chunk_size=size, mesh=mesh)
+
+        def train_fn(states, masks, rungs, active):
+            masks, active = (np.repeat(of_slot, num_runs, axis=0) for of_slot in (masks, active))
             # wait for all devices: whoever is first at a collective waits only so long for the rest
-            return jax.block_until_ready(program.advance(*now, train, (val, frozen), **how))
+            return jax.block_until_ready(train(states, masks, program.fold_of_runs(rungs), active))
 
         return train_fn
 
@@ -351,10 +249,3 @@ def _assemble(search: Search, program: _Program, rungs: Rungs, sizes, chunk_size
         return Found(space, program.objectives, state.trials)
 
     return MaskSearch(init, run, lower, space, program.objectives, rungs)
-
-
-def _shapes(data: Dataset, split: str) -> Examples:
-    """The shapes of a split, without its data."""
-    count = len(data.splits[split])
-    fields = (data.inputs, data.labels, data.group)
-    return Examples(*(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for x in fields))

@@ -8,72 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fairjax.fairtune.rungs import Rungs, goes_on
 from fairjax.fairtune.search import Candidates, Search
-from fairjax.metrics import pareto_front
+from fairjax.fairtune.trials import (
+    COMPLETE,
+    FAILED,
+    REPEATED,
+    RUNNING,
+    STOPPED,
+    UNUSED,
+    Trials,
+    find_same,
+    no_trials,
+)
 from fairjax.sharding import dealing_order
-
-UNUSED, RUNNING, REPEATED, COMPLETE, STOPPED, FAILED = range(6)
-STATUS_NAMES = ("unused", "running", "repeated", "complete", "stopped", "failed")
-
-
-class Rungs(NamedTuple):
-    """When candidates are compared, made by `successive_halving`; a pytree of int32 arrays."""
-
-    epochs: Any
-    """`[R]`, ages at which only the best go on; the last is the whole budget."""
-    factor: Any
-    """One in so many goes on."""
-    num_brackets: Any
-    """Candidates take turns; those of bracket s are first compared at rung s."""
-
-
-class Trials(NamedTuple):
-    """Everything known about T trials, as arrays; rows of trials not yet begun are `UNUSED`."""
-
-    numbers: np.ndarray
-    """int32 `[T]`, what the search calls them."""
-    masks: np.ndarray
-    """bool `[T, U]`."""
-    learning_rates: np.ndarray
-    """float32 `[T]`."""
-    status: np.ndarray
-    """int32 `[T]`, index into `STATUS_NAMES`."""
-    same_as: np.ndarray
-    """int32 `[T]`: the earlier trial whose result this one shares, else -1."""
-    epochs: np.ndarray
-    """int32 `[T]`, trained so far."""
-    values: np.ndarray
-    """float32 `[T, M]`, newest values of the objectives; nan before the first."""
-    rung_values: np.ndarray
-    """float32 `[T, R]`, first objective at every rung; nan where it was not reached."""
-    maximize: np.ndarray
-    """bool `[M]`, direction of each objective."""
-
-    @property
-    def scores(self) -> np.ndarray:
-        """The values turned so that larger is better, float32 `[T, M]`."""
-        return self.values * np.where(self.maximize, 1, -1).astype(np.float32)
-
-    @property
-    def epochs_trained(self) -> int:
-        """Of all candidates together."""
-        return int(self.epochs[self.same_as < 0].sum())
-
-    @property
-    def num_ended(self) -> int:
-        """Trials that are complete, stopped or failed."""
-        return int((self.status >= COMPLETE).sum())
-
-    def summary(self, name: str) -> str:
-        """How many trials are where, and the best value so far of the objective `name`."""
-        count = {status: int((self.status == i).sum()) for i, status in enumerate(STATUS_NAMES)}
-        best, complete = "none yet", self.status == COMPLETE
-        if complete.any():
-            best = f"{self.values[complete, 0][self.scores[complete, 0].argmax()]:.4f}"
-        return (
-            f"{count['complete']} complete, {count['stopped']} stopped, {count['failed']} failed, "
-            f"{count['running']} running of {len(self.status)}; best {name} {best}"
-        )
 
 
 class TuneState(NamedTuple):
@@ -85,50 +33,24 @@ class TuneState(NamedTuple):
     slots: np.ndarray
     """int32 `[P]`, which trial trains in each slot of the population; -1 = none."""
     population: Any
-    """Training states with leading axis P. The next round takes them over: what is given to
-    `on_round` is there until it returns."""
+    """Training states with leading axis P * W, slot by slot. The next round takes them over: what
+    is given to `on_round` is there until it returns."""
 
 
-def successive_halving(
-    num_epochs: int, *, first: int = 1, factor: int = 3, num_brackets: int = 1
-) -> Rungs:
-    """Compare candidates after `first`, `factor * first`, ... epochs; the best `1 / factor` go on.
+class Measured(NamedTuple):
+    """What a round says of the runs in the slots, one entry per run."""
 
-    A candidate is compared with all that reached the rung before it, so nobody waits. Several
-    brackets (Hyperband) also try candidates that are spared the earliest comparisons.
-    `first = num_epochs` stops nobody.
-
-    Args:
-      num_epochs: of a candidate that is never stopped.
-      first: epochs before the first comparison; divides the others.
-      factor: at least 2.
-      num_brackets: 1 is plain successive halving; at most the number of rungs.
-
-    Raises:
-      ValueError: numbers out of range, or `num_epochs` is not a multiple of `first`.
-
-    Source: Li et al., MLSys 2020 (asynchronous successive halving) and JMLR 2018 (Hyperband).
-    """
-    if factor < 2 or not 1 <= first <= num_epochs:
-        raise ValueError(
-            f"need factor >= 2 and 1 <= first <= {num_epochs} epochs, got {factor} and {first}"
-        )
-    if num_epochs % first:
-        raise ValueError(f"the {num_epochs} epochs must be a multiple of first, got {first}")
-    epochs = [first]
-    while epochs[-1] * factor < num_epochs:
-        epochs.append(epochs[-1] * factor)
-    if epochs[-1] != num_epochs:
-        epochs.append(num_epochs)
-    if not 1 <= num_brackets <= len(epochs):
-        raise ValueError(f"num_brackets must be in [1, {len(epochs)}], got {num_brackets}")
-    return Rungs(np.array(epochs, np.int32), np.int32(factor), np.int32(num_brackets))
+    values: Any
+    """float32 `[P * W, M]`, the objectives; nan where undefined."""
+    drawn: Any
+    """float32 `[P * W, 2, B]`, see `Trials.drawn`."""
 
 
-StartFn = Callable[[Any, Any, Any], Any]
-"""`start_fn(mask [U], learning_rate, start_data) -> state`, a fresh training state; traced."""
-TrainFn = Callable[[Any, np.ndarray, np.ndarray], tuple[Any, Any]]
-"""`train_fn(states [P], masks [P, U], active [P]) -> (states, values [P, M])`."""
+StartFn = Callable[[Any, Any, Any, Any], Any]
+"""`start_fn(mask [U], learning_rate, rung, start_data) -> states`, fresh training states of the W
+runs that a trial has side by side, leaves `[W, ...]`; traced."""
+TrainFn = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Measured]]
+"""`train_fn(states [P * W], masks [P, U], rungs [P], active [P]) -> (states, Measured)`."""
 
 
 def init_tune(
@@ -138,6 +60,8 @@ def init_tune(
     *,
     num_trials: int,
     num_slots: int,
+    num_replicates: int = 1,
+    num_draws: int = 0,
     start_data: Any = None,
     seed: int = 0,
 ) -> TuneState:
@@ -146,9 +70,11 @@ def init_tune(
     Args:
       search: proposes candidates; opens its storage if it has one.
       start_fn: see `tune`.
-      rungs: from `successive_halving`.
+      rungs: from `successive_halving` or `racing`.
       num_trials: T.
       num_slots: P.
+      num_replicates: R, trainings that a trial is judged by; a race has one W-th of them at a time.
+      num_draws: B, of the bootstrap in `Measured.drawn`; a race needs some.
       start_data: see `tune`.
       seed: of the search.
 
@@ -159,10 +85,20 @@ def init_tune(
         raise ValueError("early stopping needs a single objective; set first = num_epochs")
     if num_trials < 1 or num_slots < 1:
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
-    trials = _no_trials(num_trials, search, len(rungs.epochs))
     masks = jnp.zeros((num_slots, search.num_units), bool)
-    start = jax.jit(jax.vmap(start_fn, in_axes=(0, 0, None)))
-    population = start(masks, jnp.ones(num_slots), start_data)
+    start = jax.jit(jax.vmap(start_fn, in_axes=(0, 0, None, None)))
+    population = start(masks, jnp.ones(num_slots), 0, start_data)
+    num_runs = jax.tree.leaves(population)[0].shape[1]
+    population = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), population)
+    num_rungs = len(rungs.epochs)
+    if num_replicates != num_runs * (num_rungs if rungs.races else 1):
+        raise ValueError(
+            f"{num_runs} runs of a trial at a time do not make {num_replicates} replicates"
+        )
+    if rungs.races and not num_draws:
+        raise ValueError("a race needs num_draws, got 0")
+    sizes = {"num_replicates": num_replicates, "num_draws": num_draws, "num_runs": num_runs}
+    trials = no_trials(num_trials, search, num_rungs, **sizes)
     return TuneState(search.init(seed), trials, rungs, np.full(num_slots, -1, np.int32), population)
 
 
@@ -180,17 +116,17 @@ def tune(
     Slots of candidates that end, stop or diverge are refilled in place with new ones, so the shape
     of the trained program never changes and no second population is held. A mask and learning rate
     (within a tenth of a decade) that were asked for before are not trained again but share the
-    earlier result.
+    earlier result. In a race every round trains on another fold, from the start.
 
     Args:
       search: proposes candidates.
       state: from `init_tune`, or what `on_round` was given, to go on from there. Its population is
         taken over.
-      start_fn: `start_fn(mask [U], learning_rate, start_data) -> state`, the fresh training state
-        of one candidate; traced once.
-      train_fn: `train_fn(states, masks [P, U], active [P]) -> (states, values [P, M])`: trains
-        `rungs.epochs[0]` epochs and measures the objectives, nan where undefined. Slots that are
-        not active hold nothing of interest.
+      start_fn: `start_fn(mask [U], learning_rate, rung, start_data) -> states [W]`, the fresh
+        training states of a trial's runs; traced once. `rung` is the fold of a race, else 0.
+      train_fn: `train_fn(states, masks [P, U], rungs [P], active [P]) -> (states, Measured)`:
+        trains `rungs.epochs[0]` epochs and measures the objectives. Slots that are not active hold
+        nothing of interest.
       start_data: any pytree, such as pre-trained parameters: an argument of the compiled program,
         not a constant in it.
       on_round: called before every round and at the end, to save and to report.
@@ -200,9 +136,8 @@ def tune(
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def refill(population, slot, mask, rate, start_data):
-        started = start_fn(mask, rate, start_data)
-        return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), population, started)
+    def refill(population, slot, mask, rate, rung, start_data):
+        return _put(population, start_fn(mask, rate, rung, start_data), slot)
 
     while True:
         # copies: what on_round was given stays as it was
@@ -218,53 +153,10 @@ def tune(
             return state
         state = state._replace(trials=Trials(*map(np.array, state.trials)))
         rows = np.maximum(state.slots, 0)
-        population, values = train_fn(state.population, state.trials.masks[rows], active)
+        masks, rungs = state.trials.masks[rows], _rung_of(state, rows)
+        population, measured = train_fn(state.population, masks, rungs, active)
         state = state._replace(population=population)
-        _record(state, np.asarray(values))
-
-
-def best_trials(trials: Trials, count: int) -> np.ndarray:
-    """The best trials in the first objective that ran to the end, best first, int `[<= count]`.
-
-    A trial that repeats another is left out. The best of many noisy values is too good to be true:
-    train some of the best again, with several seeds, before trusting their order.
-
-    Raises:
-      ValueError: no trial ran to the end; says how many failed.
-    """
-    complete = trials.status == COMPLETE
-    if not complete.any():
-        failed = int((trials.status == FAILED).sum())
-        raise ValueError(f"no trial was completed: {failed} of {len(trials.status)} failed")
-    rows = np.flatnonzero(complete & (trials.same_as < 0))
-    return rows[np.argsort(-trials.scores[rows, 0], kind="stable")][:count]
-
-
-def best_trial(trials: Trials) -> int:
-    """The first of `best_trials`."""
-    return int(best_trials(trials, 1)[0])
-
-
-def best_masks(trials: Trials) -> np.ndarray:
-    """Completed trials that no other beats in all objectives, in trial order, int `[n]`."""
-    rows = np.flatnonzero((trials.status == COMPLETE) & (trials.same_as < 0))
-    return rows[pareto_front(trials.scores[rows])]
-
-
-def _no_trials(num_trials: int, search: Search, num_rungs: int) -> Trials:
-    integers = np.zeros(num_trials, np.int32)
-    num_objectives = len(search.maximize)
-    return Trials(
-        numbers=integers - 1,
-        masks=np.zeros((num_trials, search.num_units), bool),
-        learning_rates=np.zeros(num_trials, np.float32),
-        status=integers + UNUSED,
-        same_as=integers - 1,
-        epochs=integers.copy(),
-        values=np.full((num_trials, num_objectives), np.nan, np.float32),
-        rung_values=np.full((num_trials, num_rungs), np.nan, np.float32),
-        maximize=np.array(search.maximize, bool),
-    )
+        _record(state, Measured(*map(np.asarray, measured)))
 
 
 def _tell(search: Search, state: TuneState) -> TuneState:
@@ -273,7 +165,7 @@ def _tell(search: Search, state: TuneState) -> TuneState:
     ended = lambda rows: np.isin(trials.status[rows], (COMPLETE, STOPPED, FAILED))
     repeated = np.flatnonzero(trials.status == REPEATED)
     repeated = repeated[ended(trials.same_as[repeated])]
-    for field in (trials.status, trials.epochs, trials.values):
+    for field in (trials.status, trials.epochs, trials.values, trials.replicates, trials.drawn):
         field[repeated] = field[trials.same_as[repeated]]
     in_slots = np.unique(slots[slots >= 0])
     rows = np.sort(np.concatenate([in_slots[ended(in_slots)], repeated])).astype(int)
@@ -291,6 +183,12 @@ def _fill(search: Search, state: TuneState, refill: Callable[..., Any]) -> TuneS
     trials = state.trials
     order = dealing_order(len(state.slots), len(jax.devices()))
     slots, population = _move_up(np.array(state.slots), state.population, order)
+    if state.rungs.races:
+        for slot in np.flatnonzero(slots >= 0):
+            row = slots[slot]
+            rung = _rung_of(state, row)
+            place = np.int32(slot), trials.masks[row], trials.learning_rates[row]
+            population = refill(population, *place, np.int32(rung))
     while (asked := int((trials.status != UNUSED).sum())) < len(trials.status):
         free = order[slots[order] < 0][: len(trials.status) - asked]
         if not len(free):
@@ -301,13 +199,17 @@ def _fill(search: Search, state: TuneState, refill: Callable[..., Any]) -> TuneS
         for field in ("numbers", "masks", "learning_rates"):
             getattr(trials, field)[rows] = getattr(candidates, field)
         for row in rows.tolist():
-            trials.same_as[row] = _find_same(trials, row)
+            trials.same_as[row] = find_same(trials, row)
             trials.status[row] = RUNNING if trials.same_as[row] < 0 else REPEATED
         new = rows[trials.status[rows] == RUNNING]
         for slot, row in zip(free, new, strict=False):
             slots[slot] = row
             population = refill(
-                population, np.int32(slot), trials.masks[row], trials.learning_rates[row]
+                population,
+                np.int32(slot),
+                trials.masks[row],
+                trials.learning_rates[row],
+                np.int32(0),
             )
     return state._replace(slots=slots, population=population)
 
@@ -321,47 +223,56 @@ def _move_up(slots: np.ndarray, population: Any, order: np.ndarray) -> tuple[np.
     wanted = order[: len(live)]
     empty = wanted[slots[wanted] < 0]
     late = np.setdiff1d(live, wanted)
+    num_runs = len(jax.tree.leaves(population)[0]) // len(slots)
     for to, source in zip(empty, late, strict=True):
-        population = _copy_slot(population, np.int32(source), np.int32(to))
+        population = _copy_slot(population, np.int32(source), np.int32(to), num_runs)
         slots[to], slots[source] = slots[source], -1
     return slots, population
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _copy_slot(population: Any, source: jax.Array, to: jax.Array) -> Any:
-    return jax.tree.map(lambda leaf: leaf.at[to].set(leaf[source]), population)
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _copy_slot(population: Any, source: jax.Array, to: jax.Array, num_runs: int) -> Any:
+    take = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, source * num_runs, num_runs)
+    return _put(population, jax.tree.map(take, population), to)
 
 
-def _find_same(trials: Trials, row: int) -> int:
-    """The first earlier trial with the same mask and learning rate bin, or -1."""
-    bins = np.round(10 * np.log10(np.maximum(trials.learning_rates[: row + 1], 1e-30)))
-    same = (trials.masks[:row] == trials.masks[row]).all(1) & (bins[:row] == bins[row])
-    same &= trials.same_as[:row] < 0
-    return int(same.argmax()) if same.any() else -1
+def _put(population: Any, runs: Any, slot: jax.Array) -> Any:
+    """The population `[P * W]` with the runs `[W]` in one slot."""
+
+    def put(leaf, new):
+        return jax.lax.dynamic_update_slice_in_dim(leaf, new, slot * len(new), 0)
+
+    return jax.tree.map(put, population, runs)
 
 
-def _record(state: TuneState, values: np.ndarray) -> None:
-    """Write a round's values into the trials and decide who goes on."""
-    trials, rungs = state.trials, state.rungs
+def _rung_of(state: TuneState, rows: Any) -> np.ndarray:
+    """Rungs that trials have behind them in a race, else 0: what they are trained on next."""
+    passed = state.trials.epochs[rows] // state.rungs.epochs[0]
+    return np.where(state.rungs.races, passed, 0).astype(np.int32)
+
+
+def _record(state: TuneState, measured: Measured) -> None:
+    """Write what a round measured into the trials and decide who goes on."""
+    trials, rungs, num_runs = state.trials, state.rungs, int(state.trials.num_runs)
     active = np.flatnonzero(state.slots >= 0)
-    rows = state.slots[active]
+    rows, first = state.slots[active], _rung_of(state, state.slots[active]) * num_runs
+    shape = len(state.slots), num_runs
+    by_slot = [values.reshape(*shape, *values.shape[1:]) for values in measured]
+    values, drawn = (one[active] for one in by_slot)
+    trials.values[rows] = values.mean(1)
+    for row, start, own, draws in zip(rows, first, values, drawn, strict=True):
+        trials.replicates[row, start : start + num_runs] = own[:, 0]
+        trials.drawn[row, start : start + num_runs] = draws
+        if rungs.races:
+            trials.values[row, 0] = trials.replicates[row, : start + num_runs].mean()
     trials.epochs[rows] += rungs.epochs[0]
-    trials.values[rows] = values[active]
-    trials.status[rows[np.isnan(values[active]).any(1)]] = FAILED
+    trials.status[rows[np.isnan(trials.values[rows]).any(1)]] = FAILED
     for rung, age in enumerate(rungs.epochs):
         here = rows[(trials.epochs[rows] == age) & (trials.status[rows] == RUNNING)]
         trials.rung_values[here, rung] = trials.values[here, 0]
         if age == rungs.epochs[-1]:
             trials.status[here] = COMPLETE
             continue
-        scores = trials.rung_values[:, rung] * (1 if trials.maximize[0] else -1)
         for row in here:
-            bracket = row % rungs.num_brackets
-            if rung < bracket:
-                continue
-            rivals = np.arange(len(trials.status)) % rungs.num_brackets == bracket
-            rivals &= ~np.isnan(scores)
-            earlier = np.arange(len(scores)) < row  # of equals the first counts as better
-            better = rivals & ((scores > scores[row]) | ((scores == scores[row]) & earlier))
-            if better.sum() >= max(1, rivals.sum() // rungs.factor):
+            if not goes_on(trials, rungs, int(row), rung):
                 trials.status[row] = STOPPED

@@ -49,6 +49,7 @@ from fairjax.metrics.rates import selection_rate as selection_rate
 from fairjax.metrics.rates import true_positive_rate as true_positive_rate
 from fairjax.metrics.resampling import Intervals as Intervals
 from fairjax.metrics.resampling import bootstrap as bootstrap
+from fairjax.metrics.resampling import resampling_weights as resampling_weights
 from fairjax.metrics.summary import Prepared as Prepared
 from fairjax.metrics.summary import evaluate as evaluate
 from fairjax.metrics.summary import fairness_metrics as fairness_metrics

@@ -1,0 +1,292 @@
+"""What trains and measures the candidates of a search: one program for all rounds."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairjax import trees
+from fairjax.data import Dataset, Examples, Splits, folds
+from fairjax.fairtune.objectives import Objective
+from fairjax.fairtune.rungs import Rungs
+from fairjax.fairtune.spaces import MaskSpace
+from fairjax.fairtune.tune import Measured
+from fairjax.metrics import resampling_weights
+from fairjax.models import Model, Weights, kernel_gate
+from fairjax.sampling import BatchSampler, arrange_rows
+from fairjax.sharding import shard_candidates
+from fairjax.train import (
+    Recipe,
+    fit_population,
+    fit_population_streamed,
+    init_fit,
+    map_chunks,
+    predict,
+    start_train,
+    stream_map,
+)
+
+NUM_DRAWS = 100
+"""Of the bootstrap by which trials are compared."""
+
+
+class Replicates(NamedTuple):
+    """The trainings that judge a trial: F folds, and S seeds on each."""
+
+    pool: Dataset
+    """Its "train" holds train and val of the data, from which the rows are taken."""
+    train: np.ndarray
+    """int32 `[F, n]`, places in the pool."""
+    val: np.ndarray
+    """int32 `[F, m]`, likewise."""
+    num_seeds: int
+
+    @property
+    def count(self) -> int:
+        """R = F * S."""
+        return len(self.train) * self.num_seeds
+
+
+class Program(NamedTuple):
+    """What candidates start from and how they train; arrays are arguments of its functions."""
+
+    space: MaskSpace
+    objectives: tuple[Objective, ...]
+    replicates: Replicates
+    num_runs: int
+    """W, runs of a trial at a time: all replicates, or in a race the seeds of a fold."""
+    start_fn: Callable[..., Any]
+    """`start_fn(mask [U], rate, rung, start_data) -> states [W]`."""
+    advance: Any
+    """`advance(states [P], masks [P, U], fold [P], active [P], pool, (val, frozen), chunk_size=,`
+    `mesh=) -> (states, Measured)` for P runs, jitted."""
+    stream: Any
+    """The same on the host, where examples are too many for a device:
+    `stream(states, masks, fold, active, frozen, chunk_size=, mesh=)`; None where they are not."""
+    start_data: Any
+    frozen: Any
+    seed: int
+
+    def fold_of_runs(self, rungs: np.ndarray) -> np.ndarray:
+        """The fold of every run, int32 `[P * W]`, of slots at these rungs of a race."""
+        number = rungs[:, None] * self.num_runs + np.arange(self.num_runs)
+        return (number // self.replicates.num_seeds).reshape(-1).astype(np.int32)
+
+
+def make_replicates(data: Dataset, num_folds: int, num_seeds: int, seed: int) -> Replicates:
+    """Folds of train and val, or the one split that there is.
+
+    Raises:
+      ValueError: a number below 1, or as `folds`.
+    """
+    for name, number in (("num_folds", num_folds), ("num_seeds", num_seeds)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+    names = ("train", "val", "test")
+    given = Splits(*(np.asarray(data.splits[name], np.int32)[None] for name in names))
+    drawn = given if num_folds == 1 else folds(data, num_folds, seed)
+    rows = np.concatenate([data.splits["train"], data.splits["val"]]).astype(np.int32)
+    place = np.full(len(data.labels), -1, np.int32)
+    place[rows] = np.arange(len(rows))
+    none = np.zeros(0, np.int32)
+    pool = Dataset(
+        name=data.name,
+        inputs=data.inputs,
+        labels=data.labels,
+        group=data.group,
+        label_names=data.label_names,
+        group_names=data.group_names,
+        splits={"train": rows, "val": none, "test": none},
+    )
+    return Replicates(pool, place[drawn.train], place[drawn.val], num_seeds)
+
+
+def make_program(
+    model: Model,
+    weights: Weights,
+    data: Dataset,
+    recipe: Recipe,
+    replicates: Replicates,
+    *,
+    space: MaskSpace,
+    objectives: tuple[Objective, ...],
+    rungs: Rungs,
+    key: Any,
+) -> Program:
+    """The program of a search; nothing is compiled yet."""
+    pool, num_train = replicates.pool, replicates.train.shape[1]
+    sampler = recipe.make_sampler(pool)
+    sampler = sampler._replace(batches_per_epoch=num_train // recipe.batch_size)
+    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
+    network = recipe.make_model(model)
+    step = recipe.make_step(network, optimizer, data, bind=space.bind, gate=kernel_gate(network))
+    tunable, frozen = space.partition(weights.params)
+    num_epochs, num_seeds = int(rungs.epochs[0]), replicates.num_seeds
+    num_runs = num_seeds if rungs.races else replicates.count
+
+    def start_fn(mask, rate, rung, shared):
+        del mask
+        params, heads, batch_stats, rows, keys = shared
+        number = jnp.arange(num_runs, dtype=jnp.int32) + rung * num_runs
+
+        def one(number):
+            seed, fold = number % num_seeds, number // num_seeds
+            at = lambda leaf: leaf[seed]
+            own = trees.merge(params, jax.tree.map(at, heads)) if heads else params
+            ema = recipe.ema_decay is not None
+            train = start_train(own, batch_stats, optimizer, ema=ema, learning_rate=rate)
+            rows_of_fold = jax.tree.map(lambda leaf: leaf[fold], rows)
+            return init_fit(train, sampler, keys[seed], rows=rows_of_fold)
+
+        return jax.vmap(one)(number)
+
+    measure = functools.partial(_measure_runs, network, space, objectives)
+
+    @functools.partial(jax.jit, static_argnames=("chunk_size", "mesh"), donate_argnums=0)
+    def advance(states, masks, fold, active, pool, shared, *, chunk_size, mesh):
+        val, frozen = shared
+        states, _ = fit_population(
+            step,
+            states,
+            pool,
+            sampler,
+            num_epochs=num_epochs,
+            mask=jax.vmap(space.expand)(masks),
+            frozen=frozen,
+            active=active,
+            chunk_size=chunk_size,
+            mesh=mesh,
+            # where all draw the same batches, drawn once they need less memory, but one candidate
+            # after another is faster where its whole epoch stays in the cache
+            shared_batches=chunk_size > 1 and replicates.count == 1,
+            augment=recipe.augment,
+        )
+        measured = shard_candidates(measure, mesh, num_mapped=3)
+        return states, measured(states.train, fold, active, pool, val, frozen)
+
+    # the tensors of this many seeds; the first starts as the search is given it
+    keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(num_seeds))
+    keys = jnp.concatenate([key[None], keys[1:]])
+    rows = [_arrange(pool, own) for own in replicates.train]
+    rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    heads = _heads(model, tunable, keys) if num_seeds > 1 else {}
+    start_data = (tunable, heads, weights.batch_stats, rows, keys)
+    stream = None
+    if recipe.streams(data):
+        how = (network, step, sampler, recipe, space, objectives, num_epochs, replicates)
+        stream = _make_stream(*how, data)
+    seed = int(np.asarray(jax.random.key_data(key)).reshape(-1)[-1])
+    return Program(
+        space, objectives, replicates, num_runs, start_fn, advance, stream, start_data, frozen, seed
+    )
+
+
+def _arrange(pool: Dataset, rows: np.ndarray):
+    """What a fold trains on, for the sampler."""
+    labels, group = pool.labels[pool.splits["train"]], pool.group[pool.splits["train"]]
+    sizes = {"num_classes": pool.num_classes, "num_groups": pool.num_groups}
+    return arrange_rows(labels=labels, group=group, rows=rows, **sizes)
+
+
+def _heads(model: Model, tunable: Any, keys: Any) -> Any:
+    """Classifiers of the seeds, leaves `[S, ...]`: the given one and fresh ones."""
+    is_head = lambda name: name.startswith(f"{model.head}/")
+    given = trees.partition(tunable, is_head)[0]
+    if not given:
+        return {}
+    fresh = jax.jit(jax.vmap(lambda key: trees.partition(model.init(key)[0], is_head)[0]))(keys)
+    return jax.tree.map(lambda one, all_: jnp.asarray(all_).at[0].set(one), given, fresh)
+
+
+def _measure_runs(network, space, objectives, trains, fold, active, pool, val, frozen) -> Measured:
+    """The objectives of P runs, each on the validation rows of its fold; `val [F, m]`."""
+
+    def one(run):
+        train, fold = run
+        rows = val[fold]
+        params = space.bind(train.final_params, frozen)
+        logits = predict(network, params, train.batch_stats, pool.inputs, rows=rows)
+        return _measure(objectives, logits, pool.labels[rows], pool.group[rows], fold)
+
+    return map_chunks(one, (trains, fold), 1, active)
+
+
+def _measure(objectives, logits, labels, group, fold) -> Measured:
+    """One run's objectives, and the first one under the draws of its fold."""
+    ids = {"labels": labels, "group": group}
+    values = jnp.stack([chosen.measure(logits, **ids) for chosen in objectives])
+    cells = labels * (jnp.max(group) + 1) + group
+    key = jax.random.fold_in(jax.random.key(0), fold)
+    weights = resampling_weights(key, NUM_DRAWS, strata=cells.astype(jnp.int32))
+    resample = functools.partial(objectives[0].resample, logits, **ids)
+    left_out = (weights == 0).astype(jnp.float32)
+    return Measured(values, jnp.stack([resample(weights=weights), resample(weights=left_out)]))
+
+
+def _make_stream(
+    network: Model,
+    step: Any,
+    sampler: BatchSampler,
+    recipe: Recipe,
+    space: MaskSpace,
+    objectives: tuple[Objective, ...],
+    num_epochs: int,
+    replicates: Replicates,
+    data: Dataset,
+):
+    """`advance` on examples that are read while candidates train and validate."""
+    expand = jax.jit(jax.vmap(space.expand))
+    window = None if recipe.data_bytes is None else recipe.data_bytes // 2
+    one_split = len(replicates.val) == 1
+
+    @functools.partial(jax.jit, static_argnames="mesh")
+    def logits_of(inputs, trains, active, frozen, mesh):
+        def one(train, frozen, inputs):
+            params = space.bind(train.final_params, frozen)
+            return predict(network, params, train.batch_stats, inputs)
+
+        def every(trains, active, frozen, inputs):
+            return map_chunks(lambda train: one(train, frozen, inputs), trains, 1, active)
+
+        return shard_candidates(every, mesh, num_mapped=2)(trains, active, frozen, inputs)
+
+    measure = jax.jit(jax.vmap(functools.partial(_measure, objectives)))
+
+    def advance(states, masks, fold, active, frozen, *, chunk_size, mesh):
+        states, _ = fit_population_streamed(
+            step,
+            states,
+            replicates.pool,
+            sampler,
+            num_epochs=num_epochs,
+            mask=expand(masks),
+            frozen=frozen,
+            active=active,
+            chunk_size=chunk_size,
+            mesh=mesh,
+            augment=recipe.augment,
+            window_bytes=window,
+        )
+        on_mesh = functools.partial(logits_of, mesh=mesh)
+        arguments = (states.train, active, frozen)
+        how = {"batch_bytes": recipe.data_bytes, "axis": 1}
+        rows = replicates.val[fold]  # [P, m]
+        if one_split:
+            logits = stream_map(on_mesh, data, "val", *arguments, **how)
+        else:  # the folds cover the pool, so that all of it is somebody's to validate on
+            logits = stream_map(on_mesh, replicates.pool, "train", *arguments, **how)
+            logits = np.take_along_axis(np.asarray(logits), rows[..., None], axis=1)
+        numbers = replicates.pool.splits["train"][rows]
+        return states, measure(logits, data.labels[numbers], data.group[numbers], fold)
+
+    return advance
+
+
+def pool_shapes(pool: Dataset) -> Examples:
+    """The shapes of what lies on the device, without its data."""
+    count = len(pool.splits["train"])
+    fields = (pool.inputs, pool.labels, pool.group)
+    return Examples(*(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for x in fields))
