@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import numpy as np
 
 from experiments.cli import Count, Positive, Range, Seed
 from fairjax.data import (
@@ -97,6 +96,12 @@ class Data:
     1,000 rows"""
     num_test: Count | None = None
     """1,200 images or 10,000 rows (1,000 leave a rate's gap a standard error of 0.03)"""
+    domain: str = "target"
+    """how lesions are drawn: target (dark skin is rare, labels are noisy), source (neither) or
+    shortcut (skin predicts the label in train and val, not in test)"""
+    strength: float | None = None
+    """of a shortcut: share of malignant lesions on dark skin, and of benign on light; by default
+    0.75, and 0.5 is none"""
     height: Annotated[int, Range(16, 10_000)] = 150
     """of the files that lesions_jpeg draws, which are 4 / 3 as wide"""
     balance: tuple[Literal["train", "val", "test"], ...] = ()
@@ -119,7 +124,7 @@ _OPTIONS = {
     "adult": ("sensitive", "split", "sensitive_as_feature", "allow_small_groups"),
     "compas": ("csv", "sensitive", "split", "allow_small_groups"),
     "synthetic": _SIZES,
-    "lesions": _SIZES,
+    "lesions": ("domain", "strength", *_SIZES),
     "lesions_jpeg": ("manual_dir", "height", *_FILES, *_SIZES),
     **dict.fromkeys(RECIPES, _NAMED),
     "csv": (*_CSV, "features", "categorical", "sensitive_as_feature", "missing"),
@@ -237,24 +242,20 @@ def _sizes(data: Data) -> dict[str, int]:
     }
 
 
+def _total_and_shares(data: Data) -> tuple[int, tuple[float, float, float]]:
+    train, val, test = _sizes(data).values()
+    total = train + val + test
+    return total, (train / total, val / total, test / total)
+
+
 def _read_adult(data: Data) -> Dataset:
     return load_adult(
-        data.sensitive or ("sex",),
-        split=_shares(data.split),
-        seed=data.seed,
-        sensitive_as_feature=data.sensitive_as_feature,
-        allow_small_groups=data.allow_small_groups,
+        **_groups(data), split=_shares(data.split), sensitive_as_feature=data.sensitive_as_feature
     )
 
 
 def _read_compas(data: Data) -> Dataset:
-    return load_compas(
-        data.csv[0],
-        sensitive=data.sensitive or ("sex",),
-        split=_shares(data.split),
-        seed=data.seed,
-        allow_small_groups=data.allow_small_groups,
-    )
+    return load_compas(data.csv[0], **_groups(data), split=_shares(data.split))
 
 
 def _read_synthetic(data: Data) -> Dataset:
@@ -263,21 +264,14 @@ def _read_synthetic(data: Data) -> Dataset:
 
 
 def _read_lesions(data: Data, size: int) -> Dataset:
-    """Lesions of the target domain, cut into the configured splits."""
-    sizes = _sizes(data)
-    dataset = lesions_dataset(jax.random.key(data.seed), sum(sizes.values()), size)
-    ends = np.cumsum(list(sizes.values()))
-    splits = {
-        name: np.arange(end - count, end, dtype=np.int32)
-        for (name, count), end in zip(sizes.items(), ends, strict=True)
-    }
-    return dataclasses.replace(dataset, splits=splits)
+    total, shares = _total_and_shares(data)
+    key = jax.random.key(data.seed)
+    return lesions_dataset(key, total, size, data.domain, split=shares, strength=data.strength)
 
 
 def _read_lesion_files(data: Data, size: int) -> Dataset:
     """Lesions as files, drawn where there are none; the split keeps the configured shares."""
-    sizes = _sizes(data)
-    total = sum(sizes.values())
+    total, shares = _total_and_shares(data)
     if not has_lesions(data.manual_dir):
         check_folder(data.manual_dir)
         shape = (data.height, data.height * 4 // 3)
@@ -287,12 +281,11 @@ def _read_lesion_files(data: Data, size: int) -> Dataset:
     notes = table.notes
     if (found := len(table.labels)) != total:
         notes += (f"{data.manual_dir} holds {found} images; {'/'.join(_SIZES)} are their shares.",)
-    train, val, test = (count / total for count in sizes.values())
     return image_dataset(
         dataclasses.replace(table, name="lesions-jpeg", notes=notes),
         data.sensitive or ("skin_tone",),
         size=size,
-        split=(train, val, test),
+        split=shares,
         seed=data.seed,
         cache_dir=data.cache_dir,
         allow_small_groups=data.allow_small_groups,
@@ -349,9 +342,16 @@ def _csv_arguments(data: Data) -> dict[str, Any]:
         "path": data.csv[0] if len(data.csv) == 1 else _by_split(data.csv),
         "label": data.label,
         "positive": data.positive,
-        "sensitive": data.sensitive or ("sex",),
         "id_column": data.id_column,
+        **_groups(data),
         "split": _shares_or_column(data.split),
+    }
+
+
+def _groups(data: Data) -> dict[str, Any]:
+    """What all tables are read by."""
+    return {
+        "sensitive": data.sensitive or ("sex",),
         "seed": data.seed,
         "allow_small_groups": data.allow_small_groups,
     }

@@ -86,6 +86,19 @@ def test_lesions_are_the_library_s_cut_into_the_configured_splits():
     assert crop.inputs.shape == (12, 16, 16, 3)
 
 
+def test_a_shortcut_of_lesions_is_reached_from_the_command_line():
+    sizes = ("--num-train", "40", "--num-val", "20", "--num-test", "20")
+    flags = ("--domain", "shortcut", "--strength", "0.9", "--seed", "2", *sizes)
+    data = load_data(parse(*flags), image_size=16)
+    key, shares = jax.random.key(2), (0.5, 0.25, 0.25)
+    same = lesions_dataset(key, 80, 16, "shortcut", split=shares, strength=0.9)
+    assert data.fingerprint == same.fingerprint and data.notes == same.notes
+    assert data.name == "lesions-shortcut" and "90 % of the lesions on dark skin" in data.notes[1]
+    assert [len(rows) for rows in data.splits.values()] == [40, 20, 20]
+    plain = load_data(parse("--domain", "shortcut", *sizes), image_size=16)
+    assert "75 % of the lesions on dark skin" in plain.notes[1]
+
+
 def test_lesions_as_files_are_drawn_once_into_a_folder_that_says_so(tmp_path):
     drawn = tmp_path / "drawn"
     data = Data(
@@ -298,6 +311,8 @@ WHERE_THEY_APPLY = {
     "num_train": (4, {"synthetic", "lesions", "lesions_jpeg"}),
     "num_val": (4, {"synthetic", "lesions", "lesions_jpeg"}),
     "num_test": (4, {"synthetic", "lesions", "lesions_jpeg"}),
+    "domain": ("shortcut", {"lesions"}),
+    "strength": (0.8, {"lesions"}),
     "height": (64, {"lesions_jpeg"}),
 }
 
@@ -342,6 +357,9 @@ def test_an_option_of_tables_is_refused_for_images_of_a_csv(folder):
         ({"seed": -1}, "seed must be a whole number"),
         ({"seed": 2**32}, "seed must be a whole number"),
         ({"seed": 0.5}, "seed must be a whole number"),
+        ({"domain": "elsewhere"}, "domain must be one of ['shortcut', 'source', 'target']"),
+        ({"strength": 0.8}, "strength must be in [0.5, 1), of the domain 'shortcut', got 0.8"),
+        ({"domain": "shortcut", "strength": 1.5}, "strength must be in [0.5, 1)"),
         ({"source": "lesions_jpeg", "height": 8}, "height must be a whole number"),
         ({"name": " "}, "--data.name must be one line of text"),
         ({"name": "a\nb"}, "--data.name must be one line of text"),

@@ -44,8 +44,7 @@ def stratified_split(
     >>> {name: len(rows) for name, rows in splits.items()}
     {'train': 50, 'val': 25, 'test': 25}
     """
-    if len(ratios) != len(SPLITS) or not (min(ratios) > 0 and abs(math.fsum(ratios) - 1) <= 1e-6):
-        raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
+    check_shares(ratios)
     strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
     generator = np.random.Generator(np.random.PCG64(seed))
     if groups is None:
@@ -67,6 +66,12 @@ def stratified_split(
                 f"split {split!r} would be empty: too few {what} for the ratios {ratios}"
             )
     return splits
+
+
+def check_shares(ratios: tuple[float, float, float]) -> None:
+    """Raises ValueError unless these are three positive shares of 1."""
+    if len(ratios) != len(SPLITS) or not (min(ratios) > 0 and abs(math.fsum(ratios) - 1) <= 1e-6):
+        raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
 
 
 def _deal_rows(strata, ratios, generator):
