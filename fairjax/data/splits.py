@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32, Integer, Shaped
+from jaxtyping import Int8, Int32, Integer, Shaped
 
 from fairjax.data.dataset import SPLITS, Dataset
 
@@ -48,7 +49,7 @@ def stratified_split(
     strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
     generator = np.random.Generator(np.random.PCG64(seed))
     if groups is None:
-        split_of_row = _deal_rows(strata, ratios, generator)
+        split_of_row = deal_rows(strata, ratios, generator)
     elif len(groups) != len(strata):
         raise ValueError(f"groups must have one id per row: {len(groups)} ids, {len(strata)} rows")
     else:
@@ -74,8 +75,10 @@ def check_shares(ratios: tuple[float, float, float]) -> None:
         raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
 
 
-def _deal_rows(strata, ratios, generator):
-    """Split number of every row: each stratum is shuffled and cut by the ratios."""
+def deal_rows(
+    strata: Integer[np.ndarray, " N"], ratios: Sequence[float], generator: np.random.Generator
+) -> Int8[np.ndarray, " N"]:
+    """Split number of every row: each stratum 0, 1, ... is shuffled and cut by the ratios."""
     split_of_row = np.empty(len(strata), np.int8)
     for stratum in range(strata.max(initial=-1) + 1):
         rows = generator.permutation(np.flatnonzero(strata == stratum))
