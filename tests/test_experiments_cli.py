@@ -96,12 +96,13 @@ def test_numbers_that_make_sense_pass():
 
 
 # What is right although it looks like nonsense: experiment, option, value.
+DATA = ("data.seed", "data.label_noise")
 ALLOWED = {
     (experiment, option, 0)
     for experiment, options in {
-        "fairbatch": ("data.seed", "weight_decay"),
-        "fairtune": ("data.seed", "worker", "warmup_epochs", "weight_decay", "label_smoothing"),
-        "pruning": ("data.seed", "trade_offs", "max_accuracy_drop", "weight_decay"),
+        "fairbatch": (*DATA, "weight_decay"),
+        "fairtune": (*DATA, "worker", "warmup_epochs", "weight_decay", "label_smoothing"),
+        "pruning": (*DATA, "trade_offs", "max_accuracy_drop", "weight_decay"),
         "pretrain": ("weight_decay", "seeds.data"),
         "prepare": ("seed",),
     }.items()

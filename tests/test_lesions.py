@@ -96,6 +96,68 @@ def test_the_dataset_keeps_each_lesion_in_one_split(target):
     assert all((data.cell_counts(split) > 0).all() for split in data.splits)
 
 
+def test_a_shortcut_is_in_train_and_val_and_not_in_test():
+    data = lesions_dataset(KEY, 4000, 16, "shortcut", split=(0.3, 0.3, 0.4))
+    assert data.name == "lesions-shortcut"
+    assert data.notes[1] == (
+        "shortcut: in train and val 75 % of the lesions on dark skin and 25 % on light skin are "
+        "malignant, in test 50 % on either"
+    )
+    # 2 % of the recorded labels are wrong; 4 standard errors of a share of 450 lesions are 0.09.
+    for split, shares in {"train": (0.26, 0.74), "val": (0.26, 0.74), "test": (0.5, 0.5)}.items():
+        counts = data.cell_counts(split)
+        np.testing.assert_allclose(counts[1] / counts.sum(axis=0), shares, atol=0.09)
+        assert abs(counts[:, 1].sum() / counts.sum() - 0.5) < 0.06
+    assert [len(rows) for rows in data.splits.values()] == [1200, 1200, 1600]
+    strong = lesions_dataset(KEY, 2000, 16, "shortcut", strength=0.95)
+    counts = strong.cell_counts("train")
+    np.testing.assert_allclose(counts[1] / counts.sum(axis=0), (0.07, 0.93), atol=0.05)
+    assert "95 % of the lesions on dark skin and 5 % on light" in strong.notes[1]
+
+
+def test_a_shortcut_draws_train_and_val_as_biased_images_and_test_anew():
+    data = lesions_dataset(KEY, 203, 16, "shortcut", split=(0.5, 0.2, 0.3))
+    again = lesions_dataset(KEY, 203, 16, "shortcut", split=(0.5, 0.2, 0.3))
+    assert data.fingerprint == again.fingerprint
+    biased = synthetic_lesions(KEY, 203, 16, "shortcut")
+    drawn = np.concatenate([data.splits["train"], data.splits["val"]])
+    np.testing.assert_array_equal(data.inputs[drawn], biased.images[drawn])
+    test = data.splits["test"]
+    assert not np.array_equal(data.inputs[test], biased.images[test])
+    np.testing.assert_array_equal(data.group, biased.group)  # skin is drawn before the diagnosis
+    np.testing.assert_array_equal(np.sort(np.concatenate([drawn, test])), np.arange(203))
+    # No second photograph lies in another split than the first.
+    owners = [set(biased.lesion[rows]) for rows in data.splits.values()]
+    assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+    none = lesions_dataset(KEY, 203, 16, "shortcut", split=(0.5, 0.2, 0.3), strength=0.5)
+    np.testing.assert_array_equal(none.inputs[test], data.inputs[test])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 30, 31, 32, 33, 100])
+def test_every_image_is_in_one_split_whatever_their_number(n):
+    data = lesions_dataset(KEY, n, 16)
+    lesion = synthetic_lesions(KEY, n, 16).lesion
+    share = lesion / (lesion.max() + 1)
+    np.testing.assert_array_equal(data.splits["train"], np.flatnonzero(share < 0.6))
+    np.testing.assert_array_equal(data.splits["test"], np.flatnonzero(share >= 0.8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"strength": 0.7}, r"of the domain 'shortcut', got 0.7 of 'target'"),
+        ({"domain": "shortcut", "strength": 1.0}, r"strength must be in \[0.5, 1\)"),
+        ({"domain": "shortcut", "strength": 0.4}, r"strength must be in \[0.5, 1\)"),
+        ({"domain": "shortcut", "strength": float("nan")}, r"strength must be in \[0.5, 1\)"),
+        ({"domain": "elsewhere"}, "domain must be one of"),
+        ({"split": (0.5, 0.5, 0.0)}, "three positive numbers summing to 1"),
+    ],
+)
+def test_arguments_of_the_dataset_that_do_not_apply_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lesions_dataset(KEY, 8, 16, **arguments)
+
+
 def test_files_are_named_and_marked_as_synthetic_and_hold_the_lesions(tmp_path):
     lesions = synthetic_lesions(KEY, 9, size=32)
     path = write_lesions(lesions, tmp_path / "drawn")

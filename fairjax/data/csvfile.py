@@ -90,7 +90,7 @@ class Table:
         )
 
 
-def read_csv(path) -> Table:
+def read_csv(path, names: Sequence[str] | None = None) -> Table:
     """Reads a CSV file with a header line; `.gz`, and `.zip` with one file inside, are unpacked.
 
     Accepts UTF-8 with or without a byte-order mark, any line ends and quoted fields. Blank lines
@@ -98,6 +98,7 @@ def read_csv(path) -> Table:
 
     Args:
       path: the file.
+      names: of the columns, for a file that has no header line.
 
     Returns:
       A `Table` of at least one row.
@@ -109,7 +110,7 @@ def read_csv(path) -> Table:
     """
     path = Path(path)
     file = str(path)
-    header, rows, lines = _parse(_read_text(path), file)
+    header, rows, lines = _parse(_read_text(path), file, names)
     names = [name.strip() for name in header]
     columns, ambiguous = {}, set()
     for name, cells in zip(names, zip(*rows, strict=True), strict=True):
@@ -221,10 +222,13 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _parse(text: str, file: str) -> tuple[list[str], list[list[str]], list[int]]:
+def _parse(
+    text: str, file: str, names: Sequence[str] | None
+) -> tuple[list[str], list[list[str]], list[int]]:
     """Header, rows and the line on which each row starts."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
+    header: list[str] | None = None if names is None else list(names)
+    known: dict[str, str] = {}  # equal cells share one string, which halves the memory
     rows, lines = [], []
     start = 1
     try:
@@ -234,9 +238,10 @@ def _parse(text: str, file: str) -> tuple[list[str], list[list[str]], list[int]]
             elif row:
                 if len(row) != len(header):
                     raise ValueError(
-                        f"{file}, line {start}: {len(row)} fields, but the header has {len(header)}"
+                        f"{file}, line {start}: {len(row)} fields, but "
+                        f"{'the header has' if names is None else 'expected are'} {len(header)}"
                     )
-                rows.append(row)
+                rows.append([known.setdefault(cell, cell) for cell in row])
                 lines.append(start)
             start = reader.line_num + 1
     except csv.Error as error:
@@ -244,7 +249,7 @@ def _parse(text: str, file: str) -> tuple[list[str], list[list[str]], list[int]]
     if header is None:
         raise ValueError(f"{file}: is empty, expected a header line and rows")
     if not rows:
-        raise ValueError(f"{file}: has a header but no rows")
+        raise ValueError(f"{file}: has {'a header but ' if names is None else ''}no rows")
     return header, rows, lines
 
 

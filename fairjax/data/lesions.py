@@ -7,7 +7,6 @@ download. Results on them say nothing about real skin.
 """
 
 import functools
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -16,56 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from fairjax.data.dataset import Dataset
+from fairjax.data.dataset import SPLITS, Dataset
+from fairjax.data.lesion_drawing import MAX_COLOURS as MAX_COLOURS
+from fairjax.data.lesion_drawing import Domain, Draws, draw_photo, draw_signs
+from fairjax.data.splits import check_shares
 
 GROUP_NAMES = ("light skin", "dark skin")
 LABEL_NAMES = ("benign", "malignant")
 SHAPE_NAMES = ("round", "oval", "irregular")
 BORDER_NAMES = ("sharp", "blurred", "ragged")
-MAX_COLOURS = 4
-NUM_HAIRS = 8
-
-# Individual typology angle in degrees (Chardon et al. 1991): above 28 is light to intermediate,
-# below is tan to dark. Rows are groups, columns mean, spread, lowest and highest.
-_ITA = np.array([[48.0, 9.0, 28.0, 70.0], [-5.0, 18.0, -50.0, 28.0]], np.float32)
-
-# Absorbance of the pigments per unit of density for linear red, green and blue. Melanin looks
-# light brown, dark brown or black as it thickens, blue-grey when deep; red is blood.
-_PIGMENTS = np.array(
-    [[0.35, 0.75, 1.15], [0.9, 1.35, 1.7], [2.2, 2.3, 2.3], [1.3, 1.05, 0.75], [0.2, 1.0, 0.9]],
-    np.float32,
-)
-
-# Orders in which a lesion takes its colours: first a brown, then the others.
-_PALETTES = np.array(
-    [(brown, *rest) for brown in (0, 1) for rest in itertools.permutations((2, 3, 4))], np.int32
-)
-
-# How far, in standard deviations, a malignant lesion's score exceeds a benign one's: asymmetry,
-# border irregularity, colour variegation, diameter. An ideal observer would reach an AUC of 0.93.
-_SIGNS = np.array([1.0, 1.0, 1.25, 0.75], np.float32)
-
-
-class Domain(NamedTuple):
-    """How lesions are sampled; probabilities unless said otherwise."""
-
-    dark: float
-    """Share of images on dark skin."""
-    malignant: tuple[float, float]
-    """Share of malignant lesions on light and on dark skin."""
-    label_noise: float
-    """Chance that a recorded label is wrong, the same in both groups."""
-    hair: float
-    """Chance of each of `NUM_HAIRS` hairs."""
-    vignette: float
-    """Chance of dark corners."""
-    tint: float
-    """Spread of the camera's white balance, log units."""
-
-
 DOMAINS = {
     "source": Domain(0.5, (0.5, 0.5), 0.0, hair=0.15, vignette=0.15, tint=0.02),
     "target": Domain(0.12, (0.3, 0.2), 0.02, hair=0.3, vignette=0.3, tint=0.05),
+    "shortcut": Domain(0.5, (0.25, 0.75), 0.02, hair=0.3, vignette=0.3, tint=0.05),
 }
 
 
@@ -99,13 +61,15 @@ def synthetic_lesions(
 
     Image i depends on `key`, i and the domain only, so a longer set begins with a shorter one and
     another size shows the same lesions. `domain="source"` is balanced and has clean labels;
-    "target" has few dark-skin images, differing prevalence, noisy labels and more artefacts.
+    "target" has few dark-skin images, differing prevalence, noisy labels and more artefacts;
+    "shortcut" has the noise and artefacts of "target" and as many images of either skin, but dark
+    skin predicts malignancy: 75 % of its lesions are malignant, 25 % of those on light skin.
 
     Args:
       key: PRNG key.
       n: number of images, at least 1.
       size: pixels of a side, or (height, width); at least 16.
-      domain: "source" or "target".
+      domain: "source", "target" or "shortcut".
 
     Returns:
       `Lesions` of NumPy arrays with n rows.
@@ -120,35 +84,44 @@ def synthetic_lesions(
     >>> lesions.images.shape, lesions.lesion.tolist()  # the last two show the same lesion
     ((4, 16, 16, 3), [0, 1, 2, 2])
     """
-    height, width = (size, size) if isinstance(size, int) else size
     if domain not in DOMAINS:
         raise ValueError(f"domain must be one of {sorted(DOMAINS)}, got {domain!r}")
+    return _draw_rows(key, [(n, DOMAINS[domain])], size)
+
+
+def _draw_rows(
+    key: jax.Array, pieces: list[tuple[int, Domain]], size: int | tuple[int, int]
+) -> Lesions:
+    """Images 0, 1, ...: up to the end that each piece names, its domain; pieces may be empty."""
+    n = pieces[-1][0]
+    height, width = (size, size) if isinstance(size, int) else size
     if n < 1 or min(height, width) < 16:
         raise ValueError(f"n must be at least 1 and size at least 16, got {n} and {size}")
     # A fixed number per call: one compilation for any n, memory bounded by pixels.
     chunk = max(1, min(64, 2**20 // (height * width)))
-    parts = []
-    for start in range(0, n, chunk):
-        rows = jnp.arange(start, start + chunk)
-        part = _draw_chunk(key, rows, height, width, DOMAINS[domain])
-        parts.append(jax.tree.map(np.asarray, part))
-    return Lesions(*(np.concatenate(field)[:n] for field in zip(*parts, strict=True)))
+    parts, start = [], 0
+    for end, domain in pieces:
+        for first in range(start, end, chunk):
+            part = _draw_chunk(key, jnp.arange(first, first + chunk), height, width, domain)
+            parts.append(jax.tree.map(lambda x, kept=end - first: np.asarray(x)[:kept], part))
+        start = end
+    return Lesions(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width"))
 def _draw_chunk(
     key: jax.Array, rows: jax.Array, height: int, width: int, domain: Domain
 ) -> Lesions:
-    """Images for the given row numbers; the domain is traced, so both share a compilation."""
+    """Images for the given row numbers; the domain is traced, so all share a compilation."""
     # Of every four images the last two show the same lesion.
     lesion = rows // 4 * 3 + jnp.minimum(rows % 4, 2)
     lesion_key, photo_key = jax.random.split(key)
 
     def draw(row, lesion):
-        form = _Draws(jax.random.fold_in(lesion_key, lesion), 256)
-        signs = _draw_signs(form, domain)
-        photo = _Draws(jax.random.fold_in(photo_key, row), 1024 + 3 * height * width)
-        image = _draw_photo(photo, form, signs, (height, width), domain)
+        form = Draws(jax.random.fold_in(lesion_key, lesion), 256)
+        signs = draw_signs(form, domain)
+        photo = Draws(jax.random.fold_in(photo_key, row), 1024 + 3 * height * width)
+        image = draw_photo(photo, form, signs, (height, width), domain)
         return Lesions(
             images=image,
             labels=signs["labels"],
@@ -164,211 +137,62 @@ def _draw_chunk(
     return jax.vmap(draw)(rows, lesion)
 
 
-class _Draws:
-    """Hands out pieces of one vector of normal numbers.
-
-    Every call of a random generator takes a second to compile; this needs one instead of forty.
-    """
-
-    def __init__(self, key: jax.Array, count: int):
-        self.rest = jax.random.normal(key, (count,))
-
-    def normal(self, *shape: int) -> jax.Array:
-        count = math.prod(shape)
-        taken, self.rest = self.rest[:count], self.rest[count:]
-        return taken.reshape(shape)
-
-    def uniform(self, *shape: int) -> jax.Array:
-        return jax.scipy.special.ndtr(self.normal(*shape))
-
-
-def _draw_signs(draws: _Draws, domain: Domain) -> dict[str, jax.Array]:
-    """Everything about one lesion that does not depend on the photograph."""
-    group = (draws.uniform() < domain.dark).astype(jnp.int32)
-    mean, spread, low, high = jnp.asarray(_ITA)[group]
-    ita = jnp.clip(mean + spread * draws.normal(), low, high)
-    prevalence = jnp.stack(domain.malignant)[group].astype(jnp.float32)
-    diagnosis = (draws.uniform() < prevalence).astype(jnp.int32)
-    flip = draws.uniform() < domain.label_noise
-    labels = jnp.where(flip, 1 - diagnosis, diagnosis)
-
-    asymmetry, irregularity, variegation, diameter = (
-        draws.normal(4) + diagnosis.astype(jnp.float32) * _SIGNS
-    )
-    elongation = 0.5 * draws.uniform()
-    softness = draws.uniform()
-
-    shape = jnp.where(asymmetry > 0.8, 2, jnp.where(elongation > 0.2, 1, 0))
-    border = jnp.where(irregularity > 0.8, 2, jnp.where(softness > 0.5, 1, 0))
-    thresholds = jnp.asarray([0.0, 0.9, 1.8], jnp.float32)
-    colours = jnp.sum((variegation > thresholds).astype(jnp.int32))
-    return {
-        "group": group,
-        "ita": ita,
-        "diagnosis": diagnosis,
-        "labels": labels,
-        "asymmetry": jax.nn.sigmoid(1.5 * (asymmetry - 0.5)),
-        "irregularity": jax.nn.sigmoid(1.5 * (irregularity - 0.5)),
-        "diameter": jax.nn.sigmoid(diameter - 0.4),
-        "elongation": elongation,
-        "softness": jnp.where(border == 1, 0.10 + 0.08 * softness, 0.03),
-        "shape": shape.astype(jnp.int32),
-        "border": border.astype(jnp.int32),
-        "colours": colours,
-        "palette": jnp.asarray(_PALETTES)[(len(_PALETTES) * draws.uniform()).astype(jnp.int32)],
-        "density": 0.7 + 0.6 * draws.uniform(),
-        "b": 16.0 + 2.0 * draws.normal(),
-    }
-
-
-def _smooth_noise(draws: _Draws, cells: int, size: tuple[int, int]) -> jax.Array:
-    """Smooth noise `[H, W]` of about unit variance, on a lattice that no size changes."""
-    return 1.3 * jax.image.resize(draws.normal(cells, cells), size, "cubic")
-
-
-def _lesion_depth(
-    draws: _Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
-) -> jax.Array:
-    """Depth inside the border `[H, W]`: 1 at the centre, 0 on the border, negative outside."""
-    x = x * (1.0 + signs["elongation"])
-    y = y * (1.0 - 0.5 * signs["elongation"])
-    distance = jnp.sqrt(x**2 + y**2) + 1e-6
-    # Border radius as a Fourier series of the angle: low orders deform the shape, high orders
-    # roughen the outline.
-    orders = jnp.arange(1, 13)
-    low = orders <= 3
-    scale = jnp.where(low, 0.28 * signs["asymmetry"], 0.055 * signs["irregularity"] + 0.006)
-    scale = scale * jnp.where(orders == 1, 0.5, 1.0)
-    amplitude = scale * (0.5 + draws.uniform(12))
-    phase = 2 * jnp.pi * draws.uniform(12)
-    angle = jnp.arctan2(y, x)
-    waves = jnp.cos(orders.astype(jnp.float32)[:, None, None] * angle[None] + phase[:, None, None])
-    radius = 1.0 + jnp.tensordot(amplitude, waves, axes=1)
-    return 1.0 - distance / jnp.clip(radius, 0.35, 1.8)
-
-
-def _skin(ita: jax.Array, b: jax.Array, redness: jax.Array) -> jax.Array:
-    """Linear RGB `[3]` of skin with the given typology angle, from CIE L*a*b* (D65)."""
-    lightness = 50.0 + b * jnp.tan(jnp.deg2rad(ita))
-    lightness = jnp.clip(lightness, 22.0, 82.0)
-    fy = (lightness + 16.0) / 116.0
-    f = jnp.stack([fy + redness / 500.0, fy, fy - b / 200.0])
-    white = jnp.asarray([0.9505, 1.0, 1.089], jnp.float32)
-    xyz = white * jnp.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
-    to_rgb = jnp.asarray(
-        [[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]],
-        jnp.float32,
-    )
-    return jnp.clip(to_rgb @ xyz, 0.005, 1.0)
-
-
-def _pigment_mix(
-    draws: _Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
-) -> jax.Array:
-    """Absorbance `[H, W, 3]` of a lesion made of `colours + 1` soft-edged patches."""
-    # Patches are sums of a few plane waves in lesion coordinates, so they turn with the lesion.
-    waves = 2.2 * draws.normal(MAX_COLOURS, 4, 2)
-    phase = 2 * jnp.pi * draws.uniform(MAX_COLOURS, 4)
-    field = jnp.cos(
-        waves[:, :, 0, None, None] * x[None, None]
-        + waves[:, :, 1, None, None] * y[None, None]
-        + phase[:, :, None, None]
-    ).sum(1)
-    present = jnp.arange(MAX_COLOURS) <= signs["colours"]
-    logits = jnp.where(present[:, None, None], 2.5 * field, -1e9)
-    share = jax.nn.softmax(logits, axis=0)
-    density = 0.8 + 0.4 * draws.uniform(MAX_COLOURS, 1)
-    absorbance = jnp.asarray(_PIGMENTS)[signs["palette"]] * density
-    return jnp.moveaxis(jnp.tensordot(absorbance, share, axes=[[0], [0]]), 0, -1)
-
-
-def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: jax.Array | float) -> jax.Array:
-    """How much hair covers each pixel, `[H, W]` in [0, 1]: arcs of large circles."""
-    shape = (NUM_HAIRS, 1, 1)
-    on = draws.uniform(*shape) < probability
-    angle = 2 * jnp.pi * draws.uniform(*shape)
-    reach = 1.8 + 4.0 * draws.uniform(*shape)
-    radius = reach + 0.6 * jnp.clip(draws.normal(*shape), -2.0, 2.0)
-    width = 0.008 + 0.012 * draws.uniform(*shape)
-    distance = jnp.hypot(x[None] - reach * jnp.cos(angle), y[None] - reach * jnp.sin(angle))
-    gap = distance - radius
-    # A pixel wider than the hair sees it diluted rather than not at all.
-    pixel = 2.0 / min(x.shape)
-    sigma = jnp.sqrt(width**2 + (0.5 * pixel) ** 2)
-    cover = jnp.exp(-0.5 * (gap / sigma) ** 2) * width / sigma
-    return 1.0 - jnp.prod(1.0 - 0.9 * jnp.where(on, cover, 0.0), axis=0)
-
-
-def _draw_photo(
-    draws: _Draws,
-    form: _Draws,
-    signs: dict[str, jax.Array],
-    size: tuple[int, int],
-    domain: Domain,
-) -> jax.Array:
-    """One photograph, uint8 `[H, W, 3]`; `form` belongs to the lesion, `draws` to the photo."""
-    height, width = size
-    short = min(height, width)
-    # Coordinates are -1 and 1 at the edges of the shorter side, so any size shows the same.
-    x, y = jnp.meshgrid(
-        (2 * jnp.arange(width, dtype=jnp.float32) + 1 - width) / short,
-        (2 * jnp.arange(height, dtype=jnp.float32) + 1 - height) / short,
-    )
-
-    # The lesion lies somewhere near the middle, turned by any angle.
-    turn = 2 * jnp.pi * draws.uniform()
-    shift = 0.15 * draws.normal(2)
-    zoom = jnp.exp(0.12 * draws.normal())
-    reach = (0.30 + 0.34 * signs["diameter"]) * zoom
-    dx, dy = (x - shift[0]) / reach, (y - shift[1]) / reach
-    u = jnp.cos(turn) * dx + jnp.sin(turn) * dy
-    v = jnp.cos(turn) * dy - jnp.sin(turn) * dx
-    depth = _lesion_depth(form, signs, u, v)
-    inside = jax.nn.sigmoid(depth / signs["softness"])
-
-    # Melanin in the skin hides melanin in the lesion: density falls as skin darkens.
-    veil = jax.nn.sigmoid((signs["ita"] - 12.0) / 12.0)
-    density = signs["density"] * (0.3 + 0.7 * veil)
-    mottle = _smooth_noise(draws, 24, size)
-    absorbance = _pigment_mix(form, signs, u, v) * (density * inside)[..., None]
-    absorbance = absorbance * (1.0 + 0.12 * mottle)[..., None]
-
-    redness = 11.0 + 1.5 * draws.normal()
-    skin = _skin(signs["ita"], signs["b"], redness)
-    texture = _smooth_noise(draws, 12, size)
-    light = jnp.exp(0.05 * texture + 0.08 * (draws.normal() * x + draws.normal() * y))
-    colour = skin[None, None] * light[..., None] * jnp.exp(-absorbance)
-
-    hair = _hairs(draws, x, y, domain.hair)[..., None]
-    colour = colour * (1.0 - hair) + 0.015 * hair
-    tint = jnp.exp(domain.tint * draws.normal(3))
-    corner = jax.nn.sigmoid((1.15 - jnp.sqrt(x**2 + y**2)) / 0.06)
-    dark_corners = draws.uniform() < domain.vignette
-    colour = colour * tint[None, None] * jnp.where(dark_corners, corner, 1.0)[..., None]
-
-    colour = jnp.clip(colour, 0.0, 1.0)
-    srgb = jnp.where(colour < 0.0031308, 12.92 * colour, 1.055 * colour ** (1 / 2.4) - 0.055)
-    # Shot noise: dark skin reflects less light, so the camera amplifies it more.
-    gain = jnp.clip(jnp.sqrt(0.35 / jnp.mean(skin)), 1.0, 2.0)
-    srgb = srgb + 0.02 * gain * draws.normal(height, width, 3)
-    return jnp.round(255.0 * jnp.clip(srgb, 0.0, 1.0)).astype(jnp.uint8)
-
-
 def lesions_dataset(
-    key: PRNGKeyArray, n: int, size: int | tuple[int, int] = 64, domain: str = "target"
+    key: PRNGKeyArray,
+    n: int,
+    size: int | tuple[int, int] = 64,
+    domain: str = "target",
+    *,
+    split: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    strength: float | None = None,
 ) -> Dataset:
-    """`synthetic_lesions` as a `Dataset`: 60 / 20 / 20 by lesion, recorded labels, skin groups.
+    """Lesions as a `Dataset`, split by lesion: recorded labels, skin groups.
 
-    Arguments and errors as of `synthetic_lesions`; `inputs` are uint8 `[n, H, W, 3]`.
+    Images are those of `synthetic_lesions`, but for the test split of the domain "shortcut": there
+    50 % of the lesions are malignant on either skin, so the shortcut of train and val fails.
+
+    Args:
+      key: PRNG key.
+      n: number of images.
+      size: pixels of a side, or (height, width); at least 16.
+      domain: as of `synthetic_lesions`.
+      split: shares of train, val and test; image rows in this order.
+      strength: of "shortcut" only, in [0.5, 1): share of malignant lesions on dark skin in train
+        and val, 1 - `strength` on light skin; 0.5 is no shortcut, None is 0.75.
+
+    Returns:
+      A `Dataset` named "lesions-" and the domain; `inputs` are uint8 `[n, H, W, 3]`.
+
+    Raises:
+      ValueError: an argument is out of range, or `strength` is given for another domain.
 
     >>> data = lesions_dataset(jax.random.key(0), 40, size=16)
     >>> data.inputs.shape, data.group_names, len(data.splits["train"])
     ((40, 16, 16, 3), ('light skin', 'dark skin'), 24)
     """
-    lesions = synthetic_lesions(key, n, size, domain)
+    check_shares(split)
+    if domain not in DOMAINS:
+        raise ValueError(f"domain must be one of {sorted(DOMAINS)}, got {domain!r}")
+    if strength is not None and not (domain == "shortcut" and 0.5 <= strength < 1):
+        raise ValueError(
+            f"strength must be in [0.5, 1), of the domain 'shortcut', got {strength} of {domain!r}"
+        )
     # Lesions are drawn independently, so cutting their sequence is a random split by lesion.
-    share = lesions.lesion / (lesions.lesion.max() + 1)
-    cuts = {"train": share < 0.6, "val": (share >= 0.6) & (share < 0.8), "test": share >= 0.8}
+    num_lesions = n // 4 * 3 + min(n % 4, 3)  # of four images the last two show one lesion
+    cuts = [math.ceil(num_lesions * share - 1e-6) for share in np.cumsum(split)[:2]]
+    ends = [*(min(cut // 3 * 4 + cut % 3, n) for cut in cuts), n]
+    drawn, notes = DOMAINS[domain], ["synthetic images, no patients"]
+    pieces = [(n, drawn)]
+    if domain == "shortcut":
+        share = drawn.malignant[1] if strength is None else strength
+        light, dark = (f"{100 * p:g} %" for p in (1 - share, share))
+        notes.append(
+            f"shortcut: in train and val {dark} of the lesions on dark skin and {light} on light "
+            "skin are malignant, in test 50 % on either"
+        )
+        biased, fair = (drawn._replace(malignant=(1 - p, p)) for p in (share, 0.5))
+        pieces = [(ends[1], biased), (n, fair)]
+    lesions = _draw_rows(key, pieces, size)
     return Dataset(
         name=f"lesions-{domain}",
         inputs=lesions.images,
@@ -376,7 +200,11 @@ def lesions_dataset(
         group=lesions.group,
         label_names=LABEL_NAMES,
         group_names=GROUP_NAMES,
-        splits={split: np.flatnonzero(rows).astype(np.int32) for split, rows in cuts.items()},
-        notes=("synthetic images, no patients",),
+        splits={
+            name: np.arange(start, end, dtype=np.int32)
+            for name, start, end in zip(SPLITS, (0, *ends[:2]), ends, strict=True)
+        },
+        notes=tuple(notes),
         ids=lesions.lesion,
+        fixed_test=domain == "shortcut",  # its test images are drawn otherwise
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Integer, Shaped
+from jaxtyping import Int32, Int64, Integer, Shaped
 
 from fairjax.data.dataset import SPLITS, Dataset
 
@@ -46,12 +46,11 @@ def stratified_split(
     >>> {name: len(rows) for name, rows in splits.items()}
     {'train': 50, 'val': 25, 'test': 25}
     """
-    if len(ratios) != len(SPLITS) or not (min(ratios) > 0 and abs(math.fsum(ratios) - 1) <= 1e-6):
-        raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
+    check_shares(ratios)
     strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
     generator = np.random.Generator(np.random.PCG64(seed))
     if groups is None:
-        split_of_row = _deal_rows(strata, ratios, generator)
+        split_of_row = deal_rows(strata, ratios, generator)
     elif len(groups) != len(strata):
         raise ValueError(f"groups must have one id per row: {len(groups)} ids, {len(strata)} rows")
     else:
@@ -71,7 +70,15 @@ def stratified_split(
     return splits
 
 
-def _deal_rows(strata, ratios, generator):
+def check_shares(ratios: tuple[float, float, float]) -> None:
+    """Raises ValueError unless these are three positive shares of 1."""
+    if len(ratios) != len(SPLITS) or not (min(ratios) > 0 and abs(math.fsum(ratios) - 1) <= 1e-6):
+        raise ValueError(f"split ratios must be three positive numbers summing to 1, got {ratios}")
+
+
+def deal_rows(
+    strata: Integer[np.ndarray, " N"], ratios: Sequence[float], generator: np.random.Generator
+) -> Int64[np.ndarray, " N"]:
     """Split number of every row: each stratum is shuffled and cut by the ratios."""
     split_of_row = np.empty(len(strata), np.int64)
     for stratum in np.unique(strata):
@@ -308,7 +315,7 @@ def resplits(dataset: Dataset, num_splits: int, seed: int = 0) -> Splits:
     for number in range(num_splits):
         generator = np.random.Generator(np.random.PCG64(seed + number))
         if dataset.ids is None:
-            part_of_row = _deal_rows(cells, ratios, generator)
+            part_of_row = deal_rows(cells, ratios, generator)
         else:
             distinct, id_of_row = np.unique(dataset.ids[rows], return_inverse=True)
             placed = _place_groups(cells, id_of_row, len(distinct), ratios, generator)

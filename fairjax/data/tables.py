@@ -77,13 +77,13 @@ def load_csv(
     tables = read_tables(path)
     if len(tables) > 1 and isinstance(split, str):
         raise ValueError(f"give three files or the split column {split!r}, not both")
-    roles = _assign_roles(
+    roles = assign_roles(
         tables[0], label, sensitive, features, id_column, split, sensitive_as_feature
     )
     for table in tables:
         table.require((*roles.used, *categorical))
     table = join([table.select(roles.used) for table in tables])
-    return _to_dataset(
+    return to_dataset(
         table,
         roles,
         name=set_name(table.files),
@@ -147,9 +147,9 @@ def load_adult(
         file_of_row=np.zeros(num_rows, np.int32),
         line_of_row=np.arange(1, num_rows + 1, dtype=np.int32),
     )
-    roles = _assign_roles(table, "salary", sensitive, None, None, split, sensitive_as_feature)
+    roles = assign_roles(table, "salary", sensitive, None, None, split, sensitive_as_feature)
     table.require(roles.used)
-    return _to_dataset(
+    return to_dataset(
         table,
         roles,
         name="adult",
@@ -195,7 +195,7 @@ def load_compas(
     # The published file repeats decile_score and priors_count; the first of each is meant.
     table = dataclasses.replace(read_csv(path), ambiguous=frozenset())
     features = ("age_cat", "c_charge_degree", "race", "sex", "priors_count")
-    roles = _assign_roles(table, "two_year_recid", sensitive, features, None, split, True)
+    roles = assign_roles(table, "two_year_recid", sensitive, features, None, split, True)
     filters: dict[str, Callable[[str], bool]] = {
         "days_b_screening_arrest": lambda cell: (
             (days := number(cell)) is not None and abs(days) <= 30
@@ -214,7 +214,7 @@ def load_compas(
         raise ValueError(f"{path}: none of {len(table)} rows passes ProPublica's filters")
     note = f"ProPublica's filters keep {keep.sum()} of {len(table)} rows."
     table = table.select(roles.used).take(np.flatnonzero(keep))
-    data = _to_dataset(
+    data = to_dataset(
         table,
         roles,
         name="compas",
@@ -225,7 +225,7 @@ def load_compas(
     return dataclasses.replace(data, notes=(note, *data.notes))
 
 
-class _Roles(NamedTuple):
+class Roles(NamedTuple):
     """Which column is what."""
 
     label: str
@@ -241,9 +241,9 @@ class _Roles(NamedTuple):
         return tuple(dict.fromkeys((self.label, *self.sensitive, *others, *self.features)))
 
 
-def _assign_roles(
+def assign_roles(
     table, label, sensitive, features, id_column, split, sensitive_as_feature
-) -> _Roles:
+) -> Roles:
     """Checks that no column has two roles that exclude each other."""
     sensitive = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive)
     if not sensitive:
@@ -265,12 +265,12 @@ def _assign_roles(
         raise ValueError(f"label, id and split must be different columns, got {reserved}")
     if not features:
         raise ValueError(f"{table.files[0]}: no feature columns are left")
-    return _Roles(label, sensitive, tuple(features), id_column, split_column)
+    return Roles(label, sensitive, tuple(features), id_column, split_column)
 
 
-def _to_dataset(
+def to_dataset(
     table: Table,
-    roles: _Roles,
+    roles: Roles,
     *,
     name: str,
     split: Ratios | str | np.ndarray,
