@@ -6,10 +6,11 @@
     python -m experiments.fairtune csv --data.csv my.csv --data.image-root images --data.label y
     python -m experiments.fairtune ham10000_sex --data.manual-dir DIR --weights vit_base.safetensors
 
-Rows of the table, each trained with several seeds: `full` fine-tuning, the `linear` probe, `all_on`
-(every unit of the space) and `fairtune` (the mask that the search found: of its best
-`--num-finalists` trials the one whose mean over seeds is best). All get a learning rate chosen on
-the validation split by the same objective.
+Rows of the table, each trained with several seeds: `full` fine-tuning to the last epoch,
+`full@best` (the same trainings, stopped at the epoch that validates best), the `linear` probe,
+`norm` (scales and shifts of the normalisation alone), `all_on` (every unit of the space) and
+`fairtune` (the mask that the search found: of its best `--num-finalists` trials the one whose mean
+over seeds is best). All get a learning rate chosen on validation by the same objective.
 """
 
 import csv
@@ -66,9 +67,14 @@ class Config:
     num_slots: cli.Count = 8
     """candidates trained as one population"""
     num_epochs: cli.Count = 4
-    early_stopping: bool = True
-    """successive halving: only the best third goes on after first_rung, 3 first_rung, ... epochs"""
-    first_rung: cli.Count = 2
+    num_folds: cli.Count = 1
+    """folds of train and val that a candidate is judged by; 1 takes the split as it is"""
+    search_seeds: cli.Count = 1
+    """trainings of a candidate on each fold"""
+    stopping: Literal["halving", "racing", "none"] = "halving"
+    """halving: the best third goes on after first_rung, 3 first_rung, ... epochs; racing: folds are
+    trained on in turn, and whom paired differences to the best exclude stops"""
+    first_rung: cli.Count = 1
     num_brackets: cli.Count = 1
     """more than one is Hyperband"""
     optimizer: Optimizer = "adamw"
@@ -229,7 +235,7 @@ def make_search(task: Task, first_masks: Any = ()) -> MaskSearch:
     """The configured search, checked; nothing of it has begun."""
     config = task.config
     options = cli.settings(config, inspect.signature(fairtune.mask_search).parameters)
-    options["first_rung"] = config.first_rung if config.early_stopping else None
+    options["num_seeds"] = config.search_seeds
     if config.search in ("tpe", "nsga2"):
         options["storage"] = config.storage or str(task.run.folder / "study.journal")
         options["first_masks"] = first_masks
@@ -319,13 +325,15 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
     config, run, params = task.config, task.run, task.weights.params
     rates = middle_rates(config.learning_rates, config.num_rates)
     space = lambda name: fairtune.mask_space(params, name, head=task.model.head)
+    none, probe_rates = np.zeros(0, bool), middle_rates(PROBE_RATES, config.num_rates)
     choices = {
-        "full": Choice(space("full"), np.zeros(0, bool), rates),
-        "linear": Choice(
-            space("linear"), np.zeros(0, bool), middle_rates(PROBE_RATES, config.num_rates)
-        ),
-        "all_on": Choice(found.space, np.ones(found.space.num_units, bool), rates),
+        "full": Choice(space("full"), none, rates),
+        "linear": Choice(space("linear"), none, probe_rates),
     }
+    norm = Choice(space("norm_all"), none, rates)
+    if norm.description.num_trained > choices["linear"].description.num_trained:
+        choices["norm"] = norm  # but for a network without normalisation
+    choices["all_on"] = Choice(found.space, np.ones(found.space.num_units, bool), rates)
     finalists = found.best(config.num_finalists)
     choices |= {f"finalist_{i + 1}": choice for i, choice in enumerate(finalists)}
     rows = {}
@@ -333,6 +341,10 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
         for name, choice in choices.items():
             make = functools.partial(train_row, task, found, name, choice)
             rows[name] = results.kept_row(run, name, make)
+            if name == "full":
+                of_best = [key for key in rows[name] if key.endswith("_best")]
+                at_best = {key.removesuffix("_best"): rows[name].pop(key) for key in of_best}
+                rows["full@best"] = rows[name] | at_best
             bar.update(1)
     names = [name for name in rows if name.startswith("finalist_")]
     means = np.array([rows[name]["scores"].mean() for name in names])
@@ -357,14 +369,19 @@ def train_row(task: Task, found: Found, name: str, choice: Choice) -> tuple[dict
         tuned = train.linear_probe(*arguments, recipe, **options)
     else:
         options |= {"select": config.select, "chunk_size": config.chunk_size or 1}
+        options["also_best"] = name == "full"
         tuned = fairtune.refit_choice(*arguments, task.recipe, choice, chosen, **options)
     if name.startswith("finalist_"):
         with replacing(run.folder / f"{name}.safetensors") as path:
             models.save_weights(path, task.model, *tuned.weights(0))
-    values = tuned.scores * (1 if chosen.maximize else -1)
-    row = {"scores": tuned.scores, "values": values, "logits": tuned.logits("test")}
-    row |= {"learning_rate": tuned.learning_rate, "percent": choice.description.percent}
-    return row, f"learning rate {tuned.learning_rate:.1e}, validation {values.mean():.4f}"
+    sign = 1 if chosen.maximize else -1
+    row: dict[str, Any] = {"percent": choice.description.percent}
+    for suffix, one in (("", tuned), ("_best", tuned.best)):
+        if one is not None:
+            row |= {f"scores{suffix}": one.scores, f"values{suffix}": one.scores * sign}
+            row[f"logits{suffix}"] = one.logits("test")
+    row["learning_rate"] = tuned.learning_rate
+    return row, f"learning rate {tuned.learning_rate:.1e}, validation {row['values'].mean():.4f}"
 
 
 def middle_rates(bounds: tuple[float, float], count: int) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from fairjax import trees
-from fairjax.data import Dataset
+from fairjax.data import Dataset, folds
 from fairjax.data.augment import compose, random_flip
 from fairjax.fairtune import (
     Choice,
@@ -163,6 +163,46 @@ def test_a_search_goes_on_from_what_on_round_was_given_to_the_same_end(found):
         )
 
 
+def test_a_trial_is_worth_its_mean_over_folds_each_trained_as_if_it_were_the_split():
+    found = search(num_folds=3, stopping="none")
+    trials, drawn = found.trials, folds(DATA, 3)
+    np.testing.assert_allclose(trials.values[:, 0], trials.replicates.mean(1), rtol=1e-6)
+    for fold in range(3):
+        splits = {"train": drawn.train[fold], "val": drawn.val[fold], "test": drawn.test[fold]}
+        data = dataclasses.replace(DATA, splits=splits)
+        alone = search_masks(MODEL, WEIGHTS, data, RECIPE, key=KEY, **OPTIONS, stopping="none")
+        np.testing.assert_allclose(trials.replicates[:, fold], alone.trials.values[:, 0], atol=1e-6)
+
+
+def test_seeds_of_a_trial_begin_with_the_training_that_it_has_alone():
+    alone, both = search(stopping="none"), search(stopping="none", num_seeds=2)
+    replicates = both.trials.replicates
+    np.testing.assert_allclose(replicates[:, 0], alone.trials.values[:, 0], atol=1e-6)
+    assert (np.abs(replicates[:, 1] - replicates[:, 0]) > 1e-4).any()
+    np.testing.assert_allclose(both.trials.values[:, 0], replicates.mean(1), rtol=1e-6)
+    assert both.trials.epochs_trained == 2 * alone.trials.epochs_trained
+
+
+def test_a_race_trains_folds_in_turn_to_the_values_of_all_at_once():
+    raced, whole = search(num_folds=3, stopping="racing"), search(num_folds=3, stopping="none")
+    trained = np.isfinite(raced.trials.replicates)
+    assert trained[:, 0].all() and (trained[:, 0] >= trained[:, 2]).all()
+    np.testing.assert_allclose(
+        raced.trials.replicates[trained], whole.trials.replicates[trained], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        raced.trials.drawn[trained], whole.trials.drawn[trained], atol=1e-6, equal_nan=True
+    )
+
+
+def test_draws_are_the_metric_of_resampled_validation_examples(found):
+    """Shared by all trials, so that their differences are paired; their mean is near the value."""
+    drawn, values = found.trials.drawn[:, 0], found.trials.values[:, 0]
+    assert drawn.shape == (4, 2, 100)
+    assert (np.abs(drawn[:, 0].mean(1) - values) < 0.1).all()
+    assert (drawn[:, 0].std(1) > 0.01).all() and np.isfinite(drawn[:, 1]).mean() > 0.9
+
+
 def test_a_set_too_large_for_the_device_is_streamed_to_the_same_result(found):
     row = int(np.prod(DATA.inputs.shape[1:])) + 8
     small = dataclasses.replace(RECIPE, data_bytes=40 * row)
@@ -170,6 +210,8 @@ def test_a_set_too_large_for_the_device_is_streamed_to_the_same_result(found):
     streamed = search(small)
     np.testing.assert_array_equal(streamed.trials.status, found.trials.status)
     np.testing.assert_allclose(streamed.trials.values, found.trials.values, atol=1e-5)
+    folded, again = (search(recipe, num_folds=2, num_trials=2) for recipe in (RECIPE, small))
+    np.testing.assert_allclose(folded.trials.replicates, again.trials.replicates, atol=1e-5)
     tuned, again = (
         refit(MODEL, WEIGHTS, DATA, recipe, found, num_seeds=2) for recipe in (RECIPE, small)
     )
@@ -228,6 +270,12 @@ def test_the_average_of_the_parameters_is_what_is_measured_and_kept():
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"num_slots": 0}, "at least one trial and slot"),
         ({"first_rung": 5}, "first <= 2 epochs"),
+        ({"num_folds": 0}, "num_folds must be a whole number of at least 1, got 0"),
+        ({"num_seeds": True}, "num_seeds must be a whole number of at least 1, got True"),
+        ({"num_folds": 40}, "part . of 40 has no rows of class"),
+        ({"stopping": "racing"}, "one fold after another: num_folds is 1"),
+        ({"stopping": "soon"}, "stopping must be one of halving, racing, none; got 'soon'"),
+        ({"stopping": "none", "num_brackets": 2}, "num_brackets is of halving"),
         ({"storage": "study.log"}, "go with tpe or nsga2, not with random"),
         ({"learning_rates": (1e-2, 1e-3)}, "increasing positive range"),
         ({"objective": ("auc", "auc_gap")}, "single objective"),

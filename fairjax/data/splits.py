@@ -310,7 +310,7 @@ def resplits(dataset: Dataset, num_splits: int, seed: int = 0) -> Splits:
     sizes = np.array([len(dataset.splits[split]) for split in drawn])
     if not sizes.min():
         raise ValueError(f"{dataset.name}: split {drawn[int(sizes.argmin())]!r} is empty")
-    cells, ratios = _cells(dataset, rows), sizes / sizes.sum()
+    cells, ratios = _cells(dataset, rows), (sizes / sizes.sum()).tolist()
     parts: list[list[np.ndarray]] = []
     for number in range(num_splits):
         generator = np.random.Generator(np.random.PCG64(seed + number))

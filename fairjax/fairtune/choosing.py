@@ -63,6 +63,8 @@ def estimate(trials: Trials) -> Posterior:
     evidence, smoothers, variances = [], [], []
     for length in _LENGTHS:
         shape = np.exp(-distance / (2 * length**2))
+        # of the differences between trials, whatever the length: what they share is in the mean
+        shape /= max(1 - shape.mean(), 1e-9)
         for signal in _SIGNALS:
             kernel = signal * scale * shape
             for training in _NOISES:

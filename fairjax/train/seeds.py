@@ -33,6 +33,8 @@ class Tuned(NamedTuple):
     """float32 `[S]`, of the validation split, larger is better."""
     learning_rate: float
     logits_fn: Callable[[str], np.ndarray]
+    best: "Tuned | None" = None
+    """The same trainings at the epochs that validate best, where they were asked for."""
 
     def logits(self, split: str) -> np.ndarray:
         """Of every network on a split, float32 `[S, N, K]`."""
@@ -62,6 +64,7 @@ def train_seeds(
     rest: Any = None,
     bind: Callable[[Any, Any], Any] | None = None,
     select: Select = "last",
+    also_best: bool = False,
     chunk_size: int = 1,
 ) -> Tuned:
     """Train the first seed with every learning rate, then the others with the best of them.
@@ -83,6 +86,8 @@ def train_seeds(
       bind: `bind(params, rest)` gives what `model.apply` takes; None if `params` are all.
       select: "last" keeps the parameters of the last epoch, "best" those of the epoch that
         validates best.
+      also_best: keep those of the best epoch as well, in `Tuned.best`, at the rate that `select`
+        chose.
       chunk_size: runs that a device trains at the same time.
 
     Returns:
@@ -97,6 +102,7 @@ def train_seeds(
     )
     num_seeds = len(start_keys)
     most = max(len(rates), num_seeds - 1)
+    kinds: tuple[Select, ...] = (select, "best") if also_best and select != "best" else (select,)
     trainer = _trainer(
         recipe.make_model(model),
         params,
@@ -106,26 +112,27 @@ def train_seeds(
         score_fn,
         rest,
         bind,
-        select,
+        kinds,
         chunk_size,
         most,
     )
     first = np.zeros(len(rates), int)
-    scores, networks = trainer(rates, start_keys[first], batch_keys[first])
-    best = int(np.where(np.isnan(scores), -np.inf, scores).argmax())
-    scores, networks = scores[best : best + 1], _rows(networks, slice(best, best + 1))
+    kept = trainer(rates, start_keys[first], batch_keys[first])
+    best = int(np.where(np.isnan(kept[0][0]), -np.inf, kept[0][0]).argmax())
+    kept = _rows(kept, slice(best, best + 1))
     if num_seeds > 1:
         others = np.full(num_seeds - 1, rates[best])
-        more, other_networks = trainer(others, start_keys[1:], batch_keys[1:])
-        scores = np.concatenate([scores, more])
-        networks = jax.tree.map(
-            lambda one, other: np.concatenate([one, other]), networks, other_networks
+        more = trainer(others, start_keys[1:], batch_keys[1:])
+        kept = jax.tree.map(lambda one, other: np.concatenate([one, other]), kept, more)
+
+    def tuned(scores, networks):
+        logits_fn = lambda split: population_logits(
+            model, *networks, data, split, data_bytes=recipe.data_bytes
         )
-    params, batch_stats = networks
-    logits_fn = lambda split: population_logits(
-        model, params, batch_stats, data, split, data_bytes=recipe.data_bytes
-    )
-    return Tuned(params, batch_stats, scores, float(rates[best]), logits_fn)
+        return Tuned(*networks, scores, float(rates[best]), logits_fn)
+
+    chosen, *at_best = (tuned(*of_kind) for of_kind in kept)
+    return chosen._replace(best=(at_best[0] if at_best else chosen) if also_best else None)
 
 
 def linear_probe(
@@ -281,11 +288,11 @@ def _rows(tree: Any, rows: Any) -> Any:
 
 
 def _trainer(
-    model, params, batch_stats, data, recipe, score_fn, rest, bind, select, chunk_size, most
+    model, params, batch_stats, data, recipe, score_fn, rest, bind, kinds, chunk_size, most
 ):
-    """`train(rates [n], start_keys [n], batch_keys [n]) -> (scores [n], networks [n, ...])`.
+    """`train(rates [n], start_keys [n], batch_keys [n]) -> [(scores [n], networks [n, ...])]`.
 
-    n is at most `most`; all calls run one program.
+    One pair for each of `kinds`, "last" or "best". n is at most `most`; all calls run one program.
     """
     sampler = recipe.make_sampler(data)
     optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
@@ -317,13 +324,15 @@ def _trainer(
         active = np.isin(np.arange(num_slots), own)
         heads = _compiled_heads(model)(start_keys[place]) if has_head else {}
         states = start(others, batch_stats, heads, rates[place], batch_keys[place])
-        kept = None
+        best = newest = None
         for number in range(recipe.num_epochs):
             states, networks = epoch(states, active)
-            if select == "last" and number + 1 < recipe.num_epochs:
+            if "best" not in kinds and number + 1 < recipe.num_epochs:
                 continue
             newest = (score(networks, active), networks)
-            kept = newest if kept is None else _keep_better(kept, newest)
+            if "best" in kinds:
+                best = jax.tree.map(jnp.copy, newest) if best is None else _better(best, newest)
+        kept = [newest if kind == "last" else best for kind in kinds]
         # indexed on the host: on devices that is a collective, where one waits for the other
         return _rows(jax.tree.map(np.asarray, kept), own)
 
@@ -389,8 +398,8 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
     return epoch_here, lambda networks, active: scores(*networks, spread(active, mesh), val)
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def _keep_better(kept, newest):
+@functools.partial(jax.jit, donate_argnums=0)
+def _better(kept, newest):
     """Of each run the scores and networks that score higher; nan compares false."""
     better = jnp.isnan(kept[0]) | (newest[0] > kept[0])
 
