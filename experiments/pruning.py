@@ -7,10 +7,10 @@
     python -m experiments.pruning isic2019 --data.manual-dir DIR --weights baseline.safetensors \
         --num-epochs 0                                   prunes a baseline of your own
 
-Rows of the table are `baseline`, `pruned` (see `fairjax.pruning.prune`) and three controls that
-repeat its rounds: `tuned` trains as long and prunes nothing, `random` prunes as many channels of
-the same layer at random, `random_best` takes the best on validation of as many random plans as
-`pruned` had finalists.
+Rows of the table are `baseline`, `pruned` (see `fairjax.pruning.prune`) and its controls: `tuned`
+trains as long and prunes nothing, `random` prunes as many channels of the same layer at random;
+`random_best` and `magnitude` choose on validation as `pruned` does, from as many plans, but rank
+channels at random or by the size of their weights.
 """
 
 import dataclasses
@@ -32,7 +32,6 @@ from fairjax.report.pruning import pruning_figures, pruning_sentence
 from fairjax.train import Recipe, predict, train_network
 from fairjax.train.recipe import Dtype
 
-ROWS: tuple[str, ...] = ("baseline", "pruned", "tuned", "random", "random_best")
 SHOWN = ("accuracy", "macro_f1", "auc", "eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp", "fate")
 # dark skin is rare, and rates on it want many images of it; as many of light skin are enough
 LESIONS = Data(num_train=3200, num_val=4800, num_test=9600, balance=("val", "test"))
@@ -70,8 +69,8 @@ class Config:
     num_seeds: cli.Count = 1
     num_epochs: cli.Whole = 3
     """of the baseline; 0 takes --weights as the baseline"""
-    finetune_epochs: cli.Count = 1
-    """of every round"""
+    finetune_epochs: cli.Whole = 1
+    """of every round; 0 leaves networks as pruning makes them"""
     batch_size: cli.Count = 32
     learning_rate: cli.Positive = 0.002
     schedule: Literal["cosine", "step"] = "cosine"
@@ -153,9 +152,16 @@ def prepare_run(config: Config):
     model = image_model(config.model, data.num_classes, image_size=config.image_size)
     names = [field.name for field in dataclasses.fields(PruneRounds)][3:]  # what is no option
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
-    weights, recipe = start_weights(config, model, 0), make_recipe(config, config.finetune_epochs)
+    weights = start_weights(config, model, 0)
+    recipe = make_recipe(config, config.finetune_epochs) if config.finetune_epochs else None
     rounds = pruning.prune_rounds(model, weights, data, recipe, **settings)
     return lambda: run_all(config, run, rounds)
+
+
+def row_names(config: Config) -> tuple[str, ...]:
+    """Rows of the table; without fine-tuning `tuned` would be the baseline."""
+    tuned = ("tuned",) if config.finetune_epochs else ()
+    return ("baseline", "pruned", *tuned, "random", "random_best", "magnitude")
 
 
 def make_recipe(config: Config, num_epochs: int) -> Recipe:
@@ -207,9 +213,9 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     seconds: dict[str, float] = {}
     with timed(seconds, "train_s"):
         done = train(config, run.start(), rounds)
-    data = rounds.data
+    data, names = rounds.data, row_names(config)
     compared = results.judge(
-        dict(zip(ROWS, np.moveaxis(done.logits, 1, 0), strict=True)),
+        dict(zip(names, np.moveaxis(done.logits, 1, 0), strict=True)),
         data,
         seconds,
         shown=SHOWN[:-1],
@@ -218,7 +224,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     )
     fate = rounds.fate(compared.metrics, {k: v[:1] for k, v in compared.metrics.items()})
     compared = compared._replace(metrics={**compared.metrics, "fate": fate})
-    by_row, notes = report.summarise(ROWS, compared, data.group_names)
+    by_row, notes = report.summarise(names, compared, data.group_names)
     notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
     cli.phase("the smaller network, its scores and its speed")
     first = done.states["baseline"]
@@ -231,7 +237,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     before_ms, after_ms = sizes["ms per 64 images"]
     seconds |= {"forward_before_s": before_ms / 1e3, "forward_after_s": after_ms / 1e3}
     cli.phase("drawing the report")
-    names = (config.disparity, config.accuracy)
+    axes = (config.disparity, config.accuracy)
     results.show(
         run,
         data,
@@ -242,7 +248,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
         question="Does removing channels that carry the group make the model fairer?",
         answer=pruning_sentence(by_row),
         shown=SHOWN,
-        figures=pruning_figures(rounds, base, pruned, run.history(), names=names, sizes=sizes),
+        figures=pruning_figures(rounds, base, pruned, run.history(), names=axes, sizes=sizes),
     )
     size_rows = [[name, *(f"{value:,.6g}" for value in pair)] for name, pair in sizes.items()]
     print(cli.table(["size, last seed", "before", "after"], size_rows))
@@ -254,7 +260,7 @@ class Progress(NamedTuple):
     step: Any
     seed: Any
     row: Any
-    """index into ROWS of the row in progress"""
+    """index into `row_names` of the row in progress"""
     states: dict[str, PruneState]
     """of this seed; rows ahead hold the baseline"""
     logits: Any
@@ -264,14 +270,15 @@ class Progress(NamedTuple):
 def train(config: Config, run: Run, rounds: PruneRounds) -> Progress:
     """All seeds and rows; goes on where an interrupted run stopped."""
     blank, data = rounds.init(start_weights(config, rounds.model, 0)), rounds.data
-    shape = (config.num_seeds, len(ROWS), len(data.splits["test"]), data.num_classes)
-    now = Progress(0, 0, 0, dict.fromkeys(ROWS, blank), np.zeros(shape, np.float32))
+    names = row_names(config)
+    shape = (config.num_seeds, len(names), len(data.splits["test"]), data.num_classes)
+    now = Progress(0, 0, 0, dict.fromkeys(names, blank), np.zeros(shape, np.float32))
     restored = run.restore(now) if config.resume else None
     now = now if restored is None else restored[1]
     run.rewrite_history(row for row in run.history() if row["step"] <= now.step)
     cli.phase("compiling and training the baseline")
     rounds_epochs = config.num_rounds * config.finetune_epochs
-    per_seed = config.num_epochs + (len(ROWS) - 1) * rounds_epochs
+    per_seed = config.num_epochs + (len(names) - 1) * rounds_epochs
     with cli.progress(config.num_seeds * per_seed, "epochs") as bar:
         while now.seed < config.num_seeds:
             # rows may end early: what the rows before could take at most counts as done
@@ -284,7 +291,8 @@ def train(config: Config, run: Run, rounds: PruneRounds) -> Progress:
 
 def train_row(config: Config, run: Run, rounds: PruneRounds, now: Progress, bar: Any) -> Progress:
     """Train what is left of a row and look at the test split, once."""
-    seed, row = int(now.seed), ROWS[int(now.row)]
+    names = row_names(config)
+    seed, row = int(now.seed), names[int(now.row)]
     key, place = batch_key(config, seed), {"seed": seed, "row": row}
     states: dict[str, PruneState] = dict(now.states)
     if row == "baseline":
@@ -301,7 +309,7 @@ def train_row(config: Config, run: Run, rounds: PruneRounds, now: Progress, bar:
                 on_epoch=lambda _: bar.update(),
             )
         state = rounds.init(weights)
-        states = dict.fromkeys(ROWS, state)
+        states = dict.fromkeys(names, state)
         val = {name: state.base[name] for name in SHOWN[:-1]}
         run.log(place | {"step": int(now.step) + 1, "round": 0, "val": val})
     else:
@@ -323,14 +331,15 @@ def train_row(config: Config, run: Run, rounds: PruneRounds, now: Progress, bar:
             "pruned": pruning.sensitive_plans,
             "tuned": pruning.repeat_unpruned(taken),
             "random": pruning.repeat_random(taken),
-            "random_best": pruning.repeat_random(taken, config.num_finalists),
+            "random_best": pruning.scored_plans(["random"]),
+            "magnitude": pruning.scored_plans(["magnitude"]),
         }[row]
-        take = "better" if row == "pruned" else "all"
+        take = "all" if row in ("tuned", "random") else "better"
         calls = {"on_round": on_round, "on_epoch": bar.update}
         states[row] = state = rounds.run(states[row], key=key, propose=rule, take=take, **calls)
     logits = np.array(now.logits)
     logits[seed, now.row] = rounds.logits(state.params, state.batch_stats, "test")
-    next_seed, next_row = divmod(seed * len(ROWS) + int(now.row) + 1, len(ROWS))
+    next_seed, next_row = divmod(seed * len(names) + int(now.row) + 1, len(names))
     now = Progress(int(now.step) + 1, next_seed, next_row, states, logits)
     run.save(now.step, now)
     return now

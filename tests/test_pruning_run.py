@@ -1,6 +1,7 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalCall=false
 """Pruning as one call, its rounds and its controls, on small networks."""
 
+import dataclasses
 import types
 
 import jax
@@ -238,17 +239,35 @@ def test_controls_prune_nothing_or_as_many_channels_of_the_same_layer(table):
     rules = {
         "tuned": pruning.repeat_unpruned((like,)),
         "random": pruning.repeat_random((like,)),
-        "random_best": pruning.repeat_random((like,), 3),
     }
     plans = {row: [plan for _, plan in rule(rounds, state, KEY)] for row, rule in rules.items()}
     gone = {row: [int((~p.keep["hidden/0"]).sum()) for p in found] for row, found in plans.items()}
-    assert gone == {"tuned": [0], "random": [3], "random_best": [3, 3, 3]}
+    assert gone == {"tuned": [0], "random": [3]}
     assert all(plan.keep["hidden/1"].all() for found in plans.values() for plan in found)
-    several = [tuple(plan.keep["hidden/0"].tolist()) for plan in plans["random_best"]]
-    assert tuple(plans["random"][0].keep["hidden/0"].tolist()) in several
-    assert len(set(several)) > 1
     later = state._replace(num_tried=np.array(1, np.int32))
     assert not any(rule(rounds, later, KEY) for rule in rules.values())
+
+
+def test_chance_and_magnitude_choose_from_as_many_plans_as_the_method(table):
+    rounds = rounds_of(table, layers=["hidden/0", "hidden/1"], trade_offs=[0.0, 1.0])
+    state = rounds.init(table[1])
+    own = pruning.sensitive_plans(rounds, state, KEY)
+    chance = pruning.scored_plans(["random"])(rounds, state, KEY)
+    by_size = pruning.scored_plans(["magnitude"])(rounds, state, KEY)
+    assert len(own) == len(chance) == len(by_size) == 2 * 2 * len(rounds.counts)
+    assert {proposal.score for proposal, _ in chance} == {"random"}
+    of_size = [plan for proposal, plan in chance if proposal[:2] == ("hidden/0", 2)]
+    assert len({str(plan.keep["hidden/0"].tolist()) for plan in of_size}) == len(of_size) == 2
+
+
+def test_without_a_recipe_networks_stay_as_pruning_makes_them(table):
+    rounds = dataclasses.replace(rounds_of(table), recipe=None)
+    state = rounds.init(table[1])
+    after = rounds.run(state, key=KEY, propose=pruning.sensitive_plans, take="all")
+    before = jax.tree.map(jnp.asarray, state.params)
+    masked = pruning.mask_channels(before, after.plan, pruning.graph_of(rounds.model))
+    jax.tree.map(np.testing.assert_array_equal, after.params, jax.device_get(masked))
+    assert not after.keep["hidden/0"].all()
 
 
 def test_a_rule_of_ones_own_is_checked(table):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from fairjax.data import Dataset, Examples
@@ -107,7 +108,7 @@ class PruneRounds:
 
     model: Model
     data: Dataset
-    recipe: Recipe
+    recipe: Recipe | None
     layers: tuple[str, ...]
     counts: tuple[int, ...]
     scores: tuple[Score, ...]
@@ -304,11 +305,18 @@ class PruneRounds:
     def _fine_tune(self, state: PruneState, plans: list[PrunePlan], key, on_epoch) -> list[Any]:
         """Train the network under each plan; `[(params, batch_stats)]`, pruned parts at 0.
 
+        Without a recipe they stay as pruning leaves them.
+
         Each has its own order of examples: on few images that moves the disparity as much as the
         plan does, and plans that share it would be lucky or unlucky together. Slots that have no
         plan cost nothing; they keep the program the same for any number of plans.
         """
-        start, epoch, mesh = self._programs
+        if self.recipe is None:
+            graph = graph_of(self.model)
+            run = jax.jit(lambda params, plan: mask_channels(params, plan, graph))
+            masked = [jax.device_get(run(state.params, plan)) for plan in plans]
+            return [(params, state.batch_stats) for params in masked]
+        (start, epoch), mesh = self._programs, self._mesh
         num_slots = self.num_finalists
         stacked = stack_plans(plans + plans[:1] * (num_slots - len(plans)))
         active = jnp.arange(num_slots) < len(plans)
@@ -335,16 +343,20 @@ class PruneRounds:
 
     @functools.cached_property
     def _train_everywhere(self) -> Examples:
-        return everywhere(self.data.examples("train"), self._programs[2])
+        return everywhere(self.data.examples("train"), self._mesh)
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        return candidate_mesh(jax.devices()[: self.num_finalists])
 
     @functools.cached_property
     def _programs(self):
-        """`(start, epoch, mesh)` of the population of finalists, compiled once for all rounds."""
-        recipe, graph = self.recipe, graph_of(self.model)
+        """`(start, epoch)` of the population of finalists, compiled once for all rounds."""
+        recipe, graph, mesh = self.recipe, graph_of(self.model), self._mesh
+        assert recipe is not None  # only fine-tuning asks for them
         sampler = recipe.make_sampler(self.data)
         optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
         step = recipe.make_step(recipe.make_model(self.model), optimizer, self.data)
-        mesh = candidate_mesh(jax.devices()[: self.num_finalists])
 
         @jax.jit
         def start(params, batch_stats, plans, keys):
@@ -379,7 +391,7 @@ class PruneRounds:
                 augment=recipe.augment,
             )[0]
 
-        return start, epoch, mesh
+        return start, epoch
 
 
 def _measure(model, num_groups, params, batch_stats, data: Examples):

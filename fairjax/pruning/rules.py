@@ -1,5 +1,6 @@
 """Which plans a round of pruning tries: the most sensitive channels, and what controls try."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,37 +9,52 @@ import numpy as np
 from fairjax.pruning.evaluate import Proposal, evaluate_plans, propose_plans
 from fairjax.pruning.plans import PrunePlan
 from fairjax.pruning.rounds import Decision, Propose, PruneRounds, PruneState
+from fairjax.pruning.scores import Score
 
 
 def sensitive_plans(
     rounds: PruneRounds, state: PruneState, key: Any
 ) -> list[tuple[Proposal, PrunePlan]]:
     """Plans from every (layer, count, score, trade-off), best first on validation as they are."""
-    network, tried = (state.params, state.batch_stats), []
-    room = {
-        layer: [count for count in rounds.counts if count < int(state.keep[layer].sum())]
-        for layer in rounds.layers
-    }
-    if not any(room.values()):
-        return []
-    scores = {name: rounds.score(*network, name, key) for name in rounds.scores}
-    proposed: list[tuple[Proposal, PrunePlan]] = []
-    for layer, counts in room.items():
-        if not counts:
-            continue
-        proposals, plans = propose_plans(
-            scores, layer=layer, counts=counts, trade_offs=rounds.trade_offs, after=state.plan
-        )
-        # what earlier rounds pruned is zero already, so only this layer differs between plans
-        only = PrunePlan({layer: plans.keep[layer]})
-        tried.append(
-            evaluate_plans(
-                rounds.model, *network, only, rounds.val, num_groups=rounds.data.num_groups
-            )
-        )
-        proposed += _pairs(proposals, plans)
-    table = jax.tree.map(lambda *parts: np.concatenate(parts), *tried)
-    return [proposed[i] for i in rounds.rank(table, state.base)]
+    return scored_plans(rounds.scores)(rounds, state, key)
+
+
+def scored_plans(scores: Sequence[Score]) -> Propose:
+    """The same from other scores: what a method is to be compared with, chosen in the same way.
+
+    Args:
+      scores: what ranks channels. "random" draws anew for every trade-off and every score of the
+        rounds, so that chance has as many plans to choose from as they have.
+    """
+
+    def propose(rounds: PruneRounds, state: PruneState, key: Any):
+        network, tried = (state.params, state.batch_stats), []
+        room = {
+            layer: [count for count in rounds.counts if count < int(state.keep[layer].sum())]
+            for layer in rounds.layers
+        }
+        if not any(room.values()):
+            return []
+        ranked = [(name, key, rounds.trade_offs) for name in scores if name != "random"]
+        if "random" in scores:
+            draws = jax.random.split(key, len(rounds.trade_offs) * len(rounds.scores))
+            ranked += [("random", own, (0.0,)) for own in draws]
+        scored = [({s: rounds.score(*network, s, own)}, offs) for s, own, offs in ranked]
+        proposed: list[tuple[Proposal, PrunePlan]] = []
+        for layer, counts in room.items():
+            for values, trade_offs in scored if counts else ():
+                proposals, plans = propose_plans(
+                    values, layer=layer, counts=counts, trade_offs=trade_offs, after=state.plan
+                )
+                # what earlier rounds pruned is zero already, so only this layer differs
+                only, examples = PrunePlan({layer: plans.keep[layer]}), rounds.val
+                groups = {"num_groups": rounds.data.num_groups}
+                tried.append(evaluate_plans(rounds.model, *network, only, examples, **groups))
+                proposed += _pairs(proposals, plans)
+        table = jax.tree.map(lambda *parts: np.concatenate(parts), *tried)
+        return [proposed[i] for i in rounds.rank(table, state.base)]
+
+    return propose
 
 
 def repeat_unpruned(decisions: tuple[Decision, ...]) -> Propose:
@@ -53,28 +69,16 @@ def repeat_unpruned(decisions: tuple[Decision, ...]) -> Propose:
     return propose
 
 
-def repeat_random(decisions: tuple[Decision, ...], num_plans: int = 1) -> Propose:
-    """A control: as many channels of the same layers as were decided, but at random.
-
-    All of its plans are fine-tuned, so none is measured before.
-
-    Args:
-      decisions: the rounds to repeat, such as those that were taken.
-      num_plans: random plans of each round, the best of which is taken; at most `num_finalists`.
-    """
+def repeat_random(decisions: tuple[Decision, ...]) -> Propose:
+    """A control: as many channels of the same layers as were decided, but at random."""
 
     def propose(rounds: PruneRounds, state: PruneState, key: Any):
         if state.num_tried >= len(decisions):
             return []
         like = decisions[int(state.num_tried)]
-        keys = jax.random.split(key, rounds.num_finalists)[:num_plans]
-        found = []
-        for key in keys:
-            scores = {"random": rounds.score(state.params, state.batch_stats, "random", key)}
-            found += _pairs(
-                *propose_plans(scores, layer=like.layer, counts=[like.count], after=state.plan)
-            )
-        return found
+        scores = {"random": rounds.score(state.params, state.batch_stats, "random", key)}
+        size = {"layer": like.layer, "counts": [like.count]}
+        return _pairs(*propose_plans(scores, **size, after=state.plan))
 
     return propose
 

@@ -28,7 +28,7 @@ def prune(
     model: Model,
     weights: Weights,
     data: Dataset,
-    recipe: Recipe,
+    recipe: Recipe | None,
     *,
     layers: Sequence[str],
     counts: Sequence[int],
@@ -48,7 +48,7 @@ def prune(
       model: the network, ours or one of `models.wrap_nnx` with a `channel_graph`.
       weights: the trained baseline.
       data: scores and fine-tunes on "train", chooses on "val"; "test" is not looked at.
-      recipe: how every round fine-tunes.
+      recipe: how every round fine-tunes; None leaves networks as pruning makes them.
       layers: names in `model.config.channel_graph` whose channels may go.
       counts: channels that a round may remove from one layer.
       key: PRNG key of the scores and the orders of examples.
@@ -77,7 +77,7 @@ def prune_rounds(
     model: Model,
     weights: Weights,
     data: Dataset,
-    recipe: Recipe,
+    recipe: Recipe | None,
     *,
     layers: Sequence[str],
     counts: Sequence[int],
@@ -132,7 +132,7 @@ def prune_rounds(
     _check_numbers(rounds)
     _check_names(rounds)
     _check_network(rounds, weights)
-    if recipe.streams(data):
+    if (recipe or Recipe()).streams(data):
         raise ValueError(
             f"scores and plans need the training and validation images of {data.name} on a device; "
             "they are more than half of its memory, or than data_bytes: use fewer or smaller ones"
@@ -144,6 +144,8 @@ def prune_rounds(
             "scores compare groups: the train split needs two groups of two examples each, its "
             f"groups have {', '.join(map(str, in_group))}"
         )
+    if recipe is None:
+        return rounds
     network = recipe.make_model(model)
     sampler = recipe.make_sampler(data)
     recipe.make_step(network, recipe.make_optimizer(sampler.batches_per_epoch), data)
