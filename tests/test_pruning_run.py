@@ -265,7 +265,7 @@ def test_without_a_recipe_networks_stay_as_pruning_makes_them(table):
     state = rounds.init(table[1])
     after = rounds.run(state, key=KEY, propose=pruning.sensitive_plans, take="all")
     before = jax.tree.map(jnp.asarray, state.params)
-    masked = pruning.mask_channels(before, after.plan, pruning.graph_of(rounds.model))
+    masked = pruning.mask_channels(before, after.plan, pruning.plans.graph_of(rounds.model))
     jax.tree.map(np.testing.assert_array_equal, after.params, jax.device_get(masked))
     assert not after.keep["hidden/0"].all()
 
