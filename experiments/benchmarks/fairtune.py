@@ -28,13 +28,12 @@ from fairjax.data import Dataset, Examples
 from fairjax.data.augment import compose, random_flip, random_resized_crop
 from fairjax.fairtune import (
     Candidates,
-    MaskSpace,
-    Search,
     Trials,
     best_trial,
     mask_search,
     mask_space,
     objective,
+    replay,
 )
 from fairjax.models import Model, Weights, kernel_gate, save_weights
 from fairjax.optimizers import make_optimizer
@@ -96,7 +95,10 @@ def search_claims(start: Start, *, num_timed: int, num_seeds: int) -> list[dict[
 
         # two rounds at least, as the first one compiles
         num_slots = min(sizes.num_slots, num_timed // 2)
-        search = replay(start.space, trials)
+        masks = np.array([trial.mask for trial in trials])
+        rates = np.array([trial.learning_rate for trial in trials], np.float32)
+        given = Candidates(np.arange(len(trials), dtype=np.int32), masks, rates)
+        search = replay(start.space, [objective("worst_group_auc", num_groups=2)], given)
         same, same_s, trial_s = search_files(
             start, search, num_timed, num_slots, seed, stopping="none"
         )
@@ -178,18 +180,6 @@ def _twin(start: Start) -> Any:
         batch_size=sizes.batch_size,
         num_workers=min(2, os.cpu_count() or 1) if sizes is FULL else 0,
     )
-
-
-def replay(space: MaskSpace, trials: list[Any]) -> Search:
-    """A search that proposes given trials."""
-    masks = np.array([trial.mask for trial in trials])
-    rates = np.array([trial.learning_rate for trial in trials], np.float32)
-
-    def ask(asked: int, count: int):
-        rows = np.arange(asked, asked + count, dtype=np.int32)
-        return Candidates(rows, masks[rows], rates[rows]), asked + count
-
-    return Search(lambda seed: 0, ask, lambda asked, *told: asked, space.num_units, (True,))
 
 
 def search_files(

@@ -27,6 +27,7 @@ from fairjax.fairtune.search import Candidates as Candidates
 from fairjax.fairtune.search import Search as Search
 from fairjax.fairtune.search import evolution as evolution
 from fairjax.fairtune.search import random_search as random_search
+from fairjax.fairtune.search import replay as replay
 from fairjax.fairtune.setup import MaskSearch as MaskSearch
 from fairjax.fairtune.setup import mask_search as mask_search
 from fairjax.fairtune.spaces import PUBLISHED_NAMES as PUBLISHED_NAMES
@@ -37,6 +38,7 @@ from fairjax.fairtune.spaces import mask_space_from_rules as mask_space_from_rul
 from fairjax.fairtune.studies import nsga2 as nsga2
 from fairjax.fairtune.studies import optuna_search as optuna_search
 from fairjax.fairtune.studies import tpe as tpe
+from fairjax.fairtune.trials import COMPLETE as COMPLETE
 from fairjax.fairtune.trials import STATUS_NAMES as STATUS_NAMES
 from fairjax.fairtune.trials import Trials as Trials
 from fairjax.fairtune.trials import best_masks as best_masks

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fairjax.fairtune.objectives import Objective
 from fairjax.fairtune.spaces import MaskSpace
@@ -171,6 +172,35 @@ def evolution(
         return state._replace(masks=masks[best], log_rates=log_rates[best], scores=scores)
 
     return Search(init, jax.jit(ask, static_argnums=1), tell, num_units, maximize)
+
+
+def replay(space: MaskSpace, objectives: Sequence[Objective], candidates: Candidates) -> Search:
+    """Given candidates in their order, such as those of another search, under other conditions.
+
+    Args:
+      space: of the masks.
+      objectives: one or several.
+      candidates: at least as many as the search will have trials.
+
+    Raises:
+      ValueError: masks of another space; asked for more than there are.
+    """
+    numbers, masks, rates = (np.asarray(values) for values in candidates)
+    if masks.ndim != 2 or masks.shape[1] != space.num_units:
+        raise ValueError(f"masks must be [n, {space.num_units}], got {masks.shape}")
+
+    def ask(asked: np.ndarray, count: int):
+        if asked + count > len(masks):
+            raise ValueError(f"{len(masks)} candidates were given, {asked + count} are asked for")
+        rows = np.arange(asked, asked + count)
+        return Candidates(numbers[rows], masks[rows], rates[rows]), asked + np.int32(count)
+
+    def tell(asked: np.ndarray, candidates: Candidates, values, epochs=None) -> np.ndarray:
+        del candidates, values, epochs
+        return asked
+
+    start = lambda seed: np.zeros((), np.int32)
+    return Search(start, ask, tell, space.num_units, directions_of(objectives))
 
 
 def directions_of(objectives: Sequence[Objective]) -> tuple[bool, ...]:
