@@ -22,7 +22,7 @@ def judge(
     *,
     shown: Sequence[str],
     num_replicates: int,
-    evaluate_fn: Callable[..., dict[str, jax.Array]] = metrics.evaluate,
+    table_fn: Callable[..., dict[str, jax.Array]] = metrics.tabulate,
 ) -> Comparison:
     """Compare rows by their test logits `[S, N, K]`; looked at once, when all are trained."""
     phase("judging on the test split")
@@ -36,7 +36,7 @@ def judge(
             shown=shown,
             num_replicates=num_replicates,
             key=jax.random.key(0),
-            evaluate_fn=evaluate_fn,
+            table_fn=table_fn,
         )
 
 
