@@ -355,8 +355,8 @@ def small_cells(
             if np.ndim(value) == 0 and kind in _rests_on(name, num_classes)
         )
         few = [
-            f"{cells[g, k]:.0f} {_cell_name(kind, k, label_names)} of '{group_names[g]}'"
-            for g, k in zip(*np.nonzero((cells > 0) & (cells < FEW)), strict=True)
+            f"{cells[g, k]:.0f} {_cell_name(kind, int(k), label_names)} of '{group_names[g]}'"
+            for g, k in np.argwhere((cells > 0) & (cells < FEW))
         ]
         if resting and few:
             more = f" and {len(few) - _NAMED} more cells" if len(few) > _NAMED else ""
