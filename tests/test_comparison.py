@@ -65,38 +65,35 @@ def test_rows_agree_with_a_loop_over_replicates_rows_and_seeds():
             np.testing.assert_allclose(result.metrics[name][row, seed], value, atol=2e-6)
     replicates = drawn_weights(jax.random.key(0), 15)
     assert len(replicates) == 15
-    slopes, lows, highs = np.zeros((3, 15, ROWS, SEEDS, len(SHOWN)))
+    three = np.zeros((15, ROWS, SEEDS, 3, len(SHOWN)))  # plain, reflected, slope
     once = np.zeros((ROWS, SEEDS, len(SHOWN)))
     for row, seed in np.ndindex(ROWS, SEEDS):
         case = logits[row, seed], labels, group
         whole = parts(*case, np.ones(N))
-        once[row, seed] = shown_of(whole)
+        value = once[row, seed] = shown_of(whole)
         for r, weights in enumerate(replicates):
             drawn = parts(*case, weights[:N])
             move = {name: drawn[name] - value for name, value in whole.items()}
             near = shown_of({name: value + 0.1 * move[name] for name, value in whole.items()})
-            slope = once[row, seed] + (near - once[row, seed]) / 0.1
-            reflected = once[row, seed] - shown_of({name: -x for name, x in move.items()})
-            slopes[r, row, seed] = slope
-            lows[r, row, seed] = np.maximum(0, np.minimum(slope, reflected))
-            highs[r, row, seed] = np.minimum(1, np.maximum(slope, reflected))
-
-    def mean(values):
-        pairs = zip(values, replicates, strict=True)
-        return np.stack([np.average(v, axis=1, weights=w[N:]) for v, w in pairs])
-
-    once, (slopes, lows, highs) = once.mean(1), map(mean, (slopes, lows, highs))
-    changes = slopes - slopes[:, :1]
+            reflected = value - shown_of({name: -x for name, x in move.items()})
+            slope = value + (near - value) / 0.1
+            three[r, row, seed] = shown_of(drawn), np.clip(reflected, 0, 1), slope
+    means = [
+        np.average(values, axis=1, weights=weights[N:])
+        for values, weights in zip(three, replicates, strict=True)
+    ]
+    means, once = np.stack(means), once.mean(1)  # [15, ROWS, 3, 3], [ROWS, 3]
+    changes = (means - means[:, :1])[:, :, ::2]
     for i, name in enumerate(SHOWN):
-        low, high = np.quantile(lows, 0.025, axis=0), np.quantile(highs, 0.975, axis=0)
-        np.testing.assert_allclose(result.mean.estimate[name], once[:, i], atol=1e-6)
-        np.testing.assert_allclose(result.mean.lower[name], np.minimum(low, once)[:, i], atol=1e-5)
-        np.testing.assert_allclose(result.mean.upper[name], np.maximum(high, once)[:, i], atol=1e-5)
-        change = (once - once[:1])[:, i]
-        low, high = np.quantile(changes[..., i], [0.025, 0.975], axis=0)
-        np.testing.assert_allclose(result.change.estimate[name], change, atol=1e-6)
-        np.testing.assert_allclose(result.change.lower[name], np.minimum(low, change), atol=1e-5)
-        np.testing.assert_allclose(result.change.upper[name], np.maximum(high, change), atol=1e-5)
+        for part, values, value in (
+            (result.mean, means[:, :, :2, i], once[:, i]),
+            (result.change, changes[..., i], once[:, i] - once[0, i]),
+        ):
+            low = np.quantile(values.min(2), 0.025, axis=0)
+            high = np.quantile(values.max(2), 0.975, axis=0)
+            np.testing.assert_allclose(part.estimate[name], value, atol=1e-6)
+            np.testing.assert_allclose(part.lower[name], np.minimum(low, value), atol=1e-5)
+            np.testing.assert_allclose(part.upper[name], np.maximum(high, value), atol=1e-5)
 
 
 def test_the_order_of_the_other_rows_does_not_matter():

@@ -8,6 +8,7 @@ from fairjax import metrics, report
 from fairjax.report.fairbatch import fairbatch_sentence
 from fairjax.report.pruning import pruning_sentence
 from fairjax.report.search import search_sentence
+from fairjax.report.tables import moved
 
 
 def page(tmp_path, **changes):
@@ -77,7 +78,7 @@ def test_four_panels_take_two_rows():
     ],
 )
 def test_a_change_whose_interval_holds_0_is_none(interval, says):
-    assert report.tables.moved(interval) == says
+    assert moved(interval) == says
 
 
 def test_fairbatch_tells_every_row_by_its_own_criterion_and_picks_none():

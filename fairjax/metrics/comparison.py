@@ -46,20 +46,21 @@ def compare_rows(
     the change of a row that equals the first is exactly 0. Runs on the host; memory grows with
     R * S * N * K, not with the replicates.
 
-    Of gaps and worst groups the usual bootstrap fails, the more the more groups there are: the
-    largest of several noisy differences is too large in the data and larger again in every
-    replicate, so that its percentiles may lie wholly above what was estimated and miss a true gap
-    of 0 always. What is resampled here are the rates, and a metric f of rates r + e (e: what a
-    replicate adds) is bounded by what f can lose or gain:
+    Of gaps and worst groups the percentiles of a bootstrap do not hold: the largest of several
+    noisy differences is too large in the data and larger again in every replicate, so that they may
+    lie wholly above what was estimated, and a true gap of 0 is always missed. Here the rates r are
+    resampled, and with what a replicate adds to them, e, a metric f has three values:
 
-      slope      (f(r + h e) - f(r)) / h with a small h: the groups that are extreme now stay so;
-      reflected  f(0) - f(-e): any group may be, as if the true rates did not differ.
+      plain      f(r + e), which bounds how much f was underestimated;
+      reflected  f(r) + f(0) - f(-e), which bounds how much it was overestimated, by chance alone;
+      slope      f(r) + (f(r + h e) - f(r)) / h for h = 0.1, where the extreme groups stay so.
 
-    An interval reaches from the 2.5 % quantile of the smaller of the two to the 97.5 % quantile
-    of the larger one, around the estimate. Where f is a plain average both are e itself and this
-    is the percentile interval; for gaps it holds from a true gap of 0 on, and is wide where many
-    groups are small. Changes take slopes alone. `experiments/BENCHMARKS.md` has their coverage
-    beside that of "percentile" and "bca".
+    A row's interval reaches from the 2.5 % quantile of the smaller to the 97.5 % quantile of the
+    larger one of plain and reflected; a change's is made of plain and slope. Of averages, such as
+    accuracy, all are the same and this is the percentile interval. Where many groups are small
+    the intervals are wide, since any of them may be the extreme one. `experiments/BENCHMARKS.md`
+    has how often they hold the truth. They rest on what was seen: a group whose few examples are
+    all predicted alike shows no spread (see `small_cells`).
 
     Args:
       logits: float `[R, S, N, K]` on the same N examples, which no choice was made on.
@@ -77,8 +78,9 @@ def compare_rows(
     Raises:
       ValueError: shapes or dtypes do not fit, an axis is empty, or `shown` names no scalar metric.
 
-    Source: Fang and Santos 2019 on directionally differentiable functions, whose slope is Hong and
-    Li's (2018); the reflected bound holds for every f that is convex or concave and scales.
+    Source: for f that is convex or concave and scales with the rates, f(r + e) - f(r) lies between
+    -f(-e) and f(e); Fang and Santos 2019 say why the bootstrap fails, the slope is Hong and
+    Li's (2018).
 
     >>> logits, ids = np.eye(2, dtype="float32")[None, None, [0, 1, 1, 0]], np.array([0, 1, 0, 1])
     >>> settings = {"shown": ["accuracy"], "num_replicates": 9, "key": jax.random.key(0)}
@@ -141,7 +143,7 @@ def _intervals(
     whole = _each(measure, prepared)
 
     def bounds(prepared, whole, examples):
-        """Of one network in one replicate: `{name: [slope, smaller, larger]}`."""
+        """Of one network in one replicate: `{name: [plain, reflected, slope]}`."""
         drawn = measure(prepared, examples)
         deviation = jax.tree.map(_deviation, drawn, whole)
         estimate, plain = table_fn(whole), table_fn(drawn)
@@ -152,21 +154,23 @@ def _intervals(
         found = {}
         for name in shown:
             value, usual = estimate[name], plain[name]
-            slope = value + (near[name] - value) / _STEP
             reflected = value + start[name] - mirrored[name]
             # No further than to the whole numbers around: gaps and rates stay within 0 and 1.
-            low, high = jnp.floor(jnp.minimum(usual, 0.5)), jnp.ceil(jnp.maximum(usual, 0.5))
-            low = jnp.maximum(jnp.minimum(slope, reflected), low)
-            high = jnp.minimum(jnp.maximum(slope, reflected), high)
-            found[name] = jnp.where(jnp.isnan(usual), jnp.nan, jnp.stack([slope, low, high]))
-        return found
+            least, most = jnp.floor(jnp.minimum(usual, 0.5)), jnp.ceil(jnp.maximum(usual, 0.5))
+            slope = value + (near[name] - value) / _STEP
+            found[name] = jnp.stack([usual, jnp.clip(reflected, least, most), slope])
+        return jax.tree.map(lambda x: jnp.where(jnp.isnan(x[0]), jnp.nan, x), found)
 
     def metric_fn(weights):
         examples, seeds = weights[:num_examples], weights[num_examples:]
         found = _each(lambda one, whole: bounds(one, whole, examples), prepared, whole)
         share = (seeds / seeds.sum())[None, :, None]
         means = {name: jnp.sum(values * share, axis=1) for name, values in found.items()}
-        return means, {name: mean[:, 0] - mean[:1, 0] for name, mean in means.items()}
+        changes = {name: (mean - mean[:1])[:, ::2] for name, mean in means.items()}
+        return [
+            {name: jnp.stack([x.min(1), x[:, 0], x.max(1)]) for name, x in part.items()}
+            for part in ({name: mean[:, :2] for name, mean in means.items()}, changes)
+        ]
 
     # Examples are drawn among examples and seeds among seeds.
     strata = jnp.concatenate([jnp.zeros(num_examples, jnp.int32), jnp.ones(num_seeds, jnp.int32)])
@@ -178,10 +182,14 @@ def _intervals(
         batch_size=1,
         num_replicates=num_replicates,
     )
-    mean, change = (Intervals(*part) for part in zip(*both, strict=True))
-    places = Intervals(estimate=0, lower=1, upper=2, num_defined=0)
-    mean = [{k: v[:, i] for k, v in part.items()} for part, i in zip(mean, places, strict=True)]
-    return Intervals(*mean), change
+    ends = Intervals(estimate=1, lower=0, upper=2, num_defined=1)
+    mean, change = (
+        Intervals(
+            *({k: v[i] for k, v in field.items()} for field, i in zip(part, ends, strict=True))
+        )
+        for part in zip(*both, strict=True)
+    )
+    return mean, change
 
 
 def _deviation(drawn: jax.Array, whole: jax.Array) -> jax.Array:

@@ -45,9 +45,14 @@ def false_positive_rates(counts: GroupCounts) -> Float[jax.Array, "*axes G K"]:
 def rates_of(counts: GroupCounts) -> GroupRates:
     """Counts and the rates that they have."""
 
-    def rates(counts, **overall):
-        every = (selection_rates, true_positive_rates, false_positive_rates)
-        return GroupRates(counts.confusion, *(rate(counts) for rate in every), **overall)
+    def rates(counts: GroupCounts, overall: GroupRates | None = None) -> GroupRates:
+        return GroupRates(
+            counts.confusion,
+            selection=selection_rates(counts),
+            true_positive=true_positive_rates(counts),
+            false_positive=false_positive_rates(counts),
+            overall=overall,
+        )
 
     return rates(counts, overall=rates(counts.pooled()))
 
