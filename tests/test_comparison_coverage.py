@@ -31,7 +31,7 @@ def test_intervals_hold_the_truth_where_percentiles_do_not(name):
     found = coverage(name, NUM_SPLITS)
     for metric in SHOWN:
         # 40 examples or cells of 8: a rate is a matter of a few examples, as is accuracy.
-        least = 0.85 if name == "2 x 20, equal" else 0.89
+        least = 0.84 if name == "2 x 20, equal" else 0.88
         assert found["ours"][metric][0] >= least, metric
         assert found["ours change"][metric][0] >= 0.85, metric
     if name.startswith("8"):

@@ -46,7 +46,7 @@ def summarise(
     return results, notes
 
 
-def moved(interval: Sequence[float | None]) -> str:
+def moved(interval: Sequence[Any]) -> str:
     """What an interval of a change shows, in words: a change that may be 0 is none."""
     low, high = (np.nan if bound is None else bound for bound in interval)
     if np.isnan([low, high]).any():
