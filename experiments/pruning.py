@@ -220,7 +220,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
         seconds,
         shown=SHOWN[:-1],
         num_replicates=config.num_replicates,
-        evaluate_fn=pruning.evaluate_pruned,
+        table_fn=pruning.tabulate_pruned,
     )
     fate = rounds.fate(compared.metrics, {k: v[:1] for k, v in compared.metrics.items()})
     compared = compared._replace(metrics={**compared.metrics, "fate": fate})

@@ -23,7 +23,7 @@ def judge(
     shown: Sequence[str],
     num_replicates: int,
     splits: Splits | None = None,
-    evaluate_fn: Callable[..., dict[str, jax.Array]] = metrics.evaluate,
+    table_fn: Callable[..., dict[str, jax.Array]] = metrics.tabulate,
 ) -> Comparison:
     """Compare rows by their test logits `[S, n, K]`; looked at once, when all are trained.
 
@@ -46,7 +46,7 @@ def judge(
             shown=shown,
             num_replicates=num_replicates,
             key=jax.random.key(0),
-            evaluate_fn=evaluate_fn,
+            table_fn=table_fn,
             **options,
         )
 

@@ -39,40 +39,61 @@ def drawn_weights(key, num_replicates):
     return [weights for weights in drawn if (weights != 1).any()][:num_replicates]
 
 
+def parts(logits, labels, group, weights):
+    """Of one network, by definition: accuracy, and AUC, TPR and FPR of each group."""
+    preds, scores = logits.argmax(1), logits[:, 1] - logits[:, 0]
+    members = [group == g for g in range(G)]
+    return {
+        "accuracy": oracle.rate(preds == labels, labels >= 0, weights),
+        "auc": np.array([oracle.auc(scores[m], labels[m], weights[m]) for m in members]),
+        "true": np.array([oracle.rate(preds == 1, m & (labels == 1), weights) for m in members]),
+        "false": np.array([oracle.rate(preds == 1, m & (labels == 0), weights) for m in members]),
+    }
+
+
+def shown_of(parts):
+    odds = max(np.ptp(parts["true"]), np.ptp(parts["false"]))
+    return np.array([parts["accuracy"], parts["auc"].min(), odds])
+
+
 def test_rows_agree_with_a_loop_over_replicates_rows_and_seeds():
     logits, labels, group = make_case()
     result = compare(logits, labels, group)
-
-    def means(weights):
-        """Each row's metrics averaged over the drawn seeds, `{name: [R]}`."""
-        tables = [
-            [oracle.fairness_metrics(one, labels, group, G, weights[:N]) for one in row]
-            for row in logits
-        ]
-        return {
-            name: np.array(
-                [np.average([t[name] for t in row], weights=weights[N:]) for row in tables]
-            )
-            for name in SHOWN
-        }
-
     for row, seed in np.ndindex(ROWS, SEEDS):
         expected = oracle.fairness_metrics(logits[row, seed], labels, group, G, np.ones(N))
         for name, value in expected.items():
             np.testing.assert_allclose(result.metrics[name][row, seed], value, atol=2e-6)
-    once = means(np.ones(N + SEEDS))
-    replicates = [means(weights) for weights in drawn_weights(jax.random.key(0), 15)]
+    replicates = drawn_weights(jax.random.key(0), 15)
     assert len(replicates) == 15
-    for name in SHOWN:
-        values = np.array([replicate[name] for replicate in replicates])
-        for part, sample, estimate in (
-            (result.mean, values, once[name]),
-            (result.change, values - values[:, :1], once[name] - once[name][0]),
+    three = np.zeros((15, ROWS, SEEDS, 3, len(SHOWN)))  # plain, reflected, slope
+    once = np.zeros((ROWS, SEEDS, len(SHOWN)))
+    for row, seed in np.ndindex(ROWS, SEEDS):
+        case = logits[row, seed], labels, group
+        whole = parts(*case, np.ones(N))
+        value = once[row, seed] = shown_of(whole)
+        for r, weights in enumerate(replicates):
+            drawn = parts(*case, weights[:N])
+            move = {name: drawn[name] - value for name, value in whole.items()}
+            near = shown_of({name: value + 0.1 * move[name] for name, value in whole.items()})
+            reflected = value - shown_of({name: -x for name, x in move.items()})
+            slope = value + (near - value) / 0.1
+            three[r, row, seed] = shown_of(drawn), np.clip(reflected, 0, 1), slope
+    means = [
+        np.average(values, axis=1, weights=weights[N:])
+        for values, weights in zip(three, replicates, strict=True)
+    ]
+    means, once = np.stack(means), once.mean(1)  # [15, ROWS, 3, 3], [ROWS, 3]
+    changes = (means - means[:, :1])[:, :, ::2]
+    for i, name in enumerate(SHOWN):
+        for part, values, value in (
+            (result.mean, means[:, :, :2, i], once[:, i]),
+            (result.change, changes[..., i], once[:, i] - once[0, i]),
         ):
-            low, high = np.quantile(sample, [0.025, 0.975], axis=0)
-            np.testing.assert_allclose(part.estimate[name], estimate, atol=1e-6)
-            np.testing.assert_allclose(part.lower[name], low, atol=2e-6)
-            np.testing.assert_allclose(part.upper[name], high, atol=2e-6)
+            low = np.quantile(values.min(2), 0.025, axis=0)
+            high = np.quantile(values.max(2), 0.975, axis=0)
+            np.testing.assert_allclose(part.estimate[name], value, atol=1e-6)
+            np.testing.assert_allclose(part.lower[name], np.minimum(low, value), atol=1e-5)
+            np.testing.assert_allclose(part.upper[name], np.maximum(high, value), atol=1e-5)
 
 
 def test_the_order_of_the_other_rows_does_not_matter():
@@ -107,20 +128,40 @@ def test_a_diverged_network_leaves_its_row_without_an_interval_and_the_others_al
 def test_own_metrics_are_compared_and_a_second_call_traces_nothing():
     traces = []
 
-    def evaluate(prepared, weights=None):
+    def errors(measured):
         traces.append(1)
-        return {"error": 1 - m.evaluate(prepared, weights)["accuracy"]}
+        return {"error": 1 - m.tabulate(measured)["accuracy"]}
 
     case = make_case(4)
-    result = compare(*case, shown=["error"], evaluate_fn=evaluate)
+    result = compare(*case, shown=["error"], table_fn=errors)
     usual = compare(*case)
     np.testing.assert_allclose(result.metrics["error"], 1 - usual.metrics["accuracy"], atol=1e-6)
     np.testing.assert_allclose(
         result.mean.lower["error"], 1 - usual.mean.upper["accuracy"], atol=1e-6
     )
     first = len(traces)
-    compare(*case, seed=1, shown=["error"], evaluate_fn=evaluate)
+    compare(*case, seed=1, shown=["error"], table_fn=errors)
     assert len(traces) == first
+
+
+def test_a_gap_of_many_equal_groups_is_held_by_its_interval_as_is_what_was_estimated():
+    # Eight groups that do not differ: all percentiles of the plain bootstrap exceed 0.
+    rng = np.random.default_rng(0)
+    labels, group = np.ones(800, np.int32), np.arange(800, dtype=np.int32) % 8
+    scores = rng.normal(size=(20, 1, 800)) + 0.5
+    logits = np.stack([0 * scores, scores], axis=-1).astype(np.float32)
+    name = "equal_opportunity_difference"
+    result = compare(logits, labels, group, num_groups=8, shown=[name], num_replicates=200)
+    low, value, high = result.mean.lower[name], result.mean.estimate[name], result.mean.upper[name]
+    assert (low == 0).sum() >= 18 and (low <= value).all() and (value < high).all()
+
+    def plain(weights):
+        counts = m.group_counts(preds, labels=labels, group=group, num_groups=8, weights=weights)
+        return m.equal_opportunity_difference(counts)
+
+    preds = logits[0, 0].argmax(-1)
+    key = jax.random.key(0)
+    assert jax.jit(lambda key: m.bootstrap(plain, 800, key=key, num_replicates=200))(key).lower > 0
 
 
 def test_the_pareto_front_keeps_what_nothing_beats():

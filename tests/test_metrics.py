@@ -313,6 +313,41 @@ def test_complete_data_leaves_nothing_to_explain():
         m.undefined(metrics, ["a", "b", "c"])
 
 
+def test_cells_of_few_examples_are_named_with_what_rests_on_them():
+    names = ("accuracy", "accuracy_gap", "equalized_odds_difference", "equalized_odds_deviation")
+    metrics = {name: np.array(0.1) for name in names}
+    two = metrics | {"n_per_label": np.array([[19.0, 20.0], [0.0, 5.0], [50.0, 19.0]])}
+    assert m.small_cells(two, ["a", "b", "c"]) == [
+        "accuracy_gap rests on few examples: 5 examples of 'b'",
+        "equalized_odds rests on few examples: 5 positives of 'b', 19 positives of 'c'",
+        "equalized_odds rests on few examples: 19 negatives of 'a'",
+    ]
+    many = metrics | {"n_per_label": np.full((3, 4), 7.0)}
+    (sentence,) = m.small_cells(many, ["a", "b", "c"], ["k", "l", "m", "n"])
+    assert "7 with label 'k' of 'a'" in sentence and sentence.endswith("and 6 more cells")
+    assert m.small_cells(metrics | {"n_per_label": np.full((3, 4), 20.0)}, ["a", "b", "c"]) == []
+    with pytest.raises(ValueError, match="1 group names for 3 groups"):
+        m.small_cells(two, ["a"])
+
+
+def test_a_table_of_measured_rates_is_that_of_the_examples():
+    logits, labels, group = (
+        jnp.asarray(np.random.default_rng(0).normal(size=(60, 3)), jnp.float32),
+        jnp.arange(60) % 3,
+        jnp.arange(60) // 7 % 2,
+    )
+    prepared = m.prepare(logits, labels=labels, group=group, num_groups=3)  # one group is empty
+    weights = jnp.arange(60) % 4
+    measured = m.measure(prepared, weights)
+    preds = logits.argmax(-1)
+    counts = m.group_counts(
+        preds, labels=labels, group=group, num_groups=3, num_classes=3, weights=weights
+    )
+    for fn in (m.equalized_odds_difference, m.demographic_parity_deviation, m.eodd, m.dp_scp):
+        close(fn(measured.rates), fn(counts))
+    np.testing.assert_array_equal(measured.rates.n, counts.n)
+
+
 # Exactness, invariances, transformations.
 
 

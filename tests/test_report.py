@@ -1,8 +1,14 @@
 """The report page: self-contained, escaped, the same for the same drawing."""
 
+import jax
 import numpy as np
+import pytest
 
-from fairjax import report
+from fairjax import metrics, report
+from fairjax.report.fairbatch import fairbatch_sentence
+from fairjax.report.pruning import pruning_sentence
+from fairjax.report.search import search_sentence
+from fairjax.report.tables import moved
 
 
 def page(tmp_path, **changes):
@@ -55,3 +61,94 @@ def test_four_panels_take_two_rows():
     panels = {f"panel {i}": {"x": np.arange(3)} for i in range(4)}
     svg = report.lines(panels, x_label="epoch")
     assert all(f">{title}<" in svg for title in panels)
+
+
+# What came out, in words
+
+
+@pytest.mark.parametrize(
+    ("interval", "says"),
+    [
+        ((-0.2, -0.1), "falls"),
+        ((0.1, 0.2), "rises"),
+        ((-0.1, 0.2), "does not clearly change"),
+        ((0.0, 0.2), "does not clearly change"),
+        ((np.nan, np.nan), "cannot be compared"),
+        ((None, None), "cannot be compared"),
+    ],
+)
+def test_a_change_whose_interval_holds_0_is_none(interval, says):
+    assert moved(interval) == says
+
+
+def test_fairbatch_tells_every_row_by_its_own_criterion_and_picks_none():
+    odds, chance = "equalized_odds_difference", "equal_opportunity_difference"
+
+    def row(value, accuracy, low, high):
+        own = {odds: value, chance: value / 2, "accuracy": accuracy}
+        return own | {"ci95_vs_plain": {odds: [low, high], chance: [np.nan, np.nan]}}
+
+    by_row = {
+        "plain": row(0.2, 0.85, 0.0, 0.0),
+        "equalized_odds": row(0.05, 0.84, -0.2, -0.1),
+        "equalized_odds@rate": row(0.02, 0.83, -0.3, 0.01),
+        "equal_opportunity": row(0.1, 0.8, 0.0, 0.0),
+    }
+    text = fairbatch_sentence(by_row, "Adult")
+    assert text.startswith(f"On Adult: {odds}, 0.200 with plain training, falls to 0.050 ")
+    assert "(equalized_odds; change -0.200 to -0.100; accuracy -1.0 points)" in text
+    assert "does not clearly change: 0.020 (equalized_odds@rate; change -0.300 to +0.010" in text
+    assert f"{chance}, 0.100 with plain training, cannot be compared: 0.050" in text
+    undefined = {**by_row, "plain": {**by_row["plain"], odds: np.nan}}
+    assert f"{odds} cannot be compared" in fairbatch_sentence(undefined, "Adult")
+    assert "no disparity" in fairbatch_sentence({"plain": by_row["plain"]}, "Adult")
+
+
+def test_the_found_mask_helps_only_where_the_interval_says_so():
+    def text(interval):
+        rows = {name: {"worst_group_auc": 0.8} for name in ("full", "linear")}
+        found = {"worst_group_auc": 0.9, "ci95_vs_full": {"worst_group_auc": interval}}
+        return search_sentence({**rows, "fairtune": found}, "scans")
+
+    assert "AUC rises by" in text([0.05, 0.15])
+    assert "AUC does not clearly change by" in text([-0.05, 0.15])
+    assert "AUC falls by" in text([-0.2, -0.1])
+    assert "cannot be compared: 0.800 with full" in text([np.nan, np.nan])
+
+
+def test_pruning_says_for_every_row_whether_its_disparity_changed():
+    def row(value, interval):
+        table = {"eodd": value, "accuracy": 0.8 + value, "macro_f1": 0.7}
+        return table | {"ci95_vs_baseline": {"eodd": interval}}
+
+    by_row = {
+        "baseline": row(0.2, [0.0, 0.0]),
+        "pruned": row(0.1, [-0.15, -0.05]),
+        "random": row(0.19, [-0.1, 0.1]),
+        "tuned": row(np.nan, [np.nan, np.nan]),
+    }
+    text = pruning_sentence(by_row)
+    assert "pruned: eodd falls (0.100, change -0.150 to -0.050), accuracy -10.0, macro_f1" in text
+    assert "random: eodd does not clearly change (0.190, change -0.100 to +0.100)" in text
+    assert "tuned: eodd cannot be compared (nan)" in text
+
+
+def test_a_summary_names_the_cells_that_its_gaps_rest_on_once():
+    rng = np.random.default_rng(0)
+    labels = (np.arange(100) % 3 == 0).astype(np.int32)
+    group = (np.arange(100) >= 60).astype(np.int32)  # 40 of the second group, 14 positives
+    logits = rng.normal(size=(2, 3, 100, 2)).astype(np.float32)
+    compared = metrics.compare_rows(
+        logits,
+        labels=labels,
+        group=group,
+        num_groups=2,
+        shown=["accuracy"],
+        num_replicates=5,
+        key=jax.random.key(0),
+    )
+    _, notes = report.summarise(["a", "b"], compared, ["light", "dark"])
+    assert notes == [
+        "auc_gap, equal_opportunity, equalized_odds, worst_group_auc rest on few examples: "
+        "14 positives of 'dark'"
+    ]

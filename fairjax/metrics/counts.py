@@ -180,6 +180,26 @@ class GroupCounts:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupRates(GroupCounts):
+    """Counts whose rates are given: what disparities would be if the rates were these.
+
+    Attributes:
+      selection, true_positive, false_positive: float32 `[G, K]`, one-vs-rest; see `rates`.
+      overall: the pooled rates, G = 1; None in the pooled rates themselves.
+    """
+
+    selection: jax.Array
+    true_positive: jax.Array
+    false_positive: jax.Array
+    overall: "GroupRates | None" = None
+
+    def pooled(self) -> "GroupCounts":
+        """The pooled rates as they were given."""
+        return self if self.overall is None else self.overall
+
+
 def group_counts(
     preds: Int[Array, " N"],
     *,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from fairjax.metrics.counts import Array, GroupCounts, check_choice, divide
+from fairjax.metrics.counts import Array, GroupCounts, GroupRates, check_choice, divide
 
 Method = Literal["between_groups", "to_overall"]
 Agg = Literal["worst_case", "mean"]
@@ -22,18 +22,39 @@ def _hits(counts: GroupCounts) -> Float[jax.Array, "*axes G K"]:
 
 def selection_rates(counts: GroupCounts) -> Float[jax.Array, "*axes G K"]:
     """P(prediction = k | group), `[G, K]`."""
+    if isinstance(counts, GroupRates):
+        return counts.selection
     return divide(counts.confusion.sum(-2), counts.n[..., None])
 
 
 def true_positive_rates(counts: GroupCounts) -> Float[jax.Array, "*axes G K"]:
     """P(prediction = k | label = k, group), one-vs-rest, `[G, K]`."""
+    if isinstance(counts, GroupRates):
+        return counts.true_positive
     return divide(_hits(counts), counts.per_label)
 
 
 def false_positive_rates(counts: GroupCounts) -> Float[jax.Array, "*axes G K"]:
     """P(prediction = k | label != k, group), one-vs-rest, `[G, K]`."""
+    if isinstance(counts, GroupRates):
+        return counts.false_positive
     false_positives = counts.confusion.sum(-2) - _hits(counts)
     return divide(false_positives, counts.n[..., None] - counts.per_label)
+
+
+def rates_of(counts: GroupCounts) -> GroupRates:
+    """Counts and the rates that they have."""
+
+    def rates(counts: GroupCounts, overall: GroupRates | None = None) -> GroupRates:
+        return GroupRates(
+            counts.confusion,
+            selection=selection_rates(counts),
+            true_positive=true_positive_rates(counts),
+            false_positive=false_positive_rates(counts),
+            overall=overall,
+        )
+
+    return rates(counts, overall=rates(counts.pooled()))
 
 
 def accuracy(counts: GroupCounts) -> Float[jax.Array, "*axes G"]:

@@ -99,13 +99,14 @@ def bootstrap(
       strata: int `[N]`; drawing within each stratum keeps its size (for example per group). None
         draws from everyone.
       method: "percentile", or "bca" (bias-corrected and accelerated), better for skewed metrics
-        such as gaps.
+        such as a rate near 1. Neither is right for gaps and worst groups of more than two groups,
+        whose replicates all exceed the estimate: `compare_rows`, also of one row, is.
       level: coverage in (0, 1).
       batch_size: replicates evaluated together; a trade of memory against speed only.
 
     Returns:
-      Intervals. A value undefined (nan) in some replicates uses the others and counts them; lower
-      and upper are nan if none, or the estimate, is defined.
+      Intervals, which hold their estimate. A value undefined (nan) in some replicates uses the
+      others and counts them; lower and upper are nan if none, or the estimate, is defined.
 
     Raises:
       ValueError: an argument is out of range or `strata` is not `[N]`.
@@ -144,7 +145,8 @@ def bootstrap(
         acceleration = _acceleration(metric_fn, ones, layout, estimate.size)
         quantiles = _bca_quantiles(quantiles, replicates, estimate, num_defined, acceleration)
     bounds = _quantiles(jnp.sort(replicates, axis=0), num_defined, quantiles)
-    lower, upper = jnp.where(jnp.isnan(estimate)[None], jnp.nan, bounds)
+    lower = jnp.minimum(bounds[0], estimate)  # nan where either is
+    upper = jnp.maximum(bounds[1], estimate)
     unravel = ravel_pytree(
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(metric_fn, ones))
     )[1]

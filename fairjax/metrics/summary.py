@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from fairjax.metrics import rates
 from fairjax.metrics.calibration import binned_calibration_error, calibration_terms
 from fairjax.metrics.counts import (
     Array,
+    GroupCounts,
+    GroupRates,
     Weights,
     check_examples,
     divide,
@@ -25,6 +28,8 @@ from fairjax.metrics.ranking import RankedScores, rank_scores, ranked_auc
 from fairjax.metrics.rates import group_max, group_min, rate_difference
 
 NUM_BINS = 15
+FEW = 20  # examples of a cell: a rate of fewer moves by more than 5 points with each
+_NAMED = 6  # cells of one sentence
 
 
 @jax.tree_util.register_dataclass
@@ -111,6 +116,32 @@ def evaluate(prepared: Prepared, weights: Weights | None = None) -> dict[str, ja
     Raises:
       ValueError: `weights` are not numbers `[N]`.
     """
+    return tabulate(measure(prepared, weights))
+
+
+class Measured(NamedTuple):
+    """What can be counted or averaged directly: all that the metrics of `tabulate` are made of."""
+
+    rates: GroupRates
+    group: dict[str, jax.Array]
+    """float32 `[G]`: group_accuracy, group_auc, group_loss."""
+    overall: dict[str, jax.Array]
+    """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece."""
+
+
+def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
+    """Rates, and averages of everyone and of each group, for one set of example weights.
+
+    Args:
+      prepared: see `prepare`.
+      weights: float `[N]`; see `evaluate`.
+
+    Returns:
+      Measured; all nan but the counts where logits of a weighted example hold nan or inf.
+
+    Raises:
+      ValueError: `weights` are not numbers `[N]`.
+    """
     p = prepared
     check_examples(labels=p.labels, weights=weights)
     weights = example_weights(weights, len(p.labels))
@@ -123,40 +154,61 @@ def evaluate(prepared: Prepared, weights: Weights | None = None) -> dict[str, ja
         weights=weights,
     )
     pooled = counts.pooled()
-    group_accuracy = rates.accuracy(counts)
-    group_auc = ranked_auc(p.ranked_by_group, weights)
     loss_sums = group_sums(weigh(p.loss, weights)[:, None], group=p.group, num_groups=p.num_groups)[
         :, 0
     ]
-    group_loss = divide(loss_sums, counts.n)
     everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
-    metrics = {
+    error = binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)
+    group = {
+        "group_accuracy": rates.accuracy(counts),
+        "group_auc": ranked_auc(p.ranked_by_group, weights),
+        "group_loss": divide(loss_sums, counts.n),
+    }
+    overall = {
         "accuracy": rates.accuracy(pooled)[0],
         "balanced_accuracy": rates.balanced_accuracy(pooled)[0],
         "macro_f1": rates.macro_f1(pooled)[0],
         "auc": ranked_auc(p.ranked, weights)[0],
-        "ece": binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)[
-            0
-        ],
-        "group_accuracy": group_accuracy,
-        "worst_group_accuracy": group_min(group_accuracy),
-        "accuracy_gap": rate_difference(group_accuracy),
-        "group_auc": group_auc,
-        "worst_group_auc": group_min(group_auc),
-        "auc_gap": rate_difference(group_auc),
-        "group_loss": group_loss,
-        "max_group_loss": group_max(group_loss),
-        "equal_opportunity_difference": rates.equal_opportunity_difference(counts),
-        "equal_opportunity_deviation": rates.equal_opportunity_deviation(counts),
-        "equalized_odds_difference": rates.equalized_odds_difference(counts),
-        "equalized_odds_deviation": rates.equalized_odds_deviation(counts),
-        "demographic_parity_difference": rates.demographic_parity_difference(counts),
-        "demographic_parity_deviation": rates.demographic_parity_deviation(counts),
+        "ece": error[0],
     }
     # A diverged model still has an argmax: make all its metrics undefined, so that it cannot win.
     diverged = (p.diverged & (weights > 0)).any()
-    metrics = {name: jnp.where(diverged, jnp.nan, value) for name, value in metrics.items()}
-    return metrics | {"n": counts.n, "n_per_label": counts.per_label}
+    measured = Measured(rates.rates_of(counts), group, overall)
+    measured = jax.tree.map(lambda value: jnp.where(diverged, jnp.nan, value), measured)
+    return with_counts(measured, counts)
+
+
+def with_counts(measured: Measured, counts: GroupCounts) -> Measured:
+    """The same with other counts of examples, which rates are not computed from again."""
+    pooled = measured.rates.pooled()
+    pooled = dataclasses.replace(pooled, confusion=counts.pooled().confusion)
+    given = dataclasses.replace(measured.rates, confusion=counts.confusion, overall=pooled)
+    return measured._replace(rates=given)
+
+
+def tabulate(measured: Measured) -> dict[str, jax.Array]:
+    """The metrics of `fairness_metrics` from what was measured: gaps, lowest and highest values.
+
+    Each is a rate, a mean of them, or a largest or smallest one, difference or distance, so that
+    they scale with the rates: what `compare_rows` needs for its intervals.
+    """
+    group, given = measured.group, measured.rates
+    metrics = {
+        **measured.overall,
+        **group,
+        "worst_group_accuracy": group_min(group["group_accuracy"]),
+        "accuracy_gap": rate_difference(group["group_accuracy"]),
+        "worst_group_auc": group_min(group["group_auc"]),
+        "auc_gap": rate_difference(group["group_auc"]),
+        "max_group_loss": group_max(group["group_loss"]),
+        "equal_opportunity_difference": rates.equal_opportunity_difference(given),
+        "equal_opportunity_deviation": rates.equal_opportunity_deviation(given),
+        "equalized_odds_difference": rates.equalized_odds_difference(given),
+        "equalized_odds_deviation": rates.equalized_odds_deviation(given),
+        "demographic_parity_difference": rates.demographic_parity_difference(given),
+        "demographic_parity_deviation": rates.demographic_parity_deviation(given),
+    }
+    return metrics | {"n": given.n, "n_per_label": given.per_label}
 
 
 def fairness_metrics(
@@ -263,3 +315,69 @@ def _what_is_missing(metric: str, cells: np.ndarray) -> str:
     if 1 in absent:
         return "no positives"
     return "" if metric.startswith("equal_opportunity") else "no negatives"
+
+
+def small_cells(
+    metrics: Mapping[str, Array], group_names: Sequence[str], label_names: Sequence[str] = ()
+) -> list[str]:
+    """Say which gaps and worst groups rest on a cell of fewer than `FEW` examples.
+
+    Args:
+      metrics: what `fairness_metrics` returned for one model, on the host or the device.
+      group_names: G names.
+      label_names: K names, used where K > 2; numbers if empty.
+
+    Returns:
+      At most one sentence for each kind of cell, naming all metrics that rest on it; empty cells
+      are left to `undefined`.
+
+    Raises:
+      ValueError: the number of names is not G.
+
+    >>> metrics = {"auc_gap": np.array(0.1), "n_per_label": np.array([[90.0, 12.0], [80.0, 70.0]])}
+    >>> small_cells(metrics, ["dark", "light"])
+    ["auc_gap rests on few examples: 12 positives of 'dark'"]
+    """
+    per_label = np.asarray(metrics["n_per_label"])
+    if len(group_names) != len(per_label):
+        raise ValueError(f"got {len(group_names)} group names for {len(per_label)} groups")
+    num_classes = per_label.shape[1]
+    kinds = {"examples": per_label.sum(1)[:, None]}
+    if num_classes == 2:
+        kinds |= {"positives": per_label[:, 1:], "negatives": per_label[:, :1]}
+    else:
+        kinds |= {"labels": per_label}
+    sentences = []
+    for kind, cells in kinds.items():
+        resting = dict.fromkeys(
+            name.removesuffix("_difference").removesuffix("_deviation")
+            for name, value in metrics.items()
+            if np.ndim(value) == 0 and kind in _rests_on(name, num_classes)
+        )
+        few = [
+            f"{cells[g, k]:.0f} {_cell_name(kind, int(k), label_names)} of '{group_names[g]}'"
+            for g, k in np.argwhere((cells > 0) & (cells < FEW))
+        ]
+        if resting and few:
+            more = f" and {len(few) - _NAMED} more cells" if len(few) > _NAMED else ""
+            verb = "rest" if len(resting) > 1 else "rests"
+            named = f"{', '.join(few[:_NAMED])}{more}"
+            sentences.append(f"{', '.join(resting)} {verb} on few examples: {named}")
+    return sentences
+
+
+def _rests_on(metric: str, num_classes: int) -> tuple[str, ...]:
+    """The kinds of cells whose examples decide a gap or a worst group; () for other metrics."""
+    if metric.startswith(("accuracy_gap", "worst_group_acc", "max_group", "demographic", "dp_")):
+        return ("examples",)
+    if not metric.startswith(("equal", "auc_gap", "worst_group_auc", "eopp", "eodd")):
+        return ()
+    if num_classes > 2:
+        return ("labels",)
+    return ("positives",) if metric.startswith("equal_opp") else ("positives", "negatives")
+
+
+def _cell_name(kind: str, k: int, label_names: Sequence[str]) -> str:
+    if kind != "labels":
+        return kind
+    return f"with label '{label_names[k]}'" if label_names else f"with label {k}"

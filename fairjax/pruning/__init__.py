@@ -16,6 +16,7 @@ from fairjax.pruning.evaluate import propose_plans as propose_plans
 from fairjax.pruning.evaluate import pruning_metrics as pruning_metrics
 from fairjax.pruning.evaluate import rank_plans as rank_plans
 from fairjax.pruning.evaluate import stack_plans as stack_plans
+from fairjax.pruning.evaluate import tabulate_pruned as tabulate_pruned
 from fairjax.pruning.plans import PrunePlan as PrunePlan
 from fairjax.pruning.plans import channel_masks as channel_masks
 from fairjax.pruning.plans import check_layers as check_layers

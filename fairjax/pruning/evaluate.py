@@ -325,19 +325,16 @@ def evaluate_pruned(
     prepared: metrics.Prepared, weights: Float[Array, " N"] | None = None
 ) -> dict[str, Array]:
     """`pruning_metrics` for one set of example weights `[N]`; see `fairjax.metrics.evaluate`."""
-    table = metrics.evaluate(prepared, weights)
-    counts = metrics.group_counts(
-        prepared.preds,
-        labels=prepared.labels,
-        group=prepared.group,
-        num_groups=prepared.num_groups,
-        num_classes=prepared.num_classes,
-        weights=weights,
-    )
+    return tabulate_pruned(metrics.measure(prepared, weights))
+
+
+def tabulate_pruned(measured: metrics.Measured) -> dict[str, Array]:
+    """`pruning_metrics` from what was measured; see `fairjax.metrics.tabulate`."""
+    table, rates = metrics.tabulate(measured), measured.rates
     diverged = jnp.isnan(table["accuracy"])
     for fn in (metrics.eopp0, metrics.eopp1, metrics.eodd, metrics.eodd_scp, metrics.dp_scp):
-        table[fn.__name__] = jnp.where(diverged, jnp.nan, fn(counts))
-    return table | {"num_unsupported_classes": metrics.num_unsupported_classes(counts)}
+        table[fn.__name__] = jnp.where(diverged, jnp.nan, fn(rates))
+    return table | {"num_unsupported_classes": metrics.num_unsupported_classes(rates)}
 
 
 def fate_objective(

@@ -7,6 +7,7 @@ import numpy as np
 
 from fairjax.data import Dataset
 from fairjax.report.plots import lines, trade_off
+from fairjax.report.tables import moved
 
 MAX_CELLS = 12  # lines of one panel that can still be told apart
 
@@ -57,22 +58,36 @@ def _cells(history, rows: Sequence[str], key: str, data: Dataset) -> str:
 
 
 def fairbatch_sentence(by_row: Mapping[str, Any], name: str) -> str:
-    """What came out: the largest relative fall of a criterion's own disparity."""
-    plain = by_row["plain"]
-    own = {row: f"{row.split('@')[0]}_difference" for row in by_row if row != "plain"}
-    falls = {
-        row: by_row[row][metric] / plain[metric] for row, metric in own.items() if plain[metric] > 0
-    }
-    falls = {row: ratio for row, ratio in falls.items() if np.isfinite(ratio)}
-    if not falls:
-        return f"On {name} no disparity could be compared with plain training."
-    best = min(falls, key=lambda row: falls[row])
-    metric, result = own[best], by_row[best]
-    low, high = result["ci95_vs_plain"][metric]
-    points = 100 * (result["accuracy"] - plain["accuracy"])
-    verb = "falls" if falls[best] < 1 else "rises"
-    return (
-        f"On {name}, {metric} {verb} from {plain[metric]:.3f} (plain) to "
-        f"{result[metric]:.3f} ({best}; change {low:+.3f} to {high:+.3f} at 95 %), "
-        f"accuracy {points:+.1f} points."
-    )
+    """What came out: what every row does to its own criterion's disparity, and at what accuracy.
+
+    No row is picked by its test result, and only a change whose interval excludes 0 is called one.
+    """
+    plain, by_metric = by_row["plain"], {}
+    for row in by_row:
+        metric = f"{row.split('@')[0]}_difference"
+        if metric in plain and row != "plain":
+            by_metric.setdefault(metric, []).append(row)
+    told = []
+    for metric, rows in by_metric.items():
+        if not np.isfinite(plain[metric]):
+            told.append(f"{metric} cannot be compared")
+            continue
+        by_verdict: dict[str, list[str]] = {}
+        for row in rows:
+            result, interval = by_row[row], by_row[row]["ci95_vs_plain"][metric]
+            verdict = moved(interval)
+            points = 100 * (result["accuracy"] - plain["accuracy"])
+            change = (
+                "" if "compared" in verdict else "; change {:+.3f} to {:+.3f}".format(*interval)
+            )
+            by_verdict.setdefault(verdict, []).append(
+                f"{result[metric]:.3f} ({row}{change}; accuracy {points:+.1f} points)"
+            )
+        found = (
+            f"{verdict}{' to' if verdict in ('falls', 'rises') else ':'} {', '.join(values)}"
+            for verdict, values in by_verdict.items()
+        )
+        told.append(f"{metric}, {plain[metric]:.3f} with plain training, {'; it '.join(found)}")
+    if not told:
+        return f"On {name} no disparity was compared with plain training."
+    return f"On {name}: {'. '.join(told)}. Changes are 95 % intervals."

@@ -10,6 +10,7 @@ from fairjax.data import Dataset
 from fairjax.models import Model, Weights
 from fairjax.pruning import Pruned, PrunePlan, PruneRounds, num_channels
 from fairjax.report.plots import figure
+from fairjax.report.tables import moved
 
 Paths = Mapping[str, np.ndarray]
 """Seed -> `(disparity, accuracy)` of the baseline and of each round that was taken, `[T, 2]`."""
@@ -167,18 +168,17 @@ def _some_of_each_group(data: Dataset, count: int) -> np.ndarray:
 
 
 def pruning_sentence(by_row: Mapping[str, Any]) -> str:
-    """What came out: relative changes against the baseline."""
-
-    def change(row: str, name: str) -> str:
-        before, after = by_row["baseline"][name], by_row[row][name]
-        defined = before > 0 and np.isfinite(after)
-        return f"{name} {100 * (after / before - 1):+.1f} %" if defined else f"{name} undefined"
-
-    names = ("eodd", "accuracy", "macro_f1")
-    parts = [f"{row}: {', '.join(change(row, name) for name in names)}" for row in list(by_row)[1:]]
-    low, high = by_row["pruned"]["ci95_vs_baseline"]["eodd"]
-    verdict = "holds 0" if low <= 0 <= high else "excludes 0"
+    """What came out: what every row does to eodd, and its accuracy and macro F1 in points."""
+    base, told = by_row["baseline"], []
+    for row in list(by_row)[1:]:
+        result, interval = by_row[row], by_row[row]["ci95_vs_baseline"]["eodd"]
+        verdict = moved(interval)
+        change = "" if "compared" in verdict else ", change {:+.3f} to {:+.3f}".format(*interval)
+        points = ", ".join(
+            f"{name} {100 * (result[name] - base[name]):+.1f}" for name in ("accuracy", "macro_f1")
+        )
+        told.append(f"{row}: eodd {verdict} ({result['eodd']:.3f}{change}), {points} points")
     return (
-        f"Relative to the baseline on test, {'; '.join(parts)}. The 95 % interval of the change "
-        f"in eodd by pruning, {low:+.3f} to {high:+.3f}, {verdict}."
+        f"Against the baseline's eodd of {base['eodd']:.3f} on test: {'; '.join(told)}. Changes "
+        "are 95 % intervals."
     )

@@ -17,6 +17,7 @@ from fairjax.fairtune import (
     best_trials,
 )
 from fairjax.report.plots import figure
+from fairjax.report.tables import moved
 
 _COMPLETE = STATUS_NAMES.index("complete")
 
@@ -172,10 +173,14 @@ def search_sentence(by_row: Mapping[str, Any], name: str) -> str:
     """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
     metric = "worst_group_auc"
     found, full, linear = (by_row[row][metric] for row in ("fairtune", "full", "linear"))
-    low, high = by_row["fairtune"]["ci95_vs_full"][metric]
-    verdict = "the interval holds 0" if low <= 0 <= high else "the interval excludes 0"
+    interval = by_row["fairtune"]["ci95_vs_full"][metric]
+    verdict = moved(interval)
+    values = f"{full:.3f} with full fine-tuning, {found:.3f} with the found mask"
+    if "compared" in verdict:
+        return f"On {name}, test worst-group AUC {verdict}: {values}, {linear:.3f} linear probe."
+    low, high = interval
     return (
-        f"On {name}, test worst-group AUC is {found:.3f} with the found mask, {full:.3f} with "
-        f"full fine-tuning and {linear:.3f} with a linear probe; found minus full is "
-        f"{found - full:+.3f} ({low:+.3f} to {high:+.3f} at 95 %: {verdict})."
+        f"On {name}, test worst-group AUC {verdict} by fine-tuning only what the mask trains: "
+        f"{values} (change {found - full:+.3f}, {low:+.3f} to {high:+.3f} at 95 %); a linear probe "
+        f"has {linear:.3f}."
     )

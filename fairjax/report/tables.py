@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fairjax.metrics import Comparison, undefined
+from fairjax.metrics import Comparison, small_cells, undefined
 
 _SHORT = {
     "equal_opportunity": "EqOpp",
@@ -23,8 +23,10 @@ def summarise(
     comparison: Comparison,
     group_names: Sequence[str],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The `results` of `summary.json` by row, and notes on what is undefined."""
-    results, notes = {}, []
+    """The `results` of `summary.json` by row; notes on what is undefined or rests on little."""
+    results = {}
+    first = {name: np.asarray(values[0, 0]) for name, values in comparison.metrics.items()}
+    notes = small_cells(first, group_names)
     for i, row in enumerate(rows):
         own = {name: values[i] for name, values in comparison.metrics.items()}
         scalars = [name for name, values in own.items() if values.ndim == 1]
@@ -42,6 +44,14 @@ def summarise(
         ]
         notes += [f"{row}: {sentence}" for sentence in sorted(set().union(*per_seed))]
     return results, notes
+
+
+def moved(interval: Sequence[Any]) -> str:
+    """What an interval of a change shows, in words: a change that may be 0 is none."""
+    low, high = (np.nan if bound is None else bound for bound in interval)
+    if np.isnan([low, high]).any():
+        return "cannot be compared"
+    return "falls" if high < 0 else "rises" if low > 0 else "does not clearly change"
 
 
 def table_cells(
