@@ -9,8 +9,10 @@
 Expect on Adult: accuracy .848 plain; equal_opportunity_difference .071 plain, .037 with its rate
 signal; demographic_parity_difference .178 plain, .009 with its rate signal.
 
-Rows of the table: `plain`, then each criterion with the published signal (`equal_opportunity`) and
-with the measured rates (`equal_opportunity@rate`).
+Rows of the table: `plain`, then each criterion with the published signal (`equal_opportunity`),
+with the measured rates (`equal_opportunity@rate`), and the strongest simple alternative
+(`equal_opportunity@thresholds`): a threshold per group on plain training's scores, chosen on
+validation for the smallest gap at the accuracy of the row above.
 """
 
 import dataclasses
@@ -35,6 +37,7 @@ from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
 from fairjax.report.fairbatch import fairbatch_figures, fairbatch_sentence
 from fairjax.sampling import BatchSampler, arrange_rows
+from fairjax.thresholds import group_thresholds, shift_logits
 from fairjax.train import (
     FitState,
     Recipe,
@@ -258,11 +261,13 @@ def run_all(task: Task) -> None:
     """Train all rows, splits and seeds as one population, judge on test, write the folder."""
     config, run, data = task.config, task.run.start(), task.data
     timing: dict[str, float] = {"compile_s": 0.0, "train_s": 0.0}
-    rows, params = list(row_choices(config)), train(task, timing).train.params
-    split = split_numbers(task)
-    logits = np.asarray(split_logits(task.model, params, data.inputs, task.splits.test[split]))
+    params = train(task, timing).train.params
+    test, val = (logits_by_row(task, params, split) for split in ("test", "val"))
+    with timed(timing, "thresholds_s"):
+        test |= threshold_rows(task, test, val)
+    rows = list(test)
     compared = results.judge(
-        dict(zip(rows, logits.reshape(len(rows), -1, *logits.shape[1:]), strict=True)),
+        test,
         data,
         timing,
         splits=task.splits,
@@ -271,7 +276,7 @@ def run_all(task: Task) -> None:
     )
     by_row, notes = report.summarise(rows, compared, data.group_names)
     notes = [*split_notes(task), *loss_note(run.history()), *notes]
-    save_models(run.folder / "models.safetensors", rows, params)
+    save_models(run.folder / "models.safetensors", list(row_choices(config)), params)
     cli.phase("drawing the report")
     results.show(
         run,
@@ -290,6 +295,43 @@ def run_all(task: Task) -> None:
             "pooled rate (the FairBatch paper's measure)."
         ),
     )
+
+
+def logits_by_row(task: Task, params: Any, split: str) -> dict[str, np.ndarray]:
+    """Row -> logits `[F * S, n, K]` of its runs, each on its own rows of a split."""
+    rows, numbers = list(row_choices(task.config)), getattr(task.splits, split)
+    found = split_logits(task.model, params, task.data.inputs, numbers[split_numbers(task)])
+    return dict(zip(rows, np.asarray(found).reshape(len(rows), -1, *found.shape[1:]), strict=True))
+
+
+def threshold_rows(task: Task, test: Any, val: Any) -> dict[str, np.ndarray]:
+    """The strongest simple alternative: a threshold per group on what plain training gives.
+
+    Chosen on validation, for the smallest gap at the accuracy of the criterion's own row there.
+    """
+    data, splits, num_seeds = task.data, task.splits, task.config.num_seeds
+    if data.num_classes != 2 or data.num_groups < 2:
+        return {}
+    found = {}
+    for criterion in task.config.criteria:
+        rival = f"{criterion}@rate" if "rate" in task.config.signals else criterion
+        shifted = np.empty_like(test["plain"])
+        for number, (rows, tested) in enumerate(zip(splits.val, splits.test, strict=True)):
+            runs = slice(number * num_seeds, (number + 1) * num_seeds)
+            right = lambda row, own=runs, of=rows: val[row][own].argmax(-1) == data.labels[of]
+            thresholds = group_thresholds(
+                val["plain"][runs, :, 1] - val["plain"][runs, :, 0],
+                labels=data.labels[rows],
+                group=data.group[rows],
+                num_groups=data.num_groups,
+                criterion=criterion,
+                min_accuracy=np.minimum(right(rival).mean(-1), right("plain").mean(-1)),
+            ).thresholds
+            shifted[runs] = shift_logits(
+                test["plain"][runs], np.asarray(thresholds), group=data.group[tested]
+            )
+        found[f"{criterion}@thresholds"] = shifted
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=0)

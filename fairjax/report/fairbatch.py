@@ -23,11 +23,13 @@ def fairbatch_figures(
     Args:
       history: one entry per epoch, `{"rows": {row: {"shares" [K, G], "cell_losses" [K, G]}}}`; nan
         or None where a cell has no signal.
-      results: row -> metrics; the first row is plain training, whose shares never move.
+      results: row -> metrics; the first row is plain training, whose shares never move, and those
+        that the history lacks were not trained.
       criteria: whose disparities are drawn.
       data: names the cells; shares and signals of more than `MAX_CELLS` are not drawn.
     """
-    drawn, rows = {}, list(results)[1:]
+    trained = history[0]["rows"] if history else {}
+    drawn, rows = {}, [row for row in list(results)[1:] if row in trained]
     if rows and data.num_classes * data.num_groups <= MAX_CELLS:
         drawn["Share of each label's draw, by group"] = _cells(history, rows, "shares", data)
         drawn["Signal per (label, group) cell before each epoch"] = _cells(
