@@ -75,7 +75,8 @@ def grouped(x, kernel, stride, padding="VALID"):
 
 @pytest.mark.parametrize("in_loop", [False, True])
 @pytest.mark.parametrize(
-    ("size", "stride", "side"), [(3, 1, 8), (3, 2, 8), (3, 2, 9), (5, 1, 7), (5, 2, 14), (5, 2, 13)]
+    ("size", "stride", "side"),
+    [(3, 1, 8), (3, 2, 8), (3, 2, 9), (5, 1, 7), (5, 2, 14), (5, 2, 13), (2, 3, 11)],
 )
 def test_depthwise_convolutions_and_gradients_equal_xlas_grouped_ones(size, stride, side, in_loop):
     x = jax.random.normal(KEY, (3, side, side, 4))
@@ -84,7 +85,9 @@ def test_depthwise_convolutions_and_gradients_equal_xlas_grouped_ones(size, stri
     weights = jax.random.normal(jax.random.key(2), expected.shape)
 
     def ours(x, kernel, weights):
-        y, pullback = jax.vjp(lambda x, k: depthwise(pad_same(x, size, stride), k, stride), x, kernel)
+        y, pullback = jax.vjp(
+            lambda x, k: depthwise(pad_same(x, size, stride), k, stride), x, kernel
+        )
         return y, *pullback(weights)
 
     if in_loop:

@@ -140,9 +140,7 @@ class BlockSpec:
         return self.stride == 1 and self.num_in == self.num_out
 
 
-def efficientnet_config(
-    name: str, num_classes: int, **overrides: Any
-) -> EfficientNetConfig | None:
+def efficientnet_config(name: str, num_classes: int, **overrides: Any) -> EfficientNetConfig | None:
     """The configuration behind `efficientnet_lite0`, or None."""
     if name != "efficientnet_lite0":
         return None

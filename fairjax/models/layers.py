@@ -218,7 +218,8 @@ def conv(
 class Conv(nnx.Module):
     """Convolution of `[B, H, W, C]` with a kernel `[height, width, in, out]`, padded like torch.
 
-    `padding` is half the size unless given. The kernel starts with variance 2 / fan-out (He et al. 2015).
+    `padding` is half the size unless given. The kernel starts with variance 2 / fan-out (He et al.
+    2015).
     """
 
     def __init__(
