@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ needs_package = pytest.mark.skipif(
 )
 
 
-def small(**overrides):
+def small(**overrides) -> Any:
     """Three stages: without expansion, with shortcuts, and with a stride and kernels of 5."""
     stages = (Stage(1, 4, 3, 1, 1), Stage(3, 6, 3, 1, 2), Stage(2, 8, 5, 2, 3))
     options = {"image_size": 32, "stages": stages, "stem": 6, "head_width": 10} | overrides
@@ -110,14 +111,14 @@ def test_depthwise_convolutions_under_vmap_have_a_kernel_per_candidate():
     kernels = jax.random.normal(jax.random.key(1), (4, 3, 3, 1, 3))
 
     def gradient(kernel):
-        return jax.grad(lambda kernel: jnp.sum(depthwise(x, kernel, 1) ** 2))(kernel)
+        return jax.grad(lambda kernel: jnp.sum(jnp.square(depthwise(x, kernel, 1))))(kernel)
 
     together = jax.vmap(gradient)(kernels)
     np.testing.assert_allclose(together[2], gradient(kernels[2]), rtol=1e-4, atol=1e-4)
 
 
 def test_the_default_network_is_lite0():
-    model = image_model("efficientnet_lite0", 1000)
+    model: Any = image_model("efficientnet_lite0", 1000)
     params, stats = jax.eval_shape(model.init, KEY)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 4_652_008  # as published: 4.7 M
     assert params["layer5"]["8"]["conv2"]["kernel"].shape == (5, 5, 1, 480)
@@ -341,6 +342,7 @@ def test_weights_of_the_package_are_rewritten_once_and_know_imagenet(tmp_path, m
     written = path.stat().st_mtime_ns
     assert path.parent == tmp_path / "fairjax" and list(path.parent.iterdir()) == [path]
     model, weights = load_pretrained("efficientnet_lite0", None, KEY)
+    assert model.preprocess is not None
     assert path.stat().st_mtime_ns == written and weights.notes == ()
     photograph = pytest.importorskip("sklearn.datasets").load_sample_image("flower.jpg")
     apply = jax.jit(lambda *args: model.apply(*args)[0])

@@ -56,8 +56,8 @@ class EfficientNetConfig:
     drop_path: float = 0.2
     """Of the residual branches, in training: rises linearly from 0 to nearly this in the last."""
     # pixels from 0 to 255 less 127, divided by 128
-    mean: tuple[float, float, float] = (127 / 255,) * 3
-    std: tuple[float, float, float] = (128 / 255,) * 3
+    mean: tuple[float, float, float] = (127 / 255, 127 / 255, 127 / 255)
+    std: tuple[float, float, float] = (128 / 255, 128 / 255, 128 / 255)
 
     def __post_init__(self):
         for field in ("dropout", "drop_path"):
