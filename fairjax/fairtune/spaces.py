@@ -224,7 +224,7 @@ def mask_space(params: dict[str, Any], name: str, *, head: str = "head") -> Mask
       `attention+mlp`, `norm+mlp`, `attention+norm+mlp`, and `lora` (after `add_lora`);
     - 3 L bits: `norm_attn_mlp`; 4 L bits: `norm1_attn_norm2_mlp`, and `attention_params`, the
       kernels and biases of qkv and projection (with `pos_embed` always trained);
-    - residual networks: `blocks`, `conv`, `bn` (L bits) and `conv_bn` (2 L bits);
+    - ResNets and EfficientNets: `blocks`, `conv`, `bn` (L bits) and `conv_bn` (2 L bits);
     - no bits: `norm_all`, `attention_all`, and for networks of any kind `full`, `linear` and
       `bitfit` (all biases). Other spaces of one's own networks: `mask_space_from_rules`.
 

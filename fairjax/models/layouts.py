@@ -18,7 +18,7 @@ class Layout(NamedTuple):
 
     name: str
     family: str
-    """"vit", "resnet", "vgg", "mlp", or "own" for networks of one's own."""
+    """"vit", "resnet", "vgg", "efficientnet", "mlp", or "own" for networks of one's own."""
     marker: str
     """Regular expression of a name that only this layout has."""
     rules: Rules
@@ -227,6 +227,25 @@ LAYOUTS = (
         ),
     ),
     Layout("torchvision VGG", "vgg", r"features\.0\.weight", ((r"^head/", "classifier/6/"),)),
+    Layout(
+        "efficientnet_lite_pytorch",
+        "efficientnet",
+        r"_blocks\.0\._depthwise_conv\.weight",
+        (
+            (r"^layer\d+/(\d+)/conv1/", r"_blocks/\1/_expand_conv/"),
+            (r"^layer\d+/(\d+)/conv2/", r"_blocks/\1/_depthwise_conv/"),
+            (r"^layer\d+/(\d+)/conv3/", r"_blocks/\1/_project_conv/"),
+            # norms are counted from 0
+            (r"^layer\d+/(\d+)/bn1/", r"_blocks/\1/_bn0/"),
+            (r"^layer\d+/(\d+)/bn2/", r"_blocks/\1/_bn1/"),
+            (r"^layer\d+/(\d+)/bn3/", r"_blocks/\1/_bn2/"),
+            (r"^conv1/", "_conv_stem/"),
+            (r"^bn1/", "_bn0/"),
+            (r"^conv2/", "_conv_head/"),
+            (r"^bn2/", "_bn1/"),
+            (r"^head/", "_fc/"),
+        ),
+    ),
     Layout("fairjax table network", "mlp", r"head\.weight", ()),
 )
 """In the order in which they are tried."""
@@ -237,6 +256,7 @@ WRITTEN = {
     "vit": "timm ViT",
     "resnet": "torchvision or timm ResNet",
     "vgg": "torchvision VGG",
+    "efficientnet": "efficientnet_lite_pytorch",
     "mlp": "fairjax table network",
     "own": "own network",
 }

@@ -15,15 +15,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
+from fairjax.models.efficientnet import EfficientNetConfig
 from fairjax.models.layouts import LAYOUTS, OWN, WRITTEN, Layout
 from fairjax.models.mlp import MLPConfig
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig
+from fairjax.models.torch_files import read_torch_file
 from fairjax.models.vgg import VGGConfig
 from fairjax.models.vit import ViTConfig
 from fairjax.trees import is_unstacked, stack_blocks, unstack_blocks
 
-_FAMILIES = {ViTConfig: "vit", ResNetConfig: "resnet", VGGConfig: "vgg", MLPConfig: "mlp"}
+_FAMILIES = {
+    ViTConfig: "vit",
+    ResNetConfig: "resnet",
+    VGGConfig: "vgg",
+    EfficientNetConfig: "efficientnet",
+    MLPConfig: "mlp",
+}
 """By configuration; networks of one's own, of any other, are "own"."""
 _HARMLESS = re.compile(
     r"num_batches_tracked|^pooler\.|^mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
@@ -48,11 +56,11 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
 
     The layout is recognised by its names: timm, torchvision and Hugging Face transformers
     (`ViTForImageClassification`, `ResNetForImageClassification`) and the image tower of open_clip
-    as .safetensors, or as .pth and .bin state dicts when torch is installed (read with
-    `weights_only=True`); vision_transformer and big_vision as .npz. A classifier of another size is
-    replaced by a fresh one, position embeddings of another grid are resized (bicubic with
-    antialiasing, as timm does). OpenAI's CLIP weights belong to the models named `quickgelu`, which
-    no tensor says. Networks of one's own are read as `save_weights` wrote them.
+    and efficientnet_lite_pytorch as .safetensors, or as .pth and .bin state dicts (read without
+    torch); vision_transformer and big_vision as .npz. A classifier of another size is replaced by
+    a fresh one, position embeddings of another grid are resized (bicubic with antialiasing, as timm
+    does). OpenAI's CLIP weights belong to the models named `quickgelu`, which no tensor says.
+    Networks of one's own are read as `save_weights` wrote them.
 
     Args:
       path: the file.
@@ -165,26 +173,13 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The state dict of a torch file, found one level down if need be."""
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(
-            f"{path}: reading this needs torch; install it, or where torch is convert the file "
-            "with safetensors.torch.save_file(state_dict, 'weights.safetensors')"
-        ) from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged and for refused files
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{path}: damaged, or holds more than tensors, which is never executed ({reason})"
-        ) from None
+    state = read_torch_file(path)
     for name in _NESTED:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
-    return {name: value.float().numpy() for name, value in state.items() if torch.is_tensor(value)}
+    return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
 
 
 def _detect(path: pathlib.Path, tensors: dict[str, Any], family: str) -> tuple[Layout, str]:

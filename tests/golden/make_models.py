@@ -1,8 +1,9 @@
-"""Write models.npz: logits, gradients and batch statistics of timm, torchvision and transformers.
+"""Write models.npz: logits, gradients and batch statistics of timm, torchvision and others.
 
     python tests/golden/make_models.py
 
-Made with torch 2.14.1, torchvision 0.29.1, timm 1.0.31 and transformers 5.23.0. Both sides fill
+Made with torch 2.14.1, torchvision 0.29.1, timm 1.0.31 and transformers 5.23.0; EfficientNet-Lite
+with torch 2.13.0 and efficientnet_lite_pytorch 0.1.0. Both sides fill
 their parameters by name (`filling.py`), so the file holds names, shapes and results only.
 """
 
@@ -17,6 +18,8 @@ import timm
 import torch
 import torchvision
 import transformers
+from efficientnet_lite_pytorch import EfficientNet
+from efficientnet_lite_pytorch.utils import BlockDecoder, get_model_params
 from filling import filled, noise
 from safetensors.numpy import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -131,6 +134,22 @@ def torchvision_models() -> None:
             statistics(f"torchvision/{name}", make(num_classes=NUM_CLASSES), 64)
 
 
+def efficientnet_models() -> None:
+    """Lite0, and three stages of it: gradients jump where a ReLU6 of many is at its bend."""
+    case = "efficientnet_lite_pytorch/efficientnet_lite0"
+    evaluate(case, EfficientNet.from_name("efficientnet-lite0", num_classes=NUM_CLASSES))
+    stages = ["r1_k3_s11_e1_i32_o16", "r3_k3_s11_e6_i16_o24", "r2_k5_s22_e6_i24_o40"]
+
+    def small() -> torch.nn.Module:
+        options = {"num_classes": NUM_CLASSES, "image_size": 32, "drop_connect_rate": 0.0}
+        _, settings = get_model_params("efficientnet-lite0", options)
+        return EfficientNet(BlockDecoder.decode(stages), settings)
+
+    evaluate(f"{case} small", small(), 32)
+    gradients(f"{case} small", small(), 32)
+    statistics(f"{case} small", small(), 32)
+
+
 def transformers_models() -> None:
     vit = transformers.ViTConfig(
         hidden_size=192,
@@ -226,6 +245,7 @@ if __name__ == "__main__":
     torch.set_num_threads(2)
     timm_models()
     torchvision_models()
+    efficientnet_models()
     transformers_models()
     npz_models()
     np.savez_compressed(HERE / "models.npz", **results)

@@ -49,6 +49,7 @@ CASES = (
     Case("torchvision", "resnet50"),
     Case("torchvision", "vgg11"),
     Case("torchvision", "vgg11_bn"),
+    Case("efficientnet_lite_pytorch", "efficientnet_lite0"),
     Case("transformers", "vit_tiny_patch16_224", {"norm_eps": 1e-12}),
     Case("transformers_memory", "vit_tiny_patch16_224", {"norm_eps": 1e-12}),
     Case("transformers", "resnet18"),
