@@ -384,9 +384,14 @@ def start_runs(task: Task, optimizer: Any) -> FitState:
     number, split = np.tile(np.arange(num_runs), len(rows)), split_numbers(task)
     measured = np.zeros((num_splits, len(data.labels)), bool)
     np.put_along_axis(measured, getattr(splits, config.signal_split), True, axis=1)
-    ids = {"labels": data.labels, "group": data.group}
-    sizes = {"num_classes": data.num_classes, "num_groups": data.num_groups}
-    drawn = [arrange_rows(**ids, **sizes, rows=rows) for rows in splits.train]
+    arrange = functools.partial(
+        arrange_rows,
+        labels=data.labels,
+        group=data.group,
+        num_classes=data.num_classes,
+        num_groups=data.num_groups,
+    )
+    drawn = [arrange(rows=own) for own in splits.train]
     # not the keys that drew the parameters
     keys = jnp.tile(seed_keys(config.num_seeds, config.seeds.batches), num_splits)
     keys = jax.vmap(jax.random.fold_in)(keys, 1 + np.arange(num_runs) // config.num_seeds)

@@ -56,14 +56,15 @@ def balanced_lesions(num_train, num_val, size):
         labels=rows % 2,
         group=rows // 2 % 2,
         splits={split: rows[slice(*end)] for split, end in ends.items()},
+        ids=None,
     )
 
 
 def test_the_plan_lowers_the_very_program_that_the_search_runs(monkeypatch):
-    ran, make, first = [], setup._make_program, jax.devices()[:1]
+    ran, make, first = [], setup.make_program, jax.devices()[:1]
 
-    def spied(*args):
-        program = make(*args)
+    def spied(*args, **settings):
+        program = make(*args, **settings)
 
         def advance(*arrays, **static):
             ran.append(program.advance.lower(*arrays, **static).as_text())
@@ -74,7 +75,7 @@ def test_the_plan_lowers_the_very_program_that_the_search_runs(monkeypatch):
     config = dataclasses.replace(SMOKE, num_images=24, num_val=16, dtype="float32")
     planned = plan.make_search(config).lower(2).as_text()
     monkeypatch.setattr(jax, "devices", lambda *_: first)
-    monkeypatch.setattr(setup, "_make_program", spied)
+    monkeypatch.setattr(setup, "make_program", spied)
     model, weights = load_pretrained("vit_micro", 2, jax.random.key(0), image_size=16)
     mask_search(
         model,

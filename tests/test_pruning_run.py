@@ -15,6 +15,7 @@ from fairjax import pruning
 from fairjax.data import Dataset, synthetic_gaussians
 from fairjax.models import Channels, Slot, Weights, image_preprocess, mlp, wrap_nnx
 from fairjax.pruning import PrunePlan
+from fairjax.pruning.plans import graph_of
 from fairjax.train import Recipe, fit, init_fit, init_train, make_step, predict, train_network
 
 KEY = jax.random.key(0)
@@ -265,7 +266,7 @@ def test_without_a_recipe_networks_stay_as_pruning_makes_them(table):
     state = rounds.init(table[1])
     after = rounds.run(state, key=KEY, propose=pruning.sensitive_plans, take="all")
     before = jax.tree.map(jnp.asarray, state.params)
-    masked = pruning.mask_channels(before, after.plan, pruning.plans.graph_of(rounds.model))
+    masked = pruning.mask_channels(before, after.plan, graph_of(rounds.model))
     jax.tree.map(np.testing.assert_array_equal, after.params, jax.device_get(masked))
     assert not after.keep["hidden/0"].all()
 

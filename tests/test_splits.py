@@ -201,7 +201,7 @@ def test_too_many_folds_or_a_cell_that_a_fold_lacks_are_refused():
         folds(rare, 4)
     for wrong in (1, True, 2.0):
         with pytest.raises(ValueError, match="at least 2, got"):
-            folds(data, wrong)
+            folds(data, wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="at least 1, got 0"):
         resplits(data, 0)
 

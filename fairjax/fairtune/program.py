@@ -68,7 +68,6 @@ class Program(NamedTuple):
     `stream(states, masks, fold, active, frozen, chunk_size=, mesh=)`; None where they are not."""
     start_data: Any
     frozen: Any
-    seed: int
 
     def fold_of_runs(self, rungs: np.ndarray) -> np.ndarray:
         """The fold of every run, int32 `[P * W]`, of slots at these rungs of a race."""
@@ -167,7 +166,7 @@ def make_program(
         measured = shard_candidates(measure, mesh, num_mapped=3)
         return states, measured(states.train, fold, active, pool, val, frozen)
 
-    # the tensors of this many seeds; the first starts as the search is given it
+    # the first seed trains as the search is given it
     keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(num_seeds))
     keys = jnp.concatenate([key[None], keys[1:]])
     rows = [_arrange(pool, own) for own in replicates.train]
@@ -178,9 +177,8 @@ def make_program(
     if recipe.streams(data):
         how = (network, step, sampler, recipe, space, objectives, num_epochs, replicates)
         stream = _make_stream(*how, data)
-    seed = int(np.asarray(jax.random.key_data(key)).reshape(-1)[-1])
     return Program(
-        space, objectives, replicates, num_runs, start_fn, advance, stream, start_data, frozen, seed
+        space, objectives, replicates, num_runs, start_fn, advance, stream, start_data, frozen
     )
 
 

@@ -189,13 +189,13 @@ def replay(space: MaskSpace, objectives: Sequence[Objective], candidates: Candid
     if masks.ndim != 2 or masks.shape[1] != space.num_units:
         raise ValueError(f"masks must be [n, {space.num_units}], got {masks.shape}")
 
-    def ask(asked: np.ndarray, count: int):
+    def ask(asked: Any, count: int):
         if asked + count > len(masks):
             raise ValueError(f"{len(masks)} candidates were given, {asked + count} are asked for")
         rows = np.arange(asked, asked + count)
         return Candidates(numbers[rows], masks[rows], rates[rows]), asked + np.int32(count)
 
-    def tell(asked: np.ndarray, candidates: Candidates, values, epochs=None) -> np.ndarray:
+    def tell(asked: Any, candidates: Candidates, values, epochs=None) -> Any:
         del candidates, values, epochs
         return asked
 

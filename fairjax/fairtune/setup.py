@@ -142,7 +142,7 @@ def mask_search(
     what = {"space": space, "objectives": objectives, "rungs": rungs, "key": key}
     program = make_program(model, weights, data, recipe, replicates, **what)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
-    return _assemble(chosen, program, rungs, sizes, chunk_size)
+    return _assemble(chosen, program, rungs, sizes, seed, chunk_size)
 
 
 def _make_rungs(num_epochs, num_folds, stopping, first_rung, num_brackets) -> Rungs:
@@ -192,7 +192,9 @@ def _make_search(search, space, objectives, learning_rates, studied) -> Search:
     return _SEARCHES[search](space, objectives, learning_rates=learning_rates)
 
 
-def _assemble(search: Search, program: Program, rungs: Rungs, sizes, chunk_size) -> MaskSearch:
+def _assemble(
+    search: Search, program: Program, rungs: Rungs, sizes, seed: int, chunk_size: int | None
+) -> MaskSearch:
     """The search's functions around a program."""
     num_slots, num_runs = sizes["num_slots"], program.num_runs
     mesh = candidate_mesh(jax.devices()[: num_slots * num_runs])
@@ -201,7 +203,7 @@ def _assemble(search: Search, program: Program, rungs: Rungs, sizes, chunk_size)
     draws = {"num_replicates": program.replicates.count, "num_draws": NUM_DRAWS}
 
     def init() -> TuneState:
-        given = {"start_data": start_data, "seed": program.seed}
+        given = {"start_data": start_data, "seed": seed}
         return init_tune(search, program.start_fn, rungs, **given, **draws, **sizes)
 
     def lower(num_candidates: int, device: Any = None):

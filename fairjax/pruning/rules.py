@@ -9,7 +9,7 @@ import numpy as np
 from fairjax.pruning.evaluate import Proposal, evaluate_plans, propose_plans
 from fairjax.pruning.plans import PrunePlan
 from fairjax.pruning.rounds import Decision, Propose, PruneRounds, PruneState
-from fairjax.pruning.scores import Score
+from fairjax.pruning.scores import ChannelScores, Score
 
 
 def sensitive_plans(
@@ -35,11 +35,13 @@ def scored_plans(scores: Sequence[Score]) -> Propose:
         }
         if not any(room.values()):
             return []
-        ranked = [(name, key, rounds.trade_offs) for name in scores if name != "random"]
-        if "random" in scores:
-            draws = jax.random.split(key, len(rounds.trade_offs) * len(rounds.scores))
-            ranked += [("random", own, (0.0,)) for own in draws]
-        scored = [({s: rounds.score(*network, s, own)}, offs) for s, own, offs in ranked]
+        scored: list[tuple[dict[str, ChannelScores], tuple[float, ...]]] = []
+        for name in scores:
+            if name != "random":
+                scored.append(({name: rounds.score(*network, name, key)}, rounds.trade_offs))
+                continue
+            for own in jax.random.split(key, len(rounds.trade_offs) * len(rounds.scores)):
+                scored.append(({name: rounds.score(*network, name, own)}, (0.0,)))
         proposed: list[tuple[Proposal, PrunePlan]] = []
         for layer, counts in room.items():
             for values, trade_offs in scored if counts else ():
@@ -48,8 +50,10 @@ def scored_plans(scores: Sequence[Score]) -> Propose:
                 )
                 # what earlier rounds pruned is zero already, so only this layer differs
                 only, examples = PrunePlan({layer: plans.keep[layer]}), rounds.val
-                groups = {"num_groups": rounds.data.num_groups}
-                tried.append(evaluate_plans(rounds.model, *network, only, examples, **groups))
+                num_groups = rounds.data.num_groups
+                tried.append(
+                    evaluate_plans(rounds.model, *network, only, examples, num_groups=num_groups)
+                )
                 proposed += _pairs(proposals, plans)
         table = jax.tree.map(lambda *parts: np.concatenate(parts), *tried)
         return [proposed[i] for i in rounds.rank(table, state.base)]

@@ -126,10 +126,11 @@ def train_seeds(
         kept = jax.tree.map(lambda one, other: np.concatenate([one, other]), kept, more)
 
     def tuned(scores, networks):
+        params, batch_stats = networks
         logits_fn = lambda split: population_logits(
-            model, *networks, data, split, data_bytes=recipe.data_bytes
+            model, params, batch_stats, data, split, data_bytes=recipe.data_bytes
         )
-        return Tuned(*networks, scores, float(rates[best]), logits_fn)
+        return Tuned(params, batch_stats, scores, float(rates[best]), logits_fn)
 
     chosen, *at_best = (tuned(*of_kind) for of_kind in kept)
     return chosen._replace(best=(at_best[0] if at_best else chosen) if also_best else None)
