@@ -145,9 +145,9 @@ def _draw_chunk(
     lesion_key, photo_key = jax.random.split(key)
 
     def draw(row, lesion):
-        form = _Draws(jax.random.fold_in(lesion_key, lesion), 256)
+        form = Draws(jax.random.fold_in(lesion_key, lesion), 256)
         signs = _draw_signs(form, domain)
-        photo = _Draws(jax.random.fold_in(photo_key, row), 1024 + 3 * height * width)
+        photo = Draws(jax.random.fold_in(photo_key, row), 1024 + 3 * height * width)
         image = _draw_photo(photo, form, signs, (height, width), domain)
         return Lesions(
             images=image,
@@ -164,7 +164,7 @@ def _draw_chunk(
     return jax.vmap(draw)(rows, lesion)
 
 
-class _Draws:
+class Draws:
     """Hands out pieces of one vector of normal numbers.
 
     Every call of a random generator takes a second to compile; this needs one instead of forty.
@@ -174,15 +174,17 @@ class _Draws:
         self.rest = jax.random.normal(key, (count,))
 
     def normal(self, *shape: int) -> jax.Array:
+        """The next numbers, normal."""
         count = math.prod(shape)
         taken, self.rest = self.rest[:count], self.rest[count:]
         return taken.reshape(shape)
 
     def uniform(self, *shape: int) -> jax.Array:
+        """The next numbers, uniform in [0, 1]."""
         return jax.scipy.special.ndtr(self.normal(*shape))
 
 
-def _draw_signs(draws: _Draws, domain: Domain) -> dict[str, jax.Array]:
+def _draw_signs(draws: Draws, domain: Domain) -> dict[str, jax.Array]:
     """Everything about one lesion that does not depend on the photograph."""
     group = (draws.uniform() < domain.dark).astype(jnp.int32)
     mean, spread, low, high = jnp.asarray(_ITA)[group]
@@ -221,13 +223,13 @@ def _draw_signs(draws: _Draws, domain: Domain) -> dict[str, jax.Array]:
     }
 
 
-def _smooth_noise(draws: _Draws, cells: int, size: tuple[int, int]) -> jax.Array:
+def _smooth_noise(draws: Draws, cells: int, size: tuple[int, int]) -> jax.Array:
     """Smooth noise `[H, W]` of about unit variance, on a lattice that no size changes."""
     return 1.3 * jax.image.resize(draws.normal(cells, cells), size, "cubic")
 
 
 def _lesion_depth(
-    draws: _Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
+    draws: Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
 ) -> jax.Array:
     """Depth inside the border `[H, W]`: 1 at the centre, 0 on the border, negative outside."""
     x = x * (1.0 + signs["elongation"])
@@ -263,7 +265,7 @@ def _skin(ita: jax.Array, b: jax.Array, redness: jax.Array) -> jax.Array:
 
 
 def _pigment_mix(
-    draws: _Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
+    draws: Draws, signs: dict[str, jax.Array], x: jax.Array, y: jax.Array
 ) -> jax.Array:
     """Absorbance `[H, W, 3]` of a lesion made of `colours + 1` soft-edged patches."""
     # Patches are sums of a few plane waves in lesion coordinates, so they turn with the lesion.
@@ -282,7 +284,7 @@ def _pigment_mix(
     return jnp.moveaxis(jnp.tensordot(absorbance, share, axes=[[0], [0]]), 0, -1)
 
 
-def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: jax.Array | float) -> jax.Array:
+def _hairs(draws: Draws, x: jax.Array, y: jax.Array, probability: jax.Array | float) -> jax.Array:
     """How much hair covers each pixel, `[H, W]` in [0, 1]: arcs of large circles."""
     shape = (NUM_HAIRS, 1, 1)
     on = draws.uniform(*shape) < probability
@@ -300,8 +302,8 @@ def _hairs(draws: _Draws, x: jax.Array, y: jax.Array, probability: jax.Array | f
 
 
 def _draw_photo(
-    draws: _Draws,
-    form: _Draws,
+    draws: Draws,
+    form: Draws,
     signs: dict[str, jax.Array],
     size: tuple[int, int],
     domain: Domain,
