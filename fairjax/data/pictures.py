@@ -237,7 +237,7 @@ def _patches(draws: Draws, x: jax.Array, y: jax.Array) -> jax.Array:
     """The tone, `[H, W]` in [0, 1], of whichever of some scattered points is nearest."""
     points = 2.4 * draws.uniform(_PATCHES, 2) - 1.2
     tones = draws.uniform(_PATCHES)
-    used = jnp.arange(_PATCHES) < 10 + 22 * draws.uniform()
+    used = jnp.arange(_PATCHES, dtype=jnp.float32) < 10 + 22 * draws.uniform()
 
     def nearer(best, point):
         (px, py), tone, used = point

@@ -66,8 +66,8 @@ def load_pretrained(
 ) -> tuple[Model, Weights]:
     """A pre-trained network with a fresh classifier: from a file, or one that ships with fairjax.
 
-    Those that ship are for demos and tests: trained on synthetic pictures of skin lesions, they
-    know nothing of real images. `pretrained.md`, beside them, says how and what they reach.
+    Those that ship are for demos and tests: trained on procedural pictures of shapes and textures,
+    they know nothing of real images. `pretrained.md`, beside them, says how and what they reach.
 
         >>> model, weights = load_pretrained("vgg_micro", 2, jax.random.key(0))
         >>> weights.params["head"]["kernel"].shape
@@ -75,8 +75,8 @@ def load_pretrained(
 
     Args:
       name: `vit_micro` or `vgg_micro`; with a file, of any network of `image_model`.
-      num_classes: K, of a fresh classifier; None keeps the 3 + 4 + 3 logits of the pre-training
-        tasks (shape, colours, border) of those that ship.
+      num_classes: K, of a fresh classifier; None keeps the 10 + 8 + 8 + 8 logits of the
+        pre-training tasks (shape, texture, colour, backdrop) of those that ship.
       key: typed PRNG key for the fresh classifier.
       path: file of weights; see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
