@@ -1,7 +1,7 @@
 """Pre-train the small networks that ship with fairjax, on procedural pictures of things.
 
-    python -m experiments.pretrain vit_micro             50,000 images; 2 CPU cores: 15 minutes
-    python -m experiments.pretrain vgg_micro             the same images; 8 minutes
+    python -m experiments.pretrain vit_micro             50,000 images; 2 busy CPU cores: 32 minutes
+    python -m experiments.pretrain vgg_micro             the same images; 18 minutes
 
 One network learns four tasks: shape, texture and colour of what is in front, and the texture
 behind it. `MODEL.safetensors` in the result folder holds the weights in half precision, under the
@@ -66,7 +66,7 @@ class Config:
 PRESETS = {
     "vit_micro": Config(about="transformer: patch 8, width 96, 6 blocks"),
     "vgg_micro": Config(
-        about="convolutions: VGG of 6 layers for 64 px", model="vgg_micro", num_epochs=8
+        about="convolutions: VGG of 6 layers for 64 px", model="vgg_micro", num_epochs=4
     ),
     "smoke": Config(
         about="seconds, for tests",
