@@ -13,6 +13,7 @@ from fairjax.data.lesions import lesions_dataset as lesions_dataset
 from fairjax.data.lesions import synthetic_lesions as synthetic_lesions
 from fairjax.data.named import load_named as load_named
 from fairjax.data.named import read_named as read_named
+from fairjax.data.pictures import synthetic_pictures as synthetic_pictures
 from fairjax.data.splits import Splits as Splits
 from fairjax.data.splits import balance_groups as balance_groups
 from fairjax.data.splits import folds as folds

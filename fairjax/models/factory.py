@@ -80,9 +80,9 @@ def load_pretrained(
 ) -> tuple[Model, Weights]:
     """A pre-trained network with a fresh classifier: from a file, a package, or fairjax itself.
 
-    Those that ship are for demos and tests: trained on synthetic pictures of skin lesions, they
-    know nothing of real images. `pretrained.md`, beside them, says how and what they reach. The
-    weights of `efficientnet_lite0`, trained on ImageNet, are those of a pip package (the extra
+    Those that ship are for demos and tests: trained on procedural pictures of shapes and textures,
+    they know nothing of real images. `pretrained.md`, beside them, says how and what they reach.
+    The weights of `efficientnet_lite0`, trained on ImageNet, are those of a pip package (the extra
     `imagenet`), read without running any of its code.
 
         >>> model, weights = load_pretrained("vgg_micro", 2, jax.random.key(0))
@@ -92,8 +92,8 @@ def load_pretrained(
     Args:
       name: `vit_micro`, `vgg_micro` or `efficientnet_lite0`; with a file, of any network of
         `image_model`.
-      num_classes: K, of a fresh classifier; None keeps the logits of the pre-training tasks: 3 + 4
-        + 3 (shape, colours, border) of those that ship, ImageNet's 1000.
+      num_classes: K, of a fresh classifier; None keeps the logits of the pre-training tasks: 10 + 8
+        + 8 + 8 (shape, texture, colour, backdrop) of those that ship, ImageNet's 1000.
       key: typed PRNG key for the fresh classifier.
       path: file of weights; see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
