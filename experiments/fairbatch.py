@@ -35,16 +35,21 @@ from fairjax.data import SPLITS, Dataset, Splits, resplits
 from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, fairbatch
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
-from fairjax.report.fairbatch import fairbatch_figures, fairbatch_sentence
+from fairjax.report.fairbatch import (
+    fairbatch_figures,
+    fairbatch_sentence,
+    loss_note,
+    split_notes,
+)
 from fairjax.sampling import BatchSampler, arrange_rows
-from fairjax.thresholds import group_thresholds, shift_logits
+from fairjax.thresholds import match_accuracy, shift_logits
 from fairjax.train import (
     FitState,
     Recipe,
     fit_population,
     init_population,
+    logits_of_rows,
     measure_cells,
-    predict,
     seed_keys,
 )
 from fairjax.train.loop import check_cadence
@@ -275,7 +280,7 @@ def run_all(task: Task) -> None:
         num_replicates=config.num_replicates,
     )
     by_row, notes = report.summarise(rows, compared, data.group_names)
-    notes = [*split_notes(task), *loss_note(run.history()), *notes]
+    notes = [*split_notes(data, task.splits, config.data.seed), *loss_note(run.history()), *notes]
     save_models(run.folder / "models.safetensors", list(row_choices(config)), params)
     cli.phase("drawing the report")
     results.show(
@@ -300,79 +305,33 @@ def run_all(task: Task) -> None:
 def logits_by_row(task: Task, params: Any, split: str) -> dict[str, np.ndarray]:
     """Row -> logits `[F * S, n, K]` of its runs, each on its own rows of a split."""
     rows, numbers = list(row_choices(task.config)), getattr(task.splits, split)
-    found = split_logits(task.model, params, task.data.inputs, numbers[split_numbers(task)])
+    own = numbers[split_numbers(task)]
+    found = logits_of_rows(task.model, params, {}, task.data.inputs, own)
     return dict(zip(rows, np.asarray(found).reshape(len(rows), -1, *found.shape[1:]), strict=True))
 
 
 def threshold_rows(task: Task, test: Any, val: Any) -> dict[str, np.ndarray]:
-    """The strongest simple alternative: a threshold per group on what plain training gives.
-
-    Chosen on validation, for the smallest gap at the accuracy of the criterion's own row there.
-    """
-    data, splits, num_seeds = task.data, task.splits, task.config.num_seeds
+    """The strongest simple alternative, at the validation accuracy of the criterion's own row."""
+    data, splits, num_seeds, found = task.data, task.splits, task.config.num_seeds, {}
     if data.num_classes != 2 or data.num_groups < 2:
         return {}
-    found = {}
     for criterion in task.config.criteria:
         rival = f"{criterion}@rate" if "rate" in task.config.signals else criterion
         shifted = np.empty_like(test["plain"])
         for number, (rows, tested) in enumerate(zip(splits.val, splits.test, strict=True)):
             runs = slice(number * num_seeds, (number + 1) * num_seeds)
-            right = lambda row, own=runs, of=rows: val[row][own].argmax(-1) == data.labels[of]
-            thresholds = group_thresholds(
-                val["plain"][runs, :, 1] - val["plain"][runs, :, 0],
-                labels=data.labels[rows],
-                group=data.group[rows],
-                num_groups=data.num_groups,
-                criterion=criterion,
-                min_accuracy=np.minimum(right(rival).mean(-1), right("plain").mean(-1)),
-            ).thresholds
-            shifted[runs] = shift_logits(
-                test["plain"][runs], np.asarray(thresholds), group=data.group[tested]
-            )
+            ids = {"labels": data.labels[rows], "group": data.group[rows]}
+            ids |= {"num_groups": data.num_groups, "criterion": criterion}
+            chosen = match_accuracy(val["plain"][runs], val[rival][runs], **ids)
+            shifted[runs] = shift_logits(test["plain"][runs], chosen, group=data.group[tested])
         found[f"{criterion}@thresholds"] = shifted
     return found
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def split_logits(model: Model, params: Any, inputs: Any, tested: Any) -> jax.Array:
-    """Of every run on its own test rows `tested [P, t]`, float32 `[P, t, K]`."""
-    one = lambda run: predict(model, run[0], {}, inputs, rows=run[1])
-    return jax.lax.map(one, (params, tested))
 
 
 def split_numbers(task: Task) -> np.ndarray:
     """The split of every run, int `[R * F * S]`; runs are ordered by row, split and seed."""
     of_row = np.repeat(np.arange(len(task.splits.train)), task.config.num_seeds)
     return np.tile(of_row, len(row_choices(task.config)))
-
-
-def split_notes(task: Task) -> list[str]:
-    """How the splits were drawn."""
-    splits, data = task.splits, task.data
-    if len(splits.train) == 1:
-        return []
-    what = "train and val (test was given)" if data.fixed_test else "train, val and test"
-    notes = [
-        f"{len(splits.train)} splits into {what}, seeds {task.config.data.seed} and up; in all of "
-        "them numbers are standardised by the training rows of the split that was read."
-    ]
-    if left_out := splits.left_out(data):
-        notes.append(f"A split leaves out up to {left_out} rows, so that all have equal sizes.")
-    return notes
-
-
-def loss_note(history: list[dict[str, Any]]) -> list[str]:
-    """Whether plain training was stopped before its loss was flat."""
-    losses = np.array([epoch["rows"]["plain"]["loss"] for epoch in history])
-    tail = max(1, len(losses) // 10)
-    before, last = losses[-2 * tail : -tail].mean(), losses[-tail:].mean()
-    if len(losses) > 1 and before - last <= 0.002 * before:
-        return []
-    return [
-        f"The loss of plain training still falls, from {before:.4f} to {last:.4f} over the last "
-        f"{2 * tail} of {len(losses)} epochs: train longer with --num-epochs."
-    ]
 
 
 def start_runs(task: Task, optimizer: Any) -> FitState:

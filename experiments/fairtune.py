@@ -33,7 +33,7 @@ from experiments.run import Run, main, timed
 from fairjax import fairtune, models, report, train
 from fairjax.data import Dataset
 from fairjax.fairtune import Choice, Found, MaskSearch
-from fairjax.optimizers import Optimizer, Schedule
+from fairjax.optimizers import Optimizer, Schedule, inner_rates
 from fairjax.report.search import search_figures, search_sentence
 from fairjax.train.recipe import Dtype
 
@@ -254,13 +254,16 @@ def run_all(task: Task) -> None:
         rows, winner = train_rows(task, found)
     write_search(run, task, found, winner)
     logits = {name: row["logits"] for name, row in rows.items()}
-    shown = {"shown": COMPARED, "num_replicates": config.num_replicates}
-    compared = results.judge(logits, data, timing, **shown)
+    draws = {"num_replicates": config.num_replicates}
+    compared = results.judge(logits, data, timing, shown=COMPARED, **draws)
     by_row, notes = report.summarise(list(rows), compared, data.group_names)
     for name, row in rows.items():
         by_row[name] |= {"learning_rate": float(row["learning_rate"])}
         by_row[name] |= {"percent_trained": float(row["percent"])}
         by_row[name] |= {"val_objective": float(np.mean(row["values"]))}
+    shown = ("worst_group_auc", "auc")
+    gain = results.gains("fairtune", logits, data, timing, shown=shown, **draws)
+    by_row["fairtune"]["gain_over"] = gain
     mask = f"mask: {found.choice(winner).description.text}"
     notes = [mask, *task.weights.notes, *found.notes(), *notes]
     results.show(
@@ -323,9 +326,9 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
     Rows that an interrupted run finished are read from its folder.
     """
     config, run, params = task.config, task.run, task.weights.params
-    rates = middle_rates(config.learning_rates, config.num_rates)
+    rates = inner_rates(config.learning_rates, config.num_rates)
     space = lambda name: fairtune.mask_space(params, name, head=task.model.head)
-    none, probe_rates = np.zeros(0, bool), middle_rates(PROBE_RATES, config.num_rates)
+    none, probe_rates = np.zeros(0, bool), inner_rates(PROBE_RATES, config.num_rates)
     choices = {
         "full": Choice(space("full"), none, rates),
         "linear": Choice(space("linear"), none, probe_rates),
@@ -382,11 +385,6 @@ def train_row(task: Task, found: Found, name: str, choice: Choice) -> tuple[dict
             row[f"logits{suffix}"] = one.logits("test")
     row["learning_rate"] = tuned.learning_rate
     return row, f"learning rate {tuned.learning_rate:.1e}, validation {row['values'].mean():.4f}"
-
-
-def middle_rates(bounds: tuple[float, float], count: int) -> tuple[float, ...]:
-    """`count` learning rates evenly inside a range, by their logarithms."""
-    return tuple(float(rate) for rate in np.geomspace(*bounds, count + 2)[1:-1])
 
 
 def write_search(run: Run, task: Task, found: Found, winner: int) -> None:

@@ -51,6 +51,29 @@ def judge(
         )
 
 
+def gains(
+    row: str,
+    logits: Mapping[str, np.ndarray],
+    data: Dataset,
+    timing: dict[str, float],
+    *,
+    shown: Sequence[str],
+    **options: Any,
+) -> dict[str, dict[str, list[float]]]:
+    """What a row gains over every other: `{other: {metric: [mean, low, high]}}`, 95 %, paired."""
+    ordered = {row: logits[row], **logits}
+    change = judge(ordered, data, {} | timing, shown=shown, **options).change
+    told: dict[str, dict[str, list[float]]] = {}
+    for i, other in enumerate(ordered):
+        of = {
+            m: [-float(part[m][i]) for part in (change.estimate, change.upper, change.lower)]
+            for m in shown
+        }
+        if other != row:
+            told[other] = of
+    return told
+
+
 def power(data: Dataset, num_seeds: int, splits: Splits | None = None) -> str:
     """How much stands behind a table: splits, seeds, test examples and those of the rarest group.
 

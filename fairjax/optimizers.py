@@ -3,6 +3,7 @@
 import math
 from typing import Literal, get_args
 
+import numpy as np
 import optax
 
 Optimizer = Literal["adamw", "sgd", "sgd_nesterov"]
@@ -80,3 +81,12 @@ def _relative(
         return decayed
     rise = optax.linear_schedule(0.01, 1.0, warmup_steps)
     return optax.join_schedules([rise, decayed], [warmup_steps])
+
+
+def inner_rates(bounds: tuple[float, float], count: int) -> tuple[float, ...]:
+    """Learning rates evenly inside a range, by their logarithms.
+
+    >>> [round(rate, 6) for rate in inner_rates((1e-4, 1e-1), 2)]
+    [0.001, 0.01]
+    """
+    return tuple(float(rate) for rate in np.geomspace(*bounds, count + 2)[1:-1])

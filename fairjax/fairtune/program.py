@@ -167,12 +167,10 @@ def make_program(
         return states, measured(states.train, fold, active, pool, val, frozen)
 
     # the first seed trains as the search is given it
-    keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(num_seeds))
-    keys = jnp.concatenate([key[None], keys[1:]])
-    rows = [_arrange(pool, own) for own in replicates.train]
-    rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    others = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(1, num_seeds))
+    keys = jnp.concatenate([key[None], others]) if num_seeds > 1 else key[None]
     heads = _heads(model, tunable, keys) if num_seeds > 1 else {}
-    start_data = (tunable, heads, weights.batch_stats, rows, keys)
+    start_data = (tunable, heads, weights.batch_stats, _arrange(replicates), keys)
     stream = None
     if recipe.streams(data):
         how = (network, step, sampler, recipe, space, objectives, num_epochs, replicates)
@@ -182,11 +180,13 @@ def make_program(
     )
 
 
-def _arrange(pool: Dataset, rows: np.ndarray):
-    """What a fold trains on, for the sampler."""
+def _arrange(replicates: Replicates):
+    """What the folds train on, for the sampler; leaves `[F, ...]`."""
+    pool = replicates.pool
     labels, group = pool.labels[pool.splits["train"]], pool.group[pool.splits["train"]]
     sizes = {"num_classes": pool.num_classes, "num_groups": pool.num_groups}
-    return arrange_rows(labels=labels, group=group, rows=rows, **sizes)
+    arrange = lambda rows: arrange_rows(labels=labels, group=group, rows=rows, **sizes)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(arrange, replicates.train))
 
 
 def _heads(model: Model, tunable: Any, keys: Any) -> Any:

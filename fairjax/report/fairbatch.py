@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fairjax.data import Dataset
+from fairjax.data import Dataset, Splits
 from fairjax.report.plots import lines, trade_off
 from fairjax.report.tables import moved
 
@@ -93,3 +93,30 @@ def fairbatch_sentence(by_row: Mapping[str, Any], name: str) -> str:
     if not told:
         return f"On {name} no disparity was compared with plain training."
     return f"On {name}: {'. '.join(told)}. Changes are 95 % intervals."
+
+
+def split_notes(data: Dataset, splits: Splits, seed: int) -> list[str]:
+    """How several splits were drawn, by seeds from `seed` on; nothing of a single one."""
+    if len(splits.train) == 1:
+        return []
+    what = "train and val (test was given)" if data.fixed_test else "train, val and test"
+    notes = [
+        f"{len(splits.train)} splits into {what}, seeds {seed} and up; in all of them numbers are "
+        "standardised by the training rows of the split that was read."
+    ]
+    if left_out := splits.left_out(data):
+        notes.append(f"A split leaves out up to {left_out} rows, so that all have equal sizes.")
+    return notes
+
+
+def loss_note(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether plain training was stopped before its loss was flat."""
+    losses = np.array([epoch["rows"]["plain"]["loss"] for epoch in history])
+    tail = max(1, len(losses) // 10)
+    before, last = losses[-2 * tail : -tail].mean(), losses[-tail:].mean()
+    if before - last <= 0.002 * before:
+        return []
+    return [
+        f"The loss of plain training still falls, from {before:.4f} to {last:.4f} over the last "
+        f"{2 * tail} of {len(losses)} epochs: train longer with --num-epochs."
+    ]

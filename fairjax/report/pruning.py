@@ -178,7 +178,13 @@ def pruning_sentence(by_row: Mapping[str, Any]) -> str:
             f"{name} {100 * (result[name] - base[name]):+.1f}" for name in ("accuracy", "macro_f1")
         )
         told.append(f"{row}: eodd {verdict} ({result['eodd']:.3f}{change}), {points} points")
+    beside = [
+        "{} {:+.3f} ({:+.3f} to {:+.3f})".format(other, *gain["eodd"])
+        for other, gain in by_row["pruned"].get("gain_over", {}).items()
+        if other != "baseline"
+    ]
+    paired = f" Pruned minus others, paired: {'; '.join(beside)}." if beside else ""
     return (
         f"Against the baseline's eodd of {base['eodd']:.3f} on test: {'; '.join(told)}. Changes "
-        "are 95 % intervals."
+        f"are 95 % intervals.{paired}"
     )

@@ -170,17 +170,30 @@ def search_figures(found: Found, logits: Mapping[str, np.ndarray], data: Dataset
 
 
 def search_sentence(by_row: Mapping[str, Any], name: str) -> str:
-    """Worst-group AUC of the found mask against full fine-tuning, with the paired interval."""
-    metric = "worst_group_auc"
-    found, full, linear = (by_row[row][metric] for row in ("fairtune", "full", "linear"))
-    interval = by_row["fairtune"]["ci95_vs_full"][metric]
-    verdict = moved(interval)
-    values = f"{full:.3f} with full fine-tuning, {found:.3f} with the found mask"
-    if "compared" in verdict:
-        return f"On {name}, test worst-group AUC {verdict}: {values}, {linear:.3f} linear probe."
-    low, high = interval
+    """Worst-group AUC of the found mask, and what it gains over every other row.
+
+    Args:
+      by_row: results of `summarise`; those of "fairtune" with "gain_over", as of
+        `experiments.results.gains`.
+      name: of the data.
+    """
+    metric, found = "worst_group_auc", by_row["fairtune"]
+    told: dict[str, list[str]] = {}
+    for other, gain in found["gain_over"].items():
+        verdict = moved(gain[metric][1:])
+        change = "{:+.3f} ({:+.3f} to {:+.3f})".format(*gain[metric])
+        value = f"{other} {by_row[other][metric]:.3f}"
+        told.setdefault(verdict, []).append(
+            value if "compared" in verdict else f"{value}, {change}"
+        )
+    words = {
+        "rises": "more than",
+        "falls": "less than",
+        "does not clearly change": "not clearly different from",
+        "cannot be compared": "not to be compared with",
+    }
+    parts = [f"{words[verdict]} {'; '.join(rows)}" for verdict, rows in told.items()]
     return (
-        f"On {name}, test worst-group AUC {verdict} by fine-tuning only what the mask trains: "
-        f"{values} (change {found - full:+.3f}, {low:+.3f} to {high:+.3f} at 95 %); a linear probe "
-        f"has {linear:.3f}."
+        f"On {name}, the found mask has a test worst-group AUC of {found[metric]:.3f}: "
+        f"{', and '.join(parts)}. Differences are paired, with 95 % intervals."
     )

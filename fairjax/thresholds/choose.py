@@ -122,6 +122,45 @@ def frontier(
     )
 
 
+def match_accuracy(
+    plain: Float[Array, "S N 2"],
+    rival: Float[Array, "S N 2"],
+    *,
+    labels: Integer[Array, " N"],
+    group: Integer[Array, " N"],
+    num_groups: int,
+    criterion: str,
+) -> Float[Array, "S G"]:
+    """Thresholds on one method's scores that are as accurate as another method.
+
+    Of all that reach the rival's accuracy, or their own at one common threshold if that is lower,
+    those of smallest gap: what the rival has to beat.
+
+    Args:
+      plain: logits `[S, N, 2]` of S networks on validation examples.
+      rival: logits `[S, N, 2]` of the others on the same.
+      labels: int `[N]`, 0 or 1.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+      criterion: one of `CRITERIA`.
+
+    Returns:
+      float `[S, G]`, for `shift_logits` of the plain ones.
+
+    Raises:
+      ValueError: as `group_thresholds`.
+    """
+    accuracy = lambda logits: (np.asarray(logits).argmax(-1) == np.asarray(labels)).mean(-1)
+    return group_thresholds(
+        plain[..., 1] - plain[..., 0],
+        labels=labels,
+        group=group,
+        num_groups=num_groups,
+        criterion=criterion,
+        min_accuracy=np.minimum(accuracy(plain), accuracy(rival)),
+    ).thresholds
+
+
 @functools.partial(jax.jit, static_argnames="by_gap")
 def _map_choices(scores, labels, members, inside, criterion, limits, *, by_gap):
     """Choices for each candidate and each of its limits `[..., B]`, one candidate after another."""

@@ -11,6 +11,8 @@ Functions that take arrays are not jitted, and safe under jit, vmap and scan; th
 `Dataset` run on the host and compile what they need.
 """
 
+from fairjax.train.logits import logits_of_rows as logits_of_rows
+from fairjax.train.logits import population_logits as population_logits
 from fairjax.train.loop import FitState as FitState
 from fairjax.train.loop import fit as fit
 from fairjax.train.loop import init_fit as init_fit
@@ -25,7 +27,6 @@ from fairjax.train.predict import predict as predict
 from fairjax.train.recipe import Recipe as Recipe
 from fairjax.train.seeds import Tuned as Tuned
 from fairjax.train.seeds import linear_probe as linear_probe
-from fairjax.train.seeds import population_logits as population_logits
 from fairjax.train.seeds import seed_keys as seed_keys
 from fairjax.train.seeds import train_seeds as train_seeds
 from fairjax.train.step import Batch as Batch

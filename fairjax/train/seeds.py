@@ -13,6 +13,7 @@ from fairjax import trees
 from fairjax.data import Dataset, Examples
 from fairjax.models import Model, Weights
 from fairjax.sharding import candidate_mesh, dealing_order, everywhere, shard_candidates, spread
+from fairjax.train.logits import population_logits
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
 from fairjax.train.predict import predict
 from fairjax.train.recipe import Recipe
@@ -207,24 +208,6 @@ def linear_probe(
     return trained._replace(params=whole, batch_stats=jax.tree.map(share, batch_stats))
 
 
-def population_logits(
-    model: Model,
-    params: Any,
-    batch_stats: Any,
-    data: Dataset,
-    split: str,
-    *,
-    data_bytes: int | None = None,
-) -> np.ndarray:
-    """Logits float32 `[P, N, K]` of P networks, leaves `[P, ...]`, on a split of a data set.
-
-    `data_bytes` of the split are put on the device at a time; see `Recipe`.
-    """
-    mesh = candidate_mesh(jax.devices()[: len(jax.tree.leaves(params)[0])])
-    run = _compiled_logits(model, mesh)
-    return stream_map(run, data, split, params, batch_stats, batch_bytes=data_bytes, axis=1)
-
-
 def _features(model: Model, params: Any, batch_stats: Any, data: Dataset, recipe: Recipe):
     """What one network gives for the rows of all splits, float32 `[N, D]` in the set's order."""
     features = None
@@ -237,18 +220,6 @@ def _features(model: Model, params: Any, batch_stats: Any, data: Dataset, recipe
             features = np.zeros((len(data.inputs), *found.shape[1:]), np.float32)
         features[rows] = found
     return features
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled_logits(model: Model, mesh: Any) -> Any:
-    """`(inputs, params [P], batch_stats [P]) -> [P, N, K]`, compiled once for all trainings."""
-
-    def logits(params, batch_stats, inputs):
-        one = lambda network: predict(model, network[0], network[1], inputs)
-        return jax.lax.map(one, (params, batch_stats))
-
-    spread = shard_candidates(logits, mesh, num_mapped=2)
-    return jax.jit(lambda inputs, params, batch_stats: spread(params, batch_stats, inputs))
 
 
 @functools.lru_cache(maxsize=16)
