@@ -41,7 +41,7 @@ from fairjax.report.fairbatch import (
     loss_note,
     split_notes,
 )
-from fairjax.sampling import BatchSampler, arrange_rows
+from fairjax.sampling import BatchSampler, arrange_splits
 from fairjax.thresholds import match_accuracy, shift_logits
 from fairjax.train import (
     FitState,
@@ -343,14 +343,13 @@ def start_runs(task: Task, optimizer: Any) -> FitState:
     number, split = np.tile(np.arange(num_runs), len(rows)), split_numbers(task)
     measured = np.zeros((num_splits, len(data.labels)), bool)
     np.put_along_axis(measured, getattr(splits, config.signal_split), True, axis=1)
-    arrange = functools.partial(
-        arrange_rows,
+    drawn = arrange_splits(
         labels=data.labels,
         group=data.group,
         num_classes=data.num_classes,
         num_groups=data.num_groups,
+        rows=splits.train,
     )
-    drawn = [arrange(rows=own) for own in splits.train]
     # not the keys that drew the parameters
     keys = jnp.tile(seed_keys(config.num_seeds, config.seeds.batches), num_splits)
     keys = jax.vmap(jax.random.fold_in)(keys, 1 + np.arange(num_runs) // config.num_seeds)
@@ -362,7 +361,6 @@ def start_runs(task: Task, optimizer: Any) -> FitState:
         params = jax.tree.map(lambda leaf: leaf[number], params)
         return init_population(params, {}, optimizer, task.sampler, keys=keys, choices=choices)
 
-    drawn = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
     return init(task.params, keys[number], choices, drawn, measured)
 
 

@@ -208,6 +208,20 @@ def arrange_rows(
     return Rows(chosen[order].astype(np.int32), counts.reshape(num_classes, num_groups))
 
 
+def arrange_splits(
+    *,
+    labels: Integer[np.ndarray, " N"],
+    group: Integer[np.ndarray, " N"],
+    num_classes: int,
+    num_groups: int,
+    rows: Integer[np.ndarray, "F n"],
+) -> Rows:
+    """`arrange_rows` of F splits, leaves `[F, ...]`, such as `data.folds(...).train`."""
+    ids = {"labels": labels, "group": group, "num_classes": num_classes, "num_groups": num_groups}
+    parts = [arrange_rows(**ids, rows=own) for own in rows]
+    return Rows(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
+
+
 def check_ids(name: str, ids: np.ndarray, bound: int) -> None:
     """Refuse ids `[N]` that are not integers in `[0, bound)`."""
     if ids.ndim != 1 or len(ids) == 0:

@@ -107,13 +107,16 @@ def test_fairbatch_tells_every_row_by_its_own_criterion_and_picks_none():
 def test_the_found_mask_helps_only_where_the_interval_says_so():
     def text(interval):
         rows = {name: {"worst_group_auc": 0.8} for name in ("full", "linear")}
-        found = {"worst_group_auc": 0.9, "ci95_vs_full": {"worst_group_auc": interval}}
+        gain = {"full": {"worst_group_auc": [0.1, *interval]}}
+        gain["linear"] = {"worst_group_auc": [0.1, -0.1, 0.3]}
+        found = {"worst_group_auc": 0.9, "gain_over": gain}
         return search_sentence({**rows, "fairtune": found}, "scans")
 
-    assert "AUC rises by" in text([0.05, 0.15])
-    assert "AUC does not clearly change by" in text([-0.05, 0.15])
-    assert "AUC falls by" in text([-0.2, -0.1])
-    assert "cannot be compared: 0.800 with full" in text([np.nan, np.nan])
+    unclear = "not clearly different from linear 0.800, +0.100 (-0.100 to +0.300)"
+    assert f"more than full 0.800, +0.100 (+0.050 to +0.150), and {unclear}" in text([0.05, 0.15])
+    assert "not clearly different from full 0.800" in text([-0.05, 0.15])
+    assert "less than full 0.800" in text([-0.2, -0.1])
+    assert "not to be compared with full 0.800, and" in text([np.nan, np.nan])
 
 
 def test_pruning_says_for_every_row_whether_its_disparity_changed():
@@ -123,7 +126,8 @@ def test_pruning_says_for_every_row_whether_its_disparity_changed():
 
     by_row = {
         "baseline": row(0.2, [0.0, 0.0]),
-        "pruned": row(0.1, [-0.15, -0.05]),
+        "pruned": row(0.1, [-0.15, -0.05])
+        | {"gain_over": {"baseline": {}, "random": {"eodd": [-0.09, -0.2, 0.02]}}},
         "random": row(0.19, [-0.1, 0.1]),
         "tuned": row(np.nan, [np.nan, np.nan]),
     }
@@ -131,6 +135,7 @@ def test_pruning_says_for_every_row_whether_its_disparity_changed():
     assert "pruned: eodd falls (0.100, change -0.150 to -0.050), accuracy -10.0, macro_f1" in text
     assert "random: eodd does not clearly change (0.190, change -0.100 to +0.100)" in text
     assert "tuned: eodd cannot be compared (nan)" in text
+    assert text.endswith("Pruned minus others, paired: random -0.090 (-0.200 to +0.020).")
 
 
 def test_a_summary_names_the_cells_that_its_gaps_rest_on_once():

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmark regret
 
-Every search draws lesions, masks and learning rates of its own and may train as many images as 16
-trials on the single split take. Regret is the true worst-group AUC of the best of these 16 minus
+Every search draws lesions, masks and learning rates of its own and may train as many images as 12
+trials on the single split take. Regret is the true worst-group AUC of the best of these 12 minus
 that of the trial that is chosen; the truth of a trial is its value after training on the training
 split, on 6,000 fresh images, half of them of the rarer group. Means over searches, and the 95 %
 t-interval of the difference to the single split. About 40 minutes on two idle CPU cores (an
@@ -40,7 +40,7 @@ class Sizes:
     """What is searched."""
 
     searches: int = 8
-    trials: int = 16
+    trials: int = 12
     epochs: int = 5
     train: int = 400
     val: int = 1200

@@ -16,7 +16,7 @@ from fairjax.fairtune.spaces import MaskSpace
 from fairjax.fairtune.tune import Measured
 from fairjax.metrics import resampling_weights
 from fairjax.models import Model, Weights, kernel_gate
-from fairjax.sampling import BatchSampler, arrange_rows
+from fairjax.sampling import BatchSampler, Rows, arrange_splits
 from fairjax.sharding import shard_candidates
 from fairjax.train import (
     Recipe,
@@ -180,13 +180,16 @@ def make_program(
     )
 
 
-def _arrange(replicates: Replicates):
+def _arrange(replicates: Replicates) -> Rows:
     """What the folds train on, for the sampler; leaves `[F, ...]`."""
     pool = replicates.pool
-    labels, group = pool.labels[pool.splits["train"]], pool.group[pool.splits["train"]]
-    sizes = {"num_classes": pool.num_classes, "num_groups": pool.num_groups}
-    arrange = lambda rows: arrange_rows(labels=labels, group=group, rows=rows, **sizes)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(arrange, replicates.train))
+    return arrange_splits(
+        labels=pool.labels[pool.splits["train"]],
+        group=pool.group[pool.splits["train"]],
+        num_classes=pool.num_classes,
+        num_groups=pool.num_groups,
+        rows=replicates.train,
+    )
 
 
 def _heads(model: Model, tunable: Any, keys: Any) -> Any:
