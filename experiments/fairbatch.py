@@ -30,7 +30,7 @@ from experiments.files import named_errors, replacing
 from experiments.run import Run, main, timed
 from fairjax import report
 from fairjax.data import SPLITS, Dataset, Splits, resplits
-from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, fairbatch
+from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, data_ratio, fairbatch, thin_rows
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
 from fairjax.report.fairbatch import fairbatch_figures, fairbatch_sentence
@@ -47,7 +47,12 @@ from fairjax.train import (
 from fairjax.train.loop import check_cadence
 from fairjax.trees import flatten_named, map_named
 
-Watched = Literal["equal_opportunity", "equalized_odds", "demographic_parity"]
+Watched = Literal[
+    "equal_opportunity",
+    "equalized_odds",
+    "demographic_parity",
+    "demographic_parity_and_equalized_odds",
+]
 Moved = Annotated[float, cli.Range(0, 1, above=True)]
 
 
@@ -87,6 +92,9 @@ class Config:
     hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
     draw: Draw = "exact"
+    data_ratio: float | None = None
+    """P(label 1 | group 1) - P(label 1 | group 0) expected of new data: leaves training rows out
+    until they have it, for all rows of the table; two labels and two groups"""
     pretrained: Path | None = None
     """fine-tune the `plain` models of an earlier run's folder instead of starting at random"""
     num_replicates: cli.Replicates = 200
@@ -201,8 +209,17 @@ def draw_splits(config: Config, data: Dataset) -> Splits:
     """Of every run: drawn anew, or the one that was read."""
     num_splits = config.num_splits or (1 if data.fixed_test else 10)
     if num_splits > 1:
-        return resplits(data, num_splits, config.data.seed)
-    return Splits(*(np.asarray(data.splits[split], np.int32)[None] for split in SPLITS))
+        splits = resplits(data, num_splits, config.data.seed)
+    else:
+        splits = Splits(*(np.asarray(data.splits[split], np.int32)[None] for split in SPLITS))
+    if config.data_ratio is None:
+        return splits
+    thinned = []
+    for rows in splits.train:
+        ids = {"labels": data.labels[rows], "group": data.group[rows]}
+        shares = data_ratio(**ids, target_correlation=config.data_ratio)
+        thinned.append(rows[thin_rows(shares, **ids, seed=config.data.seed)])
+    return splits._replace(train=np.stack([rows[: min(map(len, thinned))] for rows in thinned]))
 
 
 def initial_params(config: Config, model: Model, data: Dataset, num_splits: int) -> Any:
@@ -308,15 +325,18 @@ def split_numbers(task: Task) -> np.ndarray:
 def split_notes(task: Task) -> list[str]:
     """How the splits were drawn."""
     splits, data = task.splits, task.data
-    if len(splits.train) == 1:
-        return []
-    what = "train and val (test was given)" if data.fixed_test else "train, val and test"
-    notes = [
-        f"{len(splits.train)} splits into {what}, seeds {task.config.data.seed} and up; in all of "
-        "them numbers are standardised by the training rows of the split that was read."
-    ]
+    notes = []
+    if len(splits.train) > 1:
+        what = "train and val (test was given)" if data.fixed_test else "train, val and test"
+        notes = [
+            f"{len(splits.train)} splits into {what}, seeds {task.config.data.seed} and up; in all "
+            "of them numbers are standardised by the training rows of the split that was read."
+        ]
     if left_out := splits.left_out(data):
-        notes.append(f"A split leaves out up to {left_out} rows, so that all have equal sizes.")
+        why = "all have equal sizes"
+        if task.config.data_ratio is not None:
+            why = f"label and group correlate by {task.config.data_ratio:g} in train"
+        notes.append(f"A split leaves out up to {left_out} rows, so that {why}.")
     return notes
 
 

@@ -1,5 +1,6 @@
 """The FairBatch sampler: its factory, and the draws of an epoch."""
 
+import functools
 from typing import get_args
 
 import jax
@@ -22,7 +23,6 @@ from fairjax.fairbatch.state import (
 from fairjax.metrics.counts import check_choice
 from fairjax.sampling import (
     BatchSampler,
-    CellSums,
     Decks,
     Rows,
     Slots,
@@ -144,13 +144,6 @@ def fairbatch(
         clean = None if share is None else start_clean(share, num_rows, own.counts)
         return _init(own, measured, clean, **(defaults | choices))
 
-    def measure(logits, state: FairBatchState, *, labels, group, weights=None) -> CellSums:
-        ids = {"labels": labels, "group": group}
-        return signals.measure(logits, state, **ids, weights=weights, positive_class=positive_class)
-
-    def cell_losses(sums: CellSums, state: FairBatchState) -> jax.Array:
-        return signals.cell_losses(sums, state, positive_class)
-
     def update(cell_losses, state: FairBatchState, losses=None) -> FairBatchState:
         state = signals.update(cell_losses, state, positive_class)
         return state if losses is None else choose_clean(losses, state, warm_up)
@@ -177,6 +170,10 @@ def fairbatch(
             indices = _uniform_rows(key_row, state.rows, slots)
         return indices, slots.weights
 
+    measure, cell_losses = (
+        functools.partial(look, positive_class=positive_class)
+        for look in (signals.measure, signals.cell_losses)
+    )
     return BatchSampler(init, sample_epoch, batches_per_epoch, measure, cell_losses, update)
 
 

@@ -32,8 +32,7 @@ def fairbatch_figures(
         drawn["Signal per (label, group) cell before each epoch"] = _cells(
             history, rows, "cell_losses", data
         )
-    for criterion in criteria:
-        metric = f"{criterion}_difference"
+    for metric in dict.fromkeys(metric for each in criteria for metric in _disparities(each)):
         drawn[f"Accuracy against {metric}"] = trade_off(
             {row: (result[metric], result["accuracy"]) for row, result in results.items()},
             x_label=metric,
@@ -56,21 +55,29 @@ def _cells(history, rows: Sequence[str], key: str, data: Dataset) -> str:
     return lines(panels, x_label="epoch")
 
 
+def _disparities(criterion: str) -> list[str]:
+    """The metrics that a criterion, or two at once, is to make small."""
+    return [f"{each}_difference" for each in criterion.split("_and_")]
+
+
 def fairbatch_sentence(by_row: Mapping[str, Any], name: str) -> str:
     """What came out: the largest relative fall of a criterion's own disparity."""
     plain = by_row["plain"]
-    own = {row: f"{row.split('@')[0]}_difference" for row in by_row if row != "plain"}
     falls = {
-        row: by_row[row][metric] / plain[metric] for row, metric in own.items() if plain[metric] > 0
+        (row, metric): by_row[row][metric] / plain[metric]
+        for row in by_row
+        if row != "plain"
+        for metric in _disparities(row.split("@")[0])
+        if plain[metric] > 0
     }
-    falls = {row: ratio for row, ratio in falls.items() if np.isfinite(ratio)}
+    falls = {which: ratio for which, ratio in falls.items() if np.isfinite(ratio)}
     if not falls:
         return f"On {name} no disparity could be compared with plain training."
-    best = min(falls, key=lambda row: falls[row])
-    metric, result = own[best], by_row[best]
+    best, metric = min(falls, key=lambda which: falls[which])
+    result = by_row[best]
     low, high = result["ci95_vs_plain"][metric]
     points = 100 * (result["accuracy"] - plain["accuracy"])
-    verb = "falls" if falls[best] < 1 else "rises"
+    verb = "falls" if falls[best, metric] < 1 else "rises"
     return (
         f"On {name}, {metric} {verb} from {plain[metric]:.3f} (plain) to "
         f"{result[metric]:.3f} ({best}; change {low:+.3f} to {high:+.3f} at 95 %), "
