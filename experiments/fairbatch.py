@@ -30,9 +30,9 @@ from experiments import cli, results
 from experiments.data import Data, load_data
 from experiments.files import named_errors, replacing
 from experiments.run import Run, main, timed
-from fairjax import report
+from fairjax import report, thresholds
 from fairjax.data import SPLITS, Dataset, Splits, resplits
-from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, fairbatch
+from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, data_ratio, fairbatch, thin_rows
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
 from fairjax.report.fairbatch import (
@@ -42,7 +42,6 @@ from fairjax.report.fairbatch import (
     split_notes,
 )
 from fairjax.sampling import BatchSampler, arrange_splits
-from fairjax.thresholds import match_accuracy, shift_logits
 from fairjax.train import (
     FitState,
     Recipe,
@@ -55,7 +54,12 @@ from fairjax.train import (
 from fairjax.train.loop import check_cadence
 from fairjax.trees import flatten_named, map_named
 
-Watched = Literal["equal_opportunity", "equalized_odds", "demographic_parity"]
+Watched = Literal[
+    "equal_opportunity",
+    "equalized_odds",
+    "demographic_parity",
+    "demographic_parity_and_equalized_odds",
+]
 Moved = Annotated[float, cli.Range(0, 1, above=True)]
 
 
@@ -95,6 +99,9 @@ class Config:
     hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
     draw: Draw = "exact"
+    data_ratio: float | None = None
+    """P(label 1 | group 1) - P(label 1 | group 0) expected of new data: leaves training rows out
+    until they have it, for all rows of the table; two labels and two groups"""
     pretrained: Path | None = None
     """fine-tune the `plain` models of an earlier run's folder instead of starting at random"""
     num_replicates: cli.Replicates = 200
@@ -209,8 +216,17 @@ def draw_splits(config: Config, data: Dataset) -> Splits:
     """Of every run: drawn anew, or the one that was read."""
     num_splits = config.num_splits or (1 if data.fixed_test else 10)
     if num_splits > 1:
-        return resplits(data, num_splits, config.data.seed)
-    return Splits(*(np.asarray(data.splits[split], np.int32)[None] for split in SPLITS))
+        splits = resplits(data, num_splits, config.data.seed)
+    else:
+        splits = Splits(*(np.asarray(data.splits[split], np.int32)[None] for split in SPLITS))
+    if config.data_ratio is None:
+        return splits
+    thinned = []
+    for rows in splits.train:
+        ids = {"labels": data.labels[rows], "group": data.group[rows]}
+        shares = data_ratio(**ids, target_correlation=config.data_ratio)
+        thinned.append(rows[thin_rows(shares, **ids, seed=config.data.seed)])
+    return splits._replace(train=np.stack([rows[: min(map(len, thinned))] for rows in thinned]))
 
 
 def initial_params(config: Config, model: Model, data: Dataset, num_splits: int) -> Any:
@@ -280,7 +296,11 @@ def run_all(task: Task) -> None:
         num_replicates=config.num_replicates,
     )
     by_row, notes = report.summarise(rows, compared, data.group_names)
-    notes = [*split_notes(data, task.splits, config.data.seed), *loss_note(run.history()), *notes]
+    notes = [
+        *split_notes(data, task.splits, config.data.seed, config.data_ratio),
+        *loss_note(run.history()),
+        *notes,
+    ]
     save_models(run.folder / "models.safetensors", list(row_choices(config)), params)
     cli.phase("drawing the report")
     results.show(
@@ -315,15 +335,17 @@ def threshold_rows(task: Task, test: Any, val: Any) -> dict[str, np.ndarray]:
     data, splits, num_seeds, found = task.data, task.splits, task.config.num_seeds, {}
     if data.num_classes != 2 or data.num_groups < 2:
         return {}
-    for criterion in task.config.criteria:
+    for criterion in (each for each in task.config.criteria if each in thresholds.CRITERIA):
         rival = f"{criterion}@rate" if "rate" in task.config.signals else criterion
         shifted = np.empty_like(test["plain"])
         for number, (rows, tested) in enumerate(zip(splits.val, splits.test, strict=True)):
             runs = slice(number * num_seeds, (number + 1) * num_seeds)
             ids = {"labels": data.labels[rows], "group": data.group[rows]}
             ids |= {"num_groups": data.num_groups, "criterion": criterion}
-            chosen = match_accuracy(val["plain"][runs], val[rival][runs], **ids)
-            shifted[runs] = shift_logits(test["plain"][runs], chosen, group=data.group[tested])
+            chosen = thresholds.match_accuracy(val["plain"][runs], val[rival][runs], **ids)
+            shifted[runs] = thresholds.shift_logits(
+                test["plain"][runs], chosen, group=data.group[tested]
+            )
         found[f"{criterion}@thresholds"] = shifted
     return found
 

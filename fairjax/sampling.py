@@ -33,9 +33,19 @@ class CellSums(NamedTuple):
     count: jax.Array
     value: jax.Array
     """Of what the sampler looks at: losses, or wrong predictions."""
+    positive: jax.Array
+    """The same if every label were the positive class."""
+    losses: jax.Array | None = None
+    """float32 `[N]`, of every example, where the sampler chooses among them; such are not added."""
 
     def __add__(self, other: "CellSums") -> "CellSums":  # pyright: ignore[reportIncompatibleMethodOverride]
-        return CellSums(self.count + other.count, self.value + other.value)
+        return jax.tree.map(jnp.add, self, other)
+
+    def at_counts(self, counts: jax.Array) -> "CellSums":
+        """The same means over `counts` examples: of batches drawn by shares, as in the data."""
+        seen = self.count > 0
+        scale = counts.astype(jnp.float32) / jnp.where(seen, self.count, 1.0)
+        return jax.tree.map(lambda sums: jnp.where(seen, sums * scale, 0.0), self)
 
 
 class BatchSampler(NamedTuple):
@@ -56,12 +66,19 @@ class BatchSampler(NamedTuple):
     cell_losses: Any = None
     """`cell_losses(sums, state) -> [K, G]`: what the cells compare; nan for an empty cell."""
     update: Any = None
-    """`update(cell_losses [K, G], state) -> state`; nan cells are left alone."""
+    """`update(cell_losses [K, G], state) -> state`; nan cells are left alone. Takes `losses [N]`
+    too where `CellSums` has them."""
 
     @property
     def adapts(self) -> bool:
         """Whether the sampler wants to see the model's outputs while training."""
         return self.update is not None
+
+    def adapt(self, sums: CellSums, state: Any) -> tuple[Any, jax.Array]:
+        """The state after what was measured, and the cell losses `[K, G]` that moved it."""
+        cell_losses = self.cell_losses(sums, state)
+        chosen_by = {} if sums.losses is None else {"losses": sums.losses}
+        return self.update(cell_losses, state, **chosen_by), cell_losses
 
 
 class PlainState(NamedTuple):

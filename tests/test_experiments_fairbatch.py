@@ -201,3 +201,28 @@ def test_a_broken_table_never_shows_a_traceback(text, tmp_path):
     except (ValueError, OSError) as error:
         assert str(error)
         assert not (tmp_path / "never").exists()
+
+
+def test_training_rows_are_thinned_to_a_correlation_and_two_criteria_share_a_row(tmp_path):
+    both = "demographic_parity_and_equalized_odds"
+    config = dataclasses.replace(
+        experiment.PRESETS["smoke"],
+        data_ratio=0.1,
+        criteria=(both,),
+        signals=("rate",),
+        out=tmp_path / "out",
+    )
+    experiment.prepare_run(config)()
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert list(summary["results"]) == ["plain", f"{both}@rate"]
+    assert any("correlate by 0.1 in train" in note for note in summary["notes"])
+    data = experiment.load_data(config.data)
+    rows = experiment.draw_splits(config, data).train
+    whole = experiment.draw_splits(dataclasses.replace(config, data_ratio=None), data).train
+    assert rows.shape[0] == whole.shape[0] == 2 and rows.shape[1] < whole.shape[1]
+    for thinned, split in zip(rows, whole, strict=True):
+        assert set(thinned) < set(split) and len(set(thinned)) == len(thinned)
+        labels, group = data.labels[thinned], data.group[thinned]
+        assert abs(labels[group == 1].mean() - labels[group == 0].mean() - 0.1) < 0.01
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("Accuracy against") == 2

@@ -117,5 +117,5 @@ def test_a_process_that_computes_on_an_accelerator_is_not_warned(monkeypatch):
     ],
 )
 def test_the_natural_lines_give_the_function(line):
-    code = "; assert callable(fairbatch) and fairbatch.__module__ == 'fairjax.fairbatch'"
+    code = "; assert callable(fairbatch) and fairbatch.__module__ == 'fairjax.fairbatch.sampler'"
     assert run(line + code).stdout == ""

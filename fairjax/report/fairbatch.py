@@ -35,8 +35,7 @@ def fairbatch_figures(
         drawn["Signal per (label, group) cell before each epoch"] = _cells(
             history, rows, "cell_losses", data
         )
-    for criterion in criteria:
-        metric = f"{criterion}_difference"
+    for metric in dict.fromkeys(metric for each in criteria for metric in _disparities(each)):
         drawn[f"Accuracy against {metric}"] = trade_off(
             {row: (result[metric], result["accuracy"]) for row, result in results.items()},
             x_label=metric,
@@ -59,6 +58,11 @@ def _cells(history, rows: Sequence[str], key: str, data: Dataset) -> str:
     return lines(panels, x_label="epoch")
 
 
+def _disparities(criterion: str) -> list[str]:
+    """The metrics that a criterion, or two at once, is to make small."""
+    return [f"{each}_difference" for each in criterion.split("_and_")]
+
+
 def fairbatch_sentence(by_row: Mapping[str, Any], name: str) -> str:
     """What came out: what every row does to its own criterion's disparity, and at what accuracy.
 
@@ -66,9 +70,9 @@ def fairbatch_sentence(by_row: Mapping[str, Any], name: str) -> str:
     """
     plain, by_metric = by_row["plain"], {}
     for row in by_row:
-        metric = f"{row.split('@')[0]}_difference"
-        if metric in plain and row != "plain":
-            by_metric.setdefault(metric, []).append(row)
+        for metric in _disparities(row.split("@")[0]):
+            if metric in plain and row != "plain":
+                by_metric.setdefault(metric, []).append(row)
     told = []
     for metric, rows in by_metric.items():
         if not np.isfinite(plain[metric]):
@@ -95,17 +99,25 @@ def fairbatch_sentence(by_row: Mapping[str, Any], name: str) -> str:
     return f"On {name}: {'. '.join(told)}. Changes are 95 % intervals."
 
 
-def split_notes(data: Dataset, splits: Splits, seed: int) -> list[str]:
-    """How several splits were drawn, by seeds from `seed` on; nothing of a single one."""
-    if len(splits.train) == 1:
-        return []
-    what = "train and val (test was given)" if data.fixed_test else "train, val and test"
-    notes = [
-        f"{len(splits.train)} splits into {what}, seeds {seed} and up; in all of them numbers are "
-        "standardised by the training rows of the split that was read."
-    ]
+def split_notes(
+    data: Dataset, splits: Splits, seed: int, correlation: float | None = None
+) -> list[str]:
+    """How splits were drawn, by seeds from `seed` on, and why they leave rows out.
+
+    `correlation` is that of label and group to which train was thinned, if it was.
+    """
+    notes = []
+    if len(splits.train) > 1:
+        what = "train and val (test was given)" if data.fixed_test else "train, val and test"
+        notes = [
+            f"{len(splits.train)} splits into {what}, seeds {seed} and up; in all of them numbers "
+            "are standardised by the training rows of the split that was read."
+        ]
     if left_out := splits.left_out(data):
-        notes.append(f"A split leaves out up to {left_out} rows, so that all have equal sizes.")
+        why = "all have equal sizes"
+        if correlation is not None:
+            why = f"label and group correlate by {correlation:g} in train"
+        notes.append(f"A split leaves out up to {left_out} rows, so that {why}.")
     return notes
 
 

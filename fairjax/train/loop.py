@@ -53,8 +53,8 @@ def init_fit(train: TrainState, sampler: BatchSampler, key: Any, **choices: Any)
     state = sampler.init(**choices)
     running = None
     if sampler.adapts:
-        shape = state.rows.counts.shape  # two arrays: one could not be donated twice
-        running = CellSums(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+        shape = state.rows.counts.shape  # three arrays: one could not be donated twice
+        running = CellSums(*(jnp.zeros(shape, jnp.float32) for _ in range(3)))
     return FitState(train, state, running, key, jnp.zeros((), jnp.int32))
 
 
@@ -120,7 +120,7 @@ def fit(
 
     def one_round(state: FitState, key: jax.Array):
         """One update of the sampler and the steps that use it."""
-        sums = state.running
+        sums = running_sums(state)
         if measure_fn is not None:
             sums = measure_fn(state.train, state.sampler, measure_data)
         state, record = update_sampler(sampler, state, sums)
@@ -172,16 +172,26 @@ def check_rows(state: FitState, num_rows: int) -> None:
         )
 
 
+def running_sums(state: FitState) -> CellSums | None:
+    """Those of the batches since the last update, as if cells had been drawn as often as they are.
+
+    Otherwise the rate of a group, over all its labels, would move with the shares alone.
+    """
+    if state.running is None:
+        return None
+    return state.running.at_counts(state.sampler.rows.counts)
+
+
 def update_sampler(
     sampler: BatchSampler, state: FitState, sums: CellSums | None
 ) -> tuple[FitState, dict[str, jax.Array]]:
     """Let a sampler that adapts move its shares and count anew; others stay as they are."""
     if not sampler.adapts:
         return state, {}
-    cell_losses = sampler.cell_losses(sums, state.sampler)
-    shares = sampler.update(cell_losses, state.sampler)
+    shares, cell_losses = sampler.adapt(sums, state.sampler)
     record = {"shares": shares.shares, "cell_losses": cell_losses}
-    return state._replace(sampler=shares, running=jax.tree.map(jnp.zeros_like, sums)), record
+    running = jax.tree.map(jnp.zeros_like, state.running)
+    return state._replace(sampler=shares, running=running), record
 
 
 def draw_steps(sampler: BatchSampler, state: FitState, key: Any, num_steps: int) -> Draws:

@@ -32,6 +32,7 @@ from fairjax.train.loop import (
     check_rows,
     draw_steps,
     run_steps,
+    running_sums,
     update_sampler,
 )
 from fairjax.train.population import map_chunks, spread_runs
@@ -123,7 +124,7 @@ def fit_population_streamed(
     for _ in range(num_epochs):
         losses, record = [], {}
         for number in range(sampler.batches_per_epoch // num_steps):
-            sums = states.running
+            sums = running_sums(states)
             if measure_fn is not None:
                 sums = _measure(how, states, active, data, measured, window_bytes)
             states, record, draws = _begin_round(states, sums, number, how)
