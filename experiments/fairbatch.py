@@ -81,7 +81,7 @@ class Config:
     the batches of an epoch. By default before every epoch, by a full pass (published)"""
     num_splits: cli.Count | None = None
     """splits drawn anew, stratified on (label, group); 10 by default, or 1 where test was given"""
-    num_seeds: cli.Count = 2
+    num_seeds: cli.Count = 1
     """starts and orders of batches on each split"""
     num_epochs: cli.Count | None = None
     """as many as 2,700 steps take"""
@@ -139,6 +139,7 @@ PRESETS = {
         about="seconds, for tests",
         data=Data("synthetic"),
         num_splits=2,
+        num_seeds=2,
         num_epochs=4,
         batch_size=100,
         num_replicates=20,
