@@ -135,7 +135,7 @@ def paper_preset(source: str, *sensitive: str, **settings) -> Config:
     )
 
 
-# small images, for 4 minutes on 2 cores; one candidate at a time per core, more are no faster on CPU
+# small images, for 4 minutes on 2 cores; one candidate at a time per core: more are no faster
 LESIONS = Config(
     about="synthetic skin lesions by skin tone, vit_micro at 32 px; about 4 minutes on 2 cores",
     # dark skin is rare: a rate within it wants many images, as many of light skin are enough
