@@ -224,7 +224,7 @@ def draw_splits(config: Config, data: Dataset) -> Splits:
         return splits
     thinned = []
     for rows in splits.train:
-        ids = {"labels": data.labels[rows], "group": data.group[rows]}
+        ids: Any = {"labels": data.labels[rows], "group": data.group[rows]}
         shares = data_ratio(**ids, target_correlation=config.data_ratio)
         thinned.append(rows[thin_rows(shares, **ids, seed=config.data.seed)])
     return splits._replace(train=np.stack([rows[: min(map(len, thinned))] for rows in thinned]))
@@ -341,9 +341,14 @@ def threshold_rows(task: Task, test: Any, val: Any) -> dict[str, np.ndarray]:
         shifted = np.empty_like(test["plain"])
         for number, (rows, tested) in enumerate(zip(splits.val, splits.test, strict=True)):
             runs = slice(number * num_seeds, (number + 1) * num_seeds)
-            ids = {"labels": data.labels[rows], "group": data.group[rows]}
-            ids |= {"num_groups": data.num_groups, "criterion": criterion}
-            chosen = thresholds.match_accuracy(val["plain"][runs], val[rival][runs], **ids)
+            chosen = thresholds.match_accuracy(
+                val["plain"][runs],
+                val[rival][runs],
+                labels=data.labels[rows],
+                group=data.group[rows],
+                num_groups=data.num_groups,
+                criterion=criterion,
+            )
             shifted[runs] = thresholds.shift_logits(
                 test["plain"][runs], chosen, group=data.group[tested]
             )

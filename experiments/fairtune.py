@@ -257,7 +257,7 @@ def run_all(task: Task) -> None:
         rows, winner = train_rows(task, found)
     write_search(run, task, found, winner)
     logits = {name: row["logits"] for name, row in rows.items()}
-    draws = {"num_replicates": config.num_replicates}
+    draws: dict[str, Any] = {"num_replicates": config.num_replicates}
     compared = results.judge(logits, data, timing, shown=COMPARED, **draws)
     by_row, notes = report.summarise(list(rows), compared, data.group_names)
     for name, row in rows.items():

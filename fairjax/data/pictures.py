@@ -135,7 +135,7 @@ def _draw(key: jax.Array, size: tuple[int, int]) -> Pictures:
     reach = jnp.where(clutter, 0.08 + 0.17 * scene.uniform(4), 0.45 + 0.35 * scene.uniform(4))
     place = jnp.where(clutter, 2 * scene.uniform(2, 4) - 1, 0.2 * scene.normal(2, 4)).T
     depth = jax.lax.map(
-        lambda thing: _depth(Draws(thing[0], 16), *thing[1:], x, y),
+        lambda thing: _depth(Draws(thing[0], 16), thing[1], thing[2], thing[3], x, y),
         (jax.random.split(things_key, 1 + NUM_CLUTTER), shapes, reach, place),
     )
     # In focus edges are a pixel wide, out of focus they blur. Half of the clutter is not there.
