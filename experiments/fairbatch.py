@@ -216,7 +216,7 @@ def draw_splits(config: Config, data: Dataset) -> Splits:
         return splits
     thinned = []
     for rows in splits.train:
-        ids = {"labels": data.labels[rows], "group": data.group[rows]}
+        ids: Any = {"labels": data.labels[rows], "group": data.group[rows]}
         shares = data_ratio(**ids, target_correlation=config.data_ratio)
         thinned.append(rows[thin_rows(shares, **ids, seed=config.data.seed)])
     return splits._replace(train=np.stack([rows[: min(map(len, thinned))] for rows in thinned]))
