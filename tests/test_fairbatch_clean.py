@@ -1,6 +1,7 @@
 """Fair and robust selection against its greedy loop, and what it does to wrong labels."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from fairjax.train import (
 
 RNG = np.random.default_rng(0)
 LABELS, GROUP = RNG.integers(0, 2, 400), RNG.integers(0, 2, 400)
-SIZES = {"num_classes": 2, "num_groups": 2}
+SIZES: Any = {"num_classes": 2, "num_groups": 2}
 
 
 def greedy(losses, labels, group, shares, clean_share):

@@ -1,5 +1,7 @@
 """The data-ratio step against a general solver, and by hand."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from fairjax.fairbatch import data_ratio, thin_rows
 from fairjax.sampling import arrange_rows, shuffled
 
 
-def ids_of(counts):
+def ids_of(counts) -> dict[str, Any]:
     """Labels and groups with these counts of the cells `[2, 2]`, in random order."""
     cell = np.random.default_rng(0).permutation(np.repeat(np.arange(4), np.ravel(counts)))
     return {"labels": cell // 2, "group": cell % 2}

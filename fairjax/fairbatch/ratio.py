@@ -3,6 +3,8 @@
 Roh, Lee, Whang, Suh: "Improving Fair Training under Correlation Shifts", ICML 2023.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array, Float, Int32, Integer
 
@@ -60,7 +62,7 @@ def data_ratio(
         sides = np.array([1 - member, member])
         base = np.array([sides, [0.0, 0.0]]) + swing * np.array([[1, -1], [-1, 1]])
         slope = np.array([-sides, sides])
-        # zeros of the four cells as p moves, and the limits of P(label 1)
+        # where a cell is 0 as p moves, and the limits of P(label 1)
         low = max(*(-base[1] / sides), positive - gamma / 2)
         high = min(*(base[0] / sides), positive + gamma / 2)
         if low > high:
@@ -74,13 +76,13 @@ def data_ratio(
     start = grid[np.argmin([nearest(member)[1] for member in grid])]
     around = max(low, start - (high - low) / 200), min(high, start + (high - low) / 200)
     if around[0] < around[1]:
-        refined = minimize_scalar(
+        closer: Any = minimize_scalar(
             lambda member: nearest(member)[1],
             bounds=around,
             method="bounded",
             options={"xatol": 1e-12},
-        ).x
-        start = min((start, refined), key=lambda member: nearest(member)[1])
+        )
+        start = min((start, closer.x), key=lambda member: nearest(member)[1])
     found, _ = nearest(start)
     if found is None:
         raise ValueError(

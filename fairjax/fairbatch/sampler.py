@@ -114,8 +114,7 @@ def fairbatch(
     """
     _check_names(criterion, signal, draw, rounding)
     _check_numbers(step_size, decay, odds_weight, clean_share, warm_up)
-    if not 0 <= positive_class < num_classes:
-        raise ValueError(f"positive_class must be in [0, {num_classes}), got {positive_class}")
+    _check_class(positive_class, num_classes)
     everything = arrange_rows(
         labels=labels, group=group, num_classes=num_classes, num_groups=num_groups
     )
@@ -156,9 +155,7 @@ def fairbatch(
             slots = exact_slots(decks, probs, batch_size, num_batches, published=published)
         else:
             slots = _iid_slots(key_deck, probs, (num_batches, batch_size))
-        if state.clean is not None:
-            clean = state.clean.weights
-            example_weights = clean if example_weights is None else clean * example_weights
+        example_weights = _clean_only(example_weights, state)
         if example_weights is not None:
             # plain batches know one deck, whatever cell a place has drawn
             plain = state.criterion == NONE
@@ -202,6 +199,12 @@ def _check_numbers(step_size, decay, odds_weight, clean_share, warm_up) -> None:
         raise ValueError(f"warm_up must be at least 0 updates, got {warm_up}")
 
 
+def _check_class(positive_class: int, num_classes: int) -> None:
+    """Refuse a favourable label that there is not."""
+    if not 0 <= positive_class < num_classes:
+        raise ValueError(f"positive_class must be in [0, {num_classes}), got {positive_class}")
+
+
 def _init(
     rows: Rows, measured, clean, *, step_size, decay, odds_weight, criterion, signal
 ) -> FairBatchState:
@@ -233,6 +236,14 @@ def _decks(state: FairBatchState) -> tuple[Decks, jax.Array]:
     whole, cells = one_deck(state.rows).counts, state.rows.counts.reshape(-1)
     decks = Decks(state.rows.numbers, select(state.criterion == NONE, whole, cells))
     return decks, (state.shares * of_label).reshape(-1)
+
+
+def _clean_only(example_weights, state: FairBatchState) -> jax.Array | None:
+    """The weights of examples by which rows are drawn; None deals them out."""
+    if state.clean is None:
+        return example_weights
+    clean = state.clean.weights
+    return clean if example_weights is None else clean * example_weights
 
 
 def _iid_slots(key: jax.Array, probs: jax.Array, shape: tuple[int, int]) -> Slots:

@@ -41,7 +41,8 @@ def measure(
         cells = cells * weights[None]
     # two products with a vector: XLA:CPU fuses these, and takes ten times as long for a matrix
     sums = cells.sum(1), *(jnp.matmul(cells, value, precision="highest") for value in values)
-    return CellSums(*(x.reshape(num_classes, num_groups) for x in sums), losses)
+    count, value, positive = (x.reshape(num_classes, num_groups) for x in sums)
+    return CellSums(count, value, positive, losses)
 
 
 def _check_outputs(logits, labels, group, weights, num_classes: int) -> None:

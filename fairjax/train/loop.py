@@ -186,7 +186,7 @@ def update_sampler(
     sampler: BatchSampler, state: FitState, sums: CellSums | None
 ) -> tuple[FitState, dict[str, jax.Array]]:
     """Let a sampler that adapts move its shares and count anew; others stay as they are."""
-    if not sampler.adapts:
+    if sums is None or not sampler.adapts:
         return state, {}
     shares, cell_losses = sampler.adapt(sums, state.sampler)
     record = {"shares": shares.shares, "cell_losses": cell_losses}
