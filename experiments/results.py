@@ -81,7 +81,8 @@ def power(data: Dataset, num_seeds: int, splits: Splits | None = None) -> str:
     """
     tested = data.splits["test"][None] if splits is None else splits.test
     counts = np.stack([np.bincount(data.group[rows], minlength=data.num_groups) for rows in tested])
-    rarest = int(counts.min(0).argmin())
+    everywhere = np.bincount(data.group, minlength=data.num_groups)  # where test is balanced
+    rarest = int(np.lexsort((everywhere, counts.min(0)))[0])
     times = "" if len(tested) == 1 else f"{len(tested)} splits x "
     return (
         f"{times}{num_seeds} seeds, {tested.shape[1]} test examples"
