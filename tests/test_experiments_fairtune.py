@@ -66,22 +66,30 @@ def test_the_folder_of_a_run_that_was_killed_is_complete_and_agrees(folder):
     assert len(trials) == 4 and {trial["status"] for trial in trials} <= {"complete", "stopped"}
     found = json.loads((folder / "mask.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["results"]) == ["full", "linear", "all_on", "fairtune"]
-    complete = sorted(
-        (trial for trial in trials if trial["status"] == "complete" and not trial["same_as"]),
-        key=lambda trial: -float(trial["val_worst_group_auc"]),
+    rows = ["full", "full@best", "linear", "norm", "all_on", "fairtune"]
+    assert list(summary["results"]) == rows
+    ranked = sorted(
+        (trial for trial in trials if not trial["same_as"]),
+        key=lambda trial: -float(trial["posterior_mean"]),
     )
     finalists = {}
-    for i, trial in enumerate(complete[: SMOKE.num_finalists]):
+    for i, trial in enumerate(ranked[: SMOKE.num_finalists]):
         with np.load(folder / f"finalist_{i + 1}.npz") as row:
             finalists[int(trial["trial"])] = row["values"].mean()
     assert found["trial"] == max(finalists, key=lambda trial: finalists[trial])
     best = trials[found["trial"]]
     assert found["val_objective"] == pytest.approx(float(best["val_worst_group_auc"]))
     assert summary["results"]["fairtune"]["val_objective"] == pytest.approx(max(finalists.values()))
-    shares = [row["percent_trained"] for row in summary["results"].values()]
-    assert shares[0] == 100 and shares[1] <= shares[3] <= shares[2]
-    assert shares[3] == pytest.approx(found["percent_trained"])
+    shares = {name: row["percent_trained"] for name, row in summary["results"].items()}
+    assert shares["full"] == shares["full@best"] == 100
+    assert shares["linear"] <= shares["fairtune"] <= shares["all_on"] <= shares["norm"]
+    assert shares["fairtune"] == pytest.approx(found["percent_trained"])
+    gain = summary["results"]["fairtune"]["gain_over"]
+    assert list(gain) == rows[:-1]
+    mean, low, high = gain["full"]["worst_group_auc"]
+    values = [summary["results"][name]["worst_group_auc"] for name in ("fairtune", "full")]
+    assert mean == pytest.approx(values[0] - values[1], abs=1e-6) and low <= mean <= high
+    assert any("corrected for having been chosen" in note for note in summary["notes"])
     assert summary["results"]["full"]["ci95_vs_full"]["auc"] == [0, 0]
     assert len(summary["results"]["linear"]["per_seed"]["auc"]) == SMOKE.num_seeds
     page = (folder / "report.html").read_text()
