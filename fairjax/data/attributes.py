@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 import numpy as np
 from jaxtyping import Int64
 
+from fairjax.data.columns import merge_spellings
 from fairjax.data.csvfile import Column, Table, number, show
+from fairjax.data.values import key
 
 ALIASES = {
     "image": ("image", "path", "image_path", "image_id", "hasher", "md5hash", "filename", "file"),
@@ -60,12 +63,11 @@ def read_attribute(table: Table, name: str, age_cuts: Sequence[float] | None = N
         if age_cuts is None:
             raise ValueError(f"{table.files[0]}: {show(name)} is in years; give age_cuts=")
         return age_bands(table, column_name, age_cuts)
-    values, codes = table.columns[column_name]
+    (values, codes), _ = merge_spellings(table.columns[column_name])
     is_sex = column_name.casefold() in ALIASES["sex"]
     named = []
     for value in values:
-        plain = number(value)
-        shown = value if plain is None else f"{column_name}={plain:g}"
+        shown = value if number(value) is None else f"{column_name}={value}"
         if is_sex:
             shown = _SEXES.get(value.casefold(), shown)
         named.append("" if value.casefold() in _UNKNOWN else shown)
@@ -74,9 +76,10 @@ def read_attribute(table: Table, name: str, age_cuts: Sequence[float] | None = N
     return Column(tuple(order), recode[codes])
 
 
-def _number_in(text: str) -> float:
-    """What follows "=" in a group name, so that codes sort as numbers."""
-    return number(text.rpartition("=")[2]) or 0.0
+def _number_in(text: str) -> Decimal:
+    """What follows "=" in a group name, so that codes sort as numbers, long ones too."""
+    code = text.rpartition("=")[2]
+    return Decimal(0 if number(code) is None else code)
 
 
 def age_bands(table: Table, name: str, cuts: Sequence[float]) -> Column:
@@ -84,9 +87,9 @@ def age_bands(table: Table, name: str, cuts: Sequence[float]) -> Column:
     if not len(cuts) or list(cuts) != sorted(set(cuts)) or not all(map(math.isfinite, cuts)):
         raise ValueError(f"age_cuts must be increasing ages, got {tuple(cuts)}")
     values, codes = table.columns[name]
-    ages = [None if v.casefold() in _UNKNOWN else number(v) for v in values]
+    ages = [None if key(v) in _UNKNOWN else number(v) for v in values]
     for code, (value, age) in enumerate(zip(values, ages, strict=True)):
-        known = value.casefold() not in _UNKNOWN
+        known = key(value) not in _UNKNOWN
         if known and (age is None or not 0 <= age <= 130):
             row = int((codes == code).argmax())
             raise ValueError(

@@ -1,13 +1,16 @@
 """From columns of cells to the arrays of a `Dataset`: labels, groups and features."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from fairjax.data.csvfile import Column, Table, number, show
 from fairjax.data.dataset import SPLITS
+from fairjax.data.values import canonical, spellings
 
 MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
@@ -27,24 +30,50 @@ def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray
     return table.take(rows), rows, [note]
 
 
+def tidy(table: Table, names: Sequence[str]) -> tuple[Table, list[str]]:
+    """The table with some columns in one spelling per value, and notes on what was merged.
+
+    Cells that differ only in how a number or a text is written (see `canonical`) are one value,
+    named by its most frequent spelling; what says that nothing is known counts as missing.
+    """
+    columns, notes = dict(table.columns), []
+    for name in dict.fromkeys(names):
+        columns[name], merged = merge_spellings(table.columns[name])
+        notes += [f"Column {show(name)}: {text}." for text in merged]
+    return dataclasses.replace(table, columns=columns), notes
+
+
+def merge_spellings(column: Column) -> tuple[Column, list[str]]:
+    """The column with one value per meaning, and which texts were merged."""
+    values, codes = column
+    counts = np.bincount(codes[codes >= 0], minlength=len(values)).tolist()
+    name_of = spellings(values, counts)
+    code_of: dict[str, int] = {}
+    recode = [code_of.setdefault(name_of[value], len(code_of)) for value in values]
+    notes = []
+    for name in code_of:
+        others = [
+            f"{show(value)} ({count})"
+            for value, count in zip(values, counts, strict=True)
+            if name_of[value] == name and value != name and number(name) is None
+        ]
+        if others:
+            notes.append(f"{', '.join(others)} read as {show(name)}")
+    return Column(tuple(code_of), np.array([*recode, -1], np.int32)[codes]), notes
+
+
 def categories(column: Column) -> Column:
     """The column with values in order: as numbers (equal ones merged) if all are, else as text."""
     numbers = [number(value) for value in column.values]
-    finite = [x for x in numbers if x is not None and math.isfinite(x)]
-    if len(finite) == len(numbers):
-        names = [_plain(x) for x in finite]
-        values = tuple(dict.fromkeys(_plain(x) for x in sorted(finite)))
+    if all(x is not None and math.isfinite(x) for x in numbers):
+        names = [canonical(f"{Decimal(value):f}") for value in column.values]
+        values = tuple(sorted(set(names), key=Decimal))
     else:
         names = column.values
         values = tuple(sorted(names))
     code_of = {value: code for code, value in enumerate(values)}
     recode = np.array([*(code_of[name] for name in names), -1], np.int32)
     return Column(values, recode[column.codes])
-
-
-def _plain(x: float) -> str:
-    """A number as a name: 1.0 and 1 are both "1"."""
-    return str(int(x)) if x.is_integer() and abs(x) < 1e15 else repr(x)
 
 
 def _display(name: str, values: Sequence[str]) -> tuple[str, ...]:

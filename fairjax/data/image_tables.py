@@ -10,11 +10,12 @@ from jaxtyping import Int32, Integer, Shaped, UInt8
 
 from fairjax.data.attributes import cells, combine_attributes, find_column, read_attribute
 from fairjax.data.cache import cached_images
-from fairjax.data.columns import read_labels, read_splits, rows_of_splits
+from fairjax.data.columns import read_labels, read_splits, rows_of_splits, tidy
 from fairjax.data.csvfile import Column, Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.image_files import locate, pickled_inputs
 from fairjax.data.splits import stratified_split
+from fairjax.data.values import merge_ids
 
 Ratios = tuple[float, float, float]
 Classes = Mapping[str, Mapping[str, int]]
@@ -117,9 +118,9 @@ def load_image_table(
         raise ValueError(f"give three files or the split column {split!r}, not both")
     names = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive)
     shared = [name for name in tables[0].columns if all(name in t.columns for t in tables)]
-    table, labels, label_names, notes = _read_classes(
-        join([one.select(shared) for one in tables]), label, positive
-    )
+    table = join([one.select(shared) for one in tables])
+    table, merged = _tidy(table, (*names, *(() if id_column is None else (id_column,))), image)
+    table, labels, label_names, notes = _read_classes(table, label, positive)
     splits = rows_of_splits(table.file_of_row) if isinstance(path, Mapping) else None
     if isinstance(split, str):
         splits = read_splits(table, find_column(table, split))
@@ -137,7 +138,7 @@ def load_image_table(
         attributes={name: read_attribute(table, name, age_cuts) for name in names},
         ids=None if id_column is None else np.array(cells(table, find_column(table, id_column))),
         splits=splits,
-        notes=tuple(notes),
+        notes=(*merged, *notes),
     )
     inputs = None
     if pickles is not None:
@@ -179,6 +180,8 @@ def image_dataset(
     `split` and `seed` are of a table that brings no splits. `inputs` are images that are decoded
     already, instead of the table's paths.
     """
+    if table.ids is not None:
+        table = dataclasses.replace(table, ids=merge_ids(table.ids))
     group, group_names, notes = combine_attributes(table.name, table.attributes, sensitive, unknown)
     usable = group >= 0
     if inputs is None:
@@ -246,14 +249,26 @@ def _check_groups(data: Dataset, allow_small_groups: bool) -> list[str]:
     return [f"{gap}." for gap in gaps]
 
 
+def _tidy(table: Table, names: Sequence[str], image: str) -> tuple[Table, list[str]]:
+    """`tidy` for attributes and ids; not for paths, nor for bands that no column holds."""
+    found = []
+    for name in (image, *names):
+        try:
+            found.append(find_column(table, name))
+        except ValueError:
+            found.append("")  # whoever reads it refuses what is absent and cannot be made
+    return tidy(table, [name for name in found[1:] if name not in ("", found[0])])
+
+
 def _read_classes(
     table: Table, label: str | Classes, positive: str | int | None
 ) -> tuple[Table, np.ndarray, tuple[str, ...], list[str]]:
     """The rows that have a class, the class of each, the names of the classes, and notes."""
     if isinstance(label, str):
         name = find_column(table, label)
+        table, merged = tidy(table, [name])
         table, notes = _drop_missing(table, name)
-        return table, *read_labels(table, name, positive), notes
+        return table, *read_labels(table, name, positive), [*merged, *notes]
     if len(label) != 1:
         raise ValueError(f"label must map one column to its classes, got {len(label)} columns")
     if positive is not None:

@@ -8,13 +8,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fairjax.data.columns import (
-    categories,
     drop_missing,
+    merge_spellings,
     read_feature,
     read_groups,
     read_labels,
     read_splits,
     rows_of_splits,
+    tidy,
 )
 from fairjax.data.csvfile import Column, Table, join, number, read_csv, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
@@ -285,7 +286,9 @@ def to_dataset(
     if missing not in ("drop", "impute"):
         raise ValueError(f'missing must be "drop" or "impute", got {missing!r}')
     needed = (roles.label, *roles.sensitive, *(roles.features if missing == "drop" else ()))
+    table, merged = tidy(table, (roles.label, *roles.sensitive))
     table, rows, notes = drop_missing(table, tuple(dict.fromkeys(needed)))
+    notes = [*merged, *notes]
     labels, label_names = read_labels(table, roles.label, positive)
     group, group_names = read_groups(table, roles.sensitive)
     if isinstance(split, np.ndarray):
@@ -298,6 +301,7 @@ def to_dataset(
         whole = "" if roles.id_column is None else f", every {show(roles.id_column)} kept whole"
         notes.append(f"Split {ratios} drawn with seed {seed}, stratified on (label, group){whole}.")
     if roles.id_column is not None:
+        notes += tidy(table, (roles.id_column,))[1]
         _check_ids(table, roles.id_column, splits)
     blocks, feature_names = [], []
     for feature in roles.features:
@@ -337,8 +341,8 @@ def _draw_splits(table, roles, ratios, strata, seed) -> dict[str, np.ndarray]:
 
 
 def _read_ids(table, name) -> np.ndarray:
-    """One number per distinct id; "7" and "7.0" are the same."""
-    ids = categories(table.columns[name]).codes
+    """One number per distinct id; "7" and "7.0" are the same, see `canonical`."""
+    ids = merge_spellings(table.columns[name])[0].codes
     if (ids < 0).any():
         row = int(np.flatnonzero(ids < 0)[0])
         raise ValueError(f"{table.where(row)}: id column {show(name)} holds nothing")

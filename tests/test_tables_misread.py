@@ -1,0 +1,145 @@
+"""Cells that mean one thing and are written another way are read by what they mean."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fairjax.data.dataset import Dataset
+from fairjax.data.image_tables import load_image_table
+from fairjax.data.tables import load_csv
+
+
+def write(folder, rows, **columns):
+    """A CSV of `rows` rows; a column is a function of the row."""
+    standard = {
+        "image": lambda i: f"i{i}.png",
+        "x": lambda i: i,
+        "y": lambda i: i % 2,
+        "sex": lambda i: "FM"[i // 2 % 2],
+    } | columns
+    path = folder / "t.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(standard)
+        writer.writerows([make(i) for make in standard.values()] for i in range(rows))
+    return path
+
+
+def read_both(path, **arguments):
+    """The set by both readers; black pictures stand for the images."""
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            Image.new("RGB", (4, 4)).save(path.parent / row["image"])
+    settings = {"label": "y", "sensitive": "sex", "split": (0.5, 0.25, 0.25)} | arguments
+    cache = {"size": 4, "cache_dir": path.parent / "cache"}
+    return (
+        load_csv(path, features=("x",), **settings),
+        load_image_table(path, **settings, **cache),
+    )
+
+
+def column(path, name):
+    """What the standard library reads of a column, as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row[name] for row in csv.DictReader(file)]
+
+
+def partition(names):
+    """Which rows are equal, whatever they are called."""
+    first = {}
+    return [first.setdefault(name, i) for i, name in enumerate(np.asarray(names).tolist())]
+
+
+@pytest.mark.parametrize("start", [10**16, 10**17 + 1, 9_007_199_254_740_992, 10**25])
+def test_long_ids_stay_as_many_as_they_are(tmp_path, start):
+    path = write(tmp_path, 160, patient=lambda i: f"{start + i // 2}")
+    patients = column(path, "patient")
+    for data in read_both(path, id_column="patient"):
+        assert len(np.unique(data.ids)) == len(set(patients)) == 80
+        assert partition(data.ids) == partition(patients)
+        owners = [{patients[row] for row in rows} for rows in data.splits.values()]
+        assert sum(map(len, owners)) == 80  # nobody is in two splits
+
+
+def test_an_id_is_one_however_its_number_is_written(tmp_path):
+    ways = ("{}", "{}.0", " {} ", "\u200b{}", '="{}"', "+{}", "0{}", "{}.00")
+    path = write(tmp_path, 160, patient=lambda i: ways[i % 8].format(10**17 + i // 8))
+    for data in read_both(path, id_column="patient"):
+        assert partition(data.ids) == [i // 8 * 8 for i in range(160)]
+
+
+def test_a_leak_between_7_and_7_point_0_is_refused_by_both_readers(tmp_path):
+    path = write(
+        tmp_path,
+        48,
+        patient=lambda i: f"{i % 16}" if i < 16 else f"{i % 16}.0",
+        part=lambda i: ("train", "val", "test")[i // 16],
+    )
+    with pytest.raises(ValueError, match=r"t\.csv, line 18: 'patient' '0.0' is in 'val'.*'train'"):
+        load_csv(path, label="y", sensitive="sex", id_column="patient", split="part")
+    for i in range(48):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"i{i}.png")
+    with pytest.raises(ValueError, match=r"t\.csv, line 18: id '0' is in split 'val'.*'train'"):
+        load_image_table(
+            path,
+            label="y",
+            sensitive="sex",
+            id_column="patient",
+            split="part",
+            size=4,
+            cache_dir=tmp_path / "cache",
+        )
+
+
+def test_codes_of_seven_digits_stay_apart(tmp_path):
+    path = write(tmp_path, 80, sex=lambda i: f"{4000011 + i // 2 % 4}")
+    for data in read_both(path):
+        assert data.group_names == tuple(f"sex={4000011 + k}" for k in range(4))
+        np.testing.assert_array_equal(data.group, [i // 2 % 4 for i in range(80)])
+
+
+def test_codes_of_twenty_digits_stay_apart_and_in_order(tmp_path):
+    path = write(tmp_path, 80, sex=lambda i: f"{10**20 - 1 + i // 2 % 2}.0")
+    for data in read_both(path):
+        assert data.group_names == (f"sex={10**20 - 1}", f"sex={10**20}")
+
+
+@pytest.mark.parametrize("minus", ["-1", "-1.0", " -1.00 "])
+def test_minus_one_is_unknown_to_attributes_however_it_is_written(tmp_path, minus):
+    path = write(tmp_path, 60, sex=lambda i: minus if i % 5 == 4 else i // 2 % 2)
+    data = read_both(path)[1]
+    assert data.group_names == ("sex=0", "sex=1")
+    assert any("12 rows with unknown sex" in note for note in data.notes)
+
+
+def dataset(ids):
+    """Six rows, two in each split, of which the second and the third may share an id."""
+    return Dataset(
+        name="six",
+        inputs=np.zeros((6, 1), np.float32),
+        labels=np.zeros(6, np.int32),
+        group=np.zeros(6, np.int32),
+        label_names=("a",),
+        group_names=("b",),
+        splits={s: np.arange(2 * k, 2 * k + 2) for k, s in enumerate(("train", "val", "test"))},
+        ids=ids,
+    )
+
+
+@pytest.mark.parametrize("kind", [np.str_, object])
+def test_a_dataset_takes_ids_of_text_by_the_same_rule(kind):
+    with pytest.raises(ValueError, match="id '7' is in train and val"):
+        dataset(np.array(["1", "7", "7.0", "2", "3", "4"], kind))
+    exact = [str(10**17 + i) for i in range(6)]
+    assert dataset(np.array(exact, kind)).ids.tolist() == exact
+    widened = dataset(np.array(["1.e9", *"abcde"], kind)).ids
+    assert widened[0] == "1000000000"
+
+
+def test_a_dataset_refuses_ids_that_floats_have_rounded():
+    with pytest.raises(ValueError, match="float64 are too long to be exact"):
+        dataset(np.arange(6) + 1e17)
+    assert dataset(np.arange(6.0)).ids[5] == 5
+    assert dataset(np.arange(6) + 10**17).ids[5] == 10**17 + 5
