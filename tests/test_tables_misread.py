@@ -143,3 +143,51 @@ def test_a_dataset_refuses_ids_that_floats_have_rounded():
         dataset(np.arange(6) + 1e17)
     assert dataset(np.arange(6.0)).ids[5] == 5
     assert dataset(np.arange(6) + 10**17).ids[5] == 10**17 + 5
+
+
+WORDS = ("None", "<NA>", "#N/A", "missing", "Missing", "Unknown", "unk", "?", "NULL", " nan ", "")
+
+
+def notes_of(data):
+    return "\n".join(data.notes)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_group_that_is_missing_by_another_word_is_no_group(tmp_path, word):
+    path = write(tmp_path, 60, sex=lambda i: word if i % 5 == 4 else "FM"[i // 2 % 2])
+    known = [i for i, sex in enumerate(column(path, "sex")) if sex in ("F", "M")]
+    table, images = read_both(path)
+    assert table.group_names == ("F", "M") and images.group_names == ("female", "male")
+    assert len(table.group) == len(known) == 48
+    np.testing.assert_array_equal(table.group, [i // 2 % 2 for i in known])
+    assert sorted(np.concatenate(list(images.splits.values()))) == known
+    assert "Dropped 12 of 60 rows with missing values ('sex' 12)" in notes_of(table)
+    assert "12 rows with unknown sex" in notes_of(images)
+    if word.casefold() in ("unknown", "unk"):
+        assert all(f"'sex': '{word}' (12) read as missing." in notes_of(d) for d in (table, images))
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_label_that_is_missing_by_another_word_is_no_class(tmp_path, word):
+    path = write(tmp_path, 60, y=lambda i: word if i % 5 == 4 else f"{i % 2}")
+    known = [i % 2 for i, y in enumerate(column(path, "y")) if y in ("0", "1")]
+    for data in read_both(path):
+        assert data.num_classes == 2 and data.labels.tolist() == known
+        assert "Dropped 12 " in notes_of(data)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_rows_without_an_id_are_not_one_patient(tmp_path, word):
+    path = write(tmp_path, 60, patient=lambda i: word if i == 7 else f"p{i}")
+    with pytest.raises(ValueError, match=r"t\.csv, line 9: .*'patient'"):
+        load_csv(path, label="y", sensitive="sex", id_column="patient")
+    for i in range(60):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"i{i}.png")
+    with pytest.raises(ValueError, match=r"t\.csv, line 9: .*'patient'"):
+        load_image_table(path, label="y", sensitive="sex", id_column="patient", size=4)
+
+
+def test_a_feature_keeps_the_category_unknown(tmp_path):
+    path = write(tmp_path, 60, job=lambda i: ("clerk", "unknown", "None")[i % 3])
+    data = load_csv(path, label="y", sensitive="sex", features=("job",))
+    assert data.feature_names == ("job=clerk", "job=unknown") and len(data.labels) == 40

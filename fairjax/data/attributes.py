@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from fairjax.data.columns import merge_spellings
 from fairjax.data.csvfile import Column, Table, number, show
-from fairjax.data.values import key
+from fairjax.data.values import UNKNOWN, key
 
 ALIASES = {
     "image": ("image", "path", "image_path", "image_id", "hasher", "md5hash", "filename", "file"),
@@ -22,7 +22,7 @@ AGE_CUTS = {"age_binary": (60.0,), "age_multi": (19.0, 39.0, 59.0, 79.0)}
 """Ages, in years, that end a band when a banded column is asked for and only ages are there."""
 
 _SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
-_UNKNOWN = frozenset({"unknown", "unk", "not known", "-1"})
+_UNKNOWN = UNKNOWN | {"-1"}
 
 
 def find_column(table: Table, name: str) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int32
 
 from fairjax.data.csvfile import Column, Table, number, show
 from fairjax.data.dataset import SPLITS
-from fairjax.data.values import canonical, spellings
+from fairjax.data.values import MISSING, UNKNOWN, canonical, key, spellings
 
 MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
@@ -49,16 +49,14 @@ def merge_spellings(column: Column) -> tuple[Column, list[str]]:
     counts = np.bincount(codes[codes >= 0], minlength=len(values)).tolist()
     name_of = spellings(values, counts)
     code_of: dict[str, int] = {}
-    recode = [code_of.setdefault(name_of[value], len(code_of)) for value in values]
-    notes = []
-    for name in code_of:
-        others = [
-            f"{show(value)} ({count})"
-            for value, count in zip(values, counts, strict=True)
-            if name_of[value] == name and value != name and number(name) is None
-        ]
-        if others:
-            notes.append(f"{', '.join(others)} read as {show(name)}")
+    recode, others = [], {}
+    for value, count in zip(values, counts, strict=True):
+        name, unknown = name_of[value], key(value) in MISSING | UNKNOWN
+        recode.append(-1 if unknown else code_of.setdefault(name, len(code_of)))
+        if unknown or (value != name and number(name) is None):
+            shown = "missing" if unknown else show(name)
+            others.setdefault(shown, []).append(f"{show(value)} ({count})")
+    notes = [f"{', '.join(texts)} read as {shown}" for shown, texts in others.items()]
     return Column(tuple(code_of), np.array([*recode, -1], np.int32)[codes]), notes
 
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fairjax.data.columns import (
+    categories,
     drop_missing,
     merge_spellings,
     read_feature,
@@ -42,9 +43,11 @@ def load_csv(
     """Reads a labelled table with a sensitive group.
 
     Numbers are standardised by the mean and standard deviation of train; text becomes one-hot over
-    the values of train, all zero for a value that train lacks. Empty cells, `?`, `NA`, `N/A`, `NaN`
-    and `null` are missing. Rows without label or group are dropped. All that is dropped, filled or
-    unseen is counted in `notes`.
+    the values of train, all zero for a value that train lacks. Empty cells and
+    those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`, ...) are missing;
+    in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not known`), which a
+    feature keeps as a category. Rows without label or group are dropped. All that is dropped,
+    filled or unseen is counted in `notes`.
 
     Args:
       path: one CSV (also `.gz` or `.zip`), or a mapping with the files "train", "val" and "test".
@@ -342,7 +345,7 @@ def _draw_splits(table, roles, ratios, strata, seed) -> dict[str, np.ndarray]:
 
 def _read_ids(table, name) -> np.ndarray:
     """One number per distinct id; "7" and "7.0" are the same, see `canonical`."""
-    ids = merge_spellings(table.columns[name])[0].codes
+    ids = categories(merge_spellings(table.columns[name])[0]).codes
     if (ids < 0).any():
         row = int(np.flatnonzero(ids < 0)[0])
         raise ValueError(f"{table.where(row)}: id column {show(name)} holds nothing")

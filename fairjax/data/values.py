@@ -8,6 +8,15 @@ from decimal import Decimal
 import numpy as np
 from jaxtyping import Shaped
 
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na", "missing"})
+"""Cells that count as missing in every column, by `key`: nothing, and what programs write for it.
+
+A place called NA is among them, as everywhere else: rename it.
+"""
+
+UNKNOWN = frozenset({"unknown", "unk", "not known"})
+"""Words by which a label, a group or an id is missing too; a feature keeps them as a category."""
+
 _NUMBER = re.compile(r"([+-]?)(?=\.?\d)(\d*)(?:\.(\d*))?")
 # Printed exponents have a sign or a point; "1e5" may as well be a piece of a hexadecimal id.
 _EXPONENT = re.compile(r"[+-]?(\d+\.\d*[eE][+-]?\d{1,3}|\d+[eE][+-]\d{1,3})")
