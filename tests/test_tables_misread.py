@@ -1,6 +1,7 @@
 """Cells that mean one thing and are written another way are read by what they mean."""
 
 import csv
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -191,3 +192,99 @@ def test_a_feature_keeps_the_category_unknown(tmp_path):
     path = write(tmp_path, 60, job=lambda i: ("clerk", "unknown", "None")[i % 3])
     data = load_csv(path, label="y", sensitive="sex", features=("job",))
     assert data.feature_names == ("job=clerk", "job=unknown") and len(data.labels) == 40
+
+
+FEMALE = (
+    "Female",
+    "Female",
+    "Female",
+    "FEMALE",
+    "female ",
+    "Fe\u200bmale",
+    "\ufefffemale",
+    "Female.",
+)
+
+
+def test_spellings_of_a_group_are_one_group_named_by_the_most_frequent(tmp_path):
+    def sex(i):
+        return FEMALE[i // 4 % 8] if i // 2 % 2 else "Male"
+
+    path = write(tmp_path, 128, sex=sex)
+    truth = ["f" if "f" in cell.casefold() else "m" for cell in column(path, "sex")]
+    assert len(Counter(column(path, "sex"))) == 7 and Counter(truth) == {"f": 64, "m": 64}
+    table, images = read_both(path)
+    assert table.group_names == ("Female", "Male") and images.group_names == ("female", "male")
+    for data in (table, images):
+        np.testing.assert_array_equal(data.group, [truth_of == "m" for truth_of in truth])
+        note = notes_of(data)
+        assert "'FEMALE' (8)" in note and "'Female.' (8)" in note and "read as 'Female'." in note
+
+
+def test_spellings_of_a_label_are_one_class_and_positive_is_any_of_them(tmp_path):
+    yes, no = ("True", "TRUE", "true", "True"), ("FALSE", "False", "FALSE", " false")
+    path = write(tmp_path, 64, y=lambda i: (yes if i % 2 else no)[i // 4 % 4])
+    truth = [cell.strip().casefold() == "true" for cell in column(path, "y")]
+    for positive in ("TRUE", "True", "true", " true.", True):
+        for data in read_both(path, positive=positive):
+            assert data.label_names == ("FALSE", "True")
+            np.testing.assert_array_equal(data.labels, truth)
+            assert "'TRUE' (8), 'true' (8) read as 'True'." in notes_of(data)
+    with pytest.raises(ValueError, match="never holds positive='yes'; it holds 'FALSE', 'True'"):
+        load_csv(path, label="y", sensitive="sex", features=("x",), positive="yes")
+
+
+def test_classes_of_a_mapping_go_by_any_spelling(tmp_path):
+    classes = {"y": {"nv": 0, "MEL": 1}}
+    read_both(write(tmp_path, 64))  # for its pictures
+    path = write(
+        tmp_path, 64, y=lambda i: "mel" if i % 2 else ("NV", "nv ", "Nv", "nv")[i // 4 % 4]
+    )
+    settings = {"sensitive": "sex", "size": 4, "cache_dir": tmp_path / "cache"}
+    data = load_image_table(path, label=classes, **settings)
+    assert data.label_names == ("nv", "MEL") and data.labels.tolist() == [0, 1] * 32
+    with pytest.raises(ValueError, match="spellings of 'nv' different classes"):
+        load_image_table(path, label={"y": {"nv": 0, "NV": 1}}, **settings)
+
+
+def test_numbers_that_excel_wraps_and_numbers_with_invisible_marks_are_numbers(tmp_path):
+    path = write(
+        tmp_path, 64, y=lambda i: ("{}", '="{}"', "\u200b{}", "{}.0")[i // 4 % 4].format(i % 2)
+    )
+    for data in read_both(path):
+        assert data.label_names == ("y=0", "y=1") and data.labels.tolist() == [0, 1] * 32
+    plain = load_csv(write(tmp_path, 64), label="y", sensitive="sex", features=("x",)).inputs
+    wrapped = write(tmp_path, 64, x=lambda i: f'="{i}"')
+    data = load_csv(wrapped, label="y", sensitive="sex", features=("x",))
+    assert data.feature_names == ("x",)
+    np.testing.assert_array_equal(data.inputs, plain)
+
+
+def test_split_names_are_read_however_they_are_written(tmp_path):
+    ways = ("Train", "training", "valid", "validation", "dev", "VAL ", "test", "Testing")
+    path = write(tmp_path, 64, part=lambda i: ways[i // 8])
+    for data in read_both(path, split="part"):
+        assert {s: rows.tolist() for s, rows in data.splits.items()} == {
+            "train": list(range(16)),
+            "val": list(range(16, 48)),
+            "test": list(range(48, 64)),
+        }
+        assert "Column 'part': 'dev' (8) read as 'val'." in notes_of(data)
+        assert "'test' (8)" not in notes_of(data)
+
+
+def test_a_patient_is_one_in_any_case(tmp_path):
+    path = write(
+        tmp_path, 80, patient=lambda i: ("P{}", "p{}", "P{} ", "p{}.")[i % 4].format(i // 4)
+    )
+    for data in read_both(path, id_column="patient"):
+        assert partition(data.ids) == [i // 4 * 4 for i in range(80)]
+        assert "'p0' (1)" in notes_of(data)
+
+
+def test_files_keep_their_names(tmp_path):
+    """Paths are told apart by case and inner blanks, and a file called 007 is not 7."""
+    names = {i: (f"00{i}.png", f"A  {i}.png", f"a  {i}.png")[i % 3] for i in range(60)}
+    path = write(tmp_path, 60, image=names.get)
+    data = read_both(path, id_column="image")[1]
+    assert len(np.unique(data.ids)) == 60

@@ -69,8 +69,8 @@ def read_attribute(table: Table, name: str, age_cuts: Sequence[float] | None = N
     for value in values:
         shown = value if number(value) is None else f"{column_name}={value}"
         if is_sex:
-            shown = _SEXES.get(value.casefold(), shown)
-        named.append("" if value.casefold() in _UNKNOWN else shown)
+            shown = _SEXES.get(key(value), shown)
+        named.append("" if key(value) in _UNKNOWN else shown)
     order = sorted(set(named) - {""}, key=lambda text: (_number_in(text), text))
     recode = np.array([*(order.index(text) if text else -1 for text in named), -1], np.int32)
     return Column(tuple(order), recode[codes])

@@ -15,6 +15,15 @@ from fairjax.data.values import MISSING, UNKNOWN, canonical, key, spellings
 MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
 
+_SPLIT_NAMES = {split: split for split in SPLITS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+}
+"""What split columns hold, by `key`."""
+
 
 def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray, list[str]]:
     """The table without the rows that miss a needed cell, which rows stay, and a note."""
@@ -123,14 +132,14 @@ def read_labels(
                 f" or positive={show(values[1])} to say which value is class 1"
             )
         return codes, names
-    wanted = categories(Column((str(positive),), np.zeros(1, np.int32))).values[0]
-    if wanted not in values:
+    keys = [key(value) for value in values]
+    if key(str(positive)) not in keys:
         listed = ", ".join(show(value) for value in values[:10])
         raise ValueError(
             f"{file}: label column {show(name)} never holds positive={show(positive)}; "
             f"it holds {listed}{', ...' if len(values) > 10 else ''}"
         )
-    target = values.index(wanted)
+    target = keys.index(key(str(positive)))
     other = names[1 - target] if len(values) == 2 else f"not {names[target]}"
     return (codes == target).astype(np.int32), (other, names[target])
 
@@ -163,10 +172,11 @@ def read_groups(
     return combined.reshape(-1).astype(np.int32), names
 
 
-def read_splits(table: Table, name: str) -> dict[str, Int32[np.ndarray, " _"]]:
-    """The rows of each split, as a column names it."""
+def read_splits(table: Table, name: str) -> tuple[dict[str, Int32[np.ndarray, " _"]], list[str]]:
+    """The rows of each split, as a column names it, and notes on names that are not ours."""
     values, codes = table.columns[name]
-    known = np.array([*(value in SPLITS for value in values), False])
+    named = [_SPLIT_NAMES.get(key(value)) for value in values]
+    known = np.array([*(split is not None for split in named), False])
     if not known[codes].all():
         row = int(np.flatnonzero(~known[codes])[0])
         found = show(values[codes[row]]) if codes[row] >= 0 else "nothing"
@@ -174,7 +184,13 @@ def read_splits(table: Table, name: str) -> dict[str, Int32[np.ndarray, " _"]]:
             f"{table.where(row)}: split column {show(name)} holds {found}, accepted are "
             f"{', '.join(map(show, SPLITS))}"
         )
-    return rows_of_splits(np.array([SPLITS.index(value) for value in values])[codes])
+    notes = [
+        f"Column {show(name)}: {show(value)} ({(codes == code).sum()}) read as {show(split)}."
+        for code, (value, split) in enumerate(zip(values, named, strict=True))
+        if value != split
+    ]
+    split_of_value = np.array([SPLITS.index(split) for split in named if split is not None])
+    return rows_of_splits(split_of_value[codes]), notes
 
 
 def rows_of_splits(split_of_row: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from fairjax.data.csvfile import Column, Table, join, read_tables, set_name, sho
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.image_files import locate, pickled_inputs
 from fairjax.data.splits import stratified_split
-from fairjax.data.values import merge_ids
+from fairjax.data.values import key, merge_ids
 
 Ratios = tuple[float, float, float]
 Classes = Mapping[str, Mapping[str, int]]
@@ -94,7 +94,7 @@ def load_image_table(
       positive: the label value that becomes class 1, all others class 0.
       id_column: whose rows must stay together; given splits are checked.
       split: shares of train, val and test for one file, stratified on (label, group); or the name
-        of a column that holds "train", "val" and "test".
+        of a column that holds "train", "val" and "test", or as in `load_csv`.
       seed: of a drawn split.
       unknown: "drop" rows whose attribute is missing or unknown, or keep them as a "group".
       age_cuts: ages that end a band, for an attribute in years.
@@ -124,7 +124,8 @@ def load_image_table(
     table, labels, label_names, notes = _read_classes(table, label, positive)
     splits = rows_of_splits(table.file_of_row) if isinstance(path, Mapping) else None
     if isinstance(split, str):
-        splits = read_splits(table, find_column(table, split))
+        splits, renamed = read_splits(table, find_column(table, split))
+        notes += renamed
     root = Path(image_root) if image_root is not None else Path(table.files[0]).parent
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder of images")
@@ -278,8 +279,9 @@ def _read_classes(
         )
     (column, classes), *_ = label.items()
     name = find_column(table, column)
+    table, merged = tidy(table, [name])
     table, notes = _keep_listed(table, name, classes)
-    return table, *_map_labels(table, name, classes), notes
+    return table, *_map_labels(table, name, classes), [*merged, *notes]
 
 
 def _keep_listed(table: Table, name: str, classes: Mapping[str, int]) -> tuple[Table, list[str]]:
@@ -287,7 +289,11 @@ def _keep_listed(table: Table, name: str, classes: Mapping[str, int]) -> tuple[T
     values, codes = table.columns[name]
     if sorted(set(classes.values())) != list(range(len(set(classes.values())))):
         raise ValueError(f"label classes must be 0, 1, ... without gaps, got {dict(classes)}")
-    keep = np.array([*(value in classes for value in values), False])[codes]
+    listed = {key(value): label for value, label in classes.items()}
+    for value, label in classes.items():
+        if listed[key(value)] != label:
+            raise ValueError(f"label gives spellings of {show(value)} different classes")
+    keep = np.array([*(key(value) in listed for value in values), False])[codes]
     if not keep.any():
         raise ValueError(
             f"{table.files[0]}: column {show(name)} never holds {', '.join(map(show, classes))}"
@@ -302,7 +308,8 @@ def _map_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Class of every row by a mapping; a class is named after its values."""
     values, codes = table.columns[name]
-    labels = np.array([classes[value] for value in values], np.int32)[codes]
+    class_of = {key(value): label for value, label in classes.items()}
+    labels = np.array([class_of[key(value)] for value in values], np.int32)[codes]
     count = max(classes.values()) + 1
     names = tuple("/".join(v for v, c in classes.items() if c == k) for k in range(count))
     return labels, names

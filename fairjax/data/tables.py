@@ -49,16 +49,20 @@ def load_csv(
     feature keeps as a category. Rows without label or group are dropped. All that is dropped,
     filled or unseen is counted in `notes`.
 
+    Labels, groups and ids that differ only in case, blanks, invisible characters, a closing stop or
+    the way a number is written are one value, named by its most frequent spelling, with a note.
+
     Args:
       path: one CSV (also `.gz` or `.zip`), or a mapping with the files "train", "val" and "test".
       label: the column to predict. Classes are ordered as numbers or alphabetically.
       sensitive: the column of the group, or several, whose intersections read "Female & Black".
         Values that are numbers are named `column=value`.
       features: the input columns; by default all but label, id and split.
-      positive: the label value that becomes class 1, all others class 0. Needed when the label is
-        two texts, where nothing else says which outcome is the favourable one.
+      positive: the label value that becomes class 1, in any spelling, all others class 0. Needed
+        when the label is two texts, where nothing else says which outcome is the favourable one.
       split: shares of train, val and test for one file, drawn by `seed` and stratified on
-        (label, group); or the name of a column that holds "train", "val" and "test".
+        (label, group); or the name of a column that holds "train", "val" and "test"
+        (or "training", "valid", "validation", "dev", "testing", in any case, with a note).
       id_column: whose rows must stay together (a patient's). Drawn splits keep them together;
         given splits are checked.
       missing: "drop" rows with a missing feature, or "impute" the median or most frequent value
@@ -297,7 +301,8 @@ def to_dataset(
     if isinstance(split, np.ndarray):
         splits = rows_of_splits(split[rows])
     elif isinstance(split, str):
-        splits = read_splits(table, split)
+        splits, renamed = read_splits(table, split)
+        notes += renamed
     else:
         splits = _draw_splits(table, roles, split, labels * len(group_names) + group, seed)
         ratios = "/".join(f"{ratio:g}" for ratio in split)

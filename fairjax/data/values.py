@@ -45,16 +45,37 @@ def canonical(text: str) -> str:
 def clean(text: str) -> str:
     """The text without invisible characters, with single spaces, out of Excel's `="..."`."""
     if not (text.isascii() and text.isprintable()):
-        # Soft hyphens, zero-width spaces, marks of direction and of byte order.
-        text = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    text = " ".join(text.split())
-    quoted = re.fullmatch(r'="(.*)"', text)
-    return " ".join(quoted[1].split()) if quoted else text
+        text = unicodedata.normalize("NFC", "".join(c for c in text if not _invisible(c)))
+    return strip(" ".join(text.split()))
+
+
+def strip(text: str) -> str:
+    """The text without blanks and invisible characters around it, out of Excel's `="..."`.
+
+    Unlike `clean` it leaves the middle alone, so that it is safe for the names of files.
+    """
+    start, stop = 0, len(text)
+    while start < stop and (text[start].isspace() or _invisible(text[start])):
+        start += 1
+    while start < stop and (text[stop - 1].isspace() or _invisible(text[stop - 1])):
+        stop -= 1
+    text = text[start:stop]
+    return strip(text[2:-1]) if len(text) > 2 and text[:2] == '="' and text[-1] == '"' else text
+
+
+def _invisible(char: str) -> bool:
+    """Soft hyphens, zero-width spaces, marks of direction and of byte order."""
+    return not char.isascii() and unicodedata.category(char) == "Cf"
 
 
 def key(text: str) -> str:
-    """What two cells share that mean the same: the canonical form without regard to case."""
-    return canonical(text).casefold()
+    """What cells that mean the same share: the canonical form without case and closing stops.
+
+    >>> key("Female") == key(" FEMALE ") == key("female.")
+    True
+    """
+    text = canonical(text).casefold()
+    return text.rstrip(" .") or text
 
 
 def spellings(values: Sequence[str], counts: Sequence[int]) -> dict[str, str]:

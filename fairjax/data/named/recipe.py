@@ -12,6 +12,7 @@ from fairjax.data.csvfile import Column, Table, join, read_csv, show
 from fairjax.data.dataset import SPLITS
 from fairjax.data.image_files import SUFFIXES, path_below
 from fairjax.data.image_tables import ImageTable
+from fairjax.data.values import key
 
 Seeds = tuple[int, int]
 
@@ -104,7 +105,8 @@ def places(table: Table) -> tuple[str, ...]:
 def map_column(table: Table, name: str, groups: Mapping[str, str], order: Sequence[str]) -> Column:
     """A column whose values are renamed; what the mapping lacks is unknown (-1)."""
     values, codes = table.columns[find_column(table, name)]
-    recode = [order.index(groups[value]) if value in groups else -1 for value in values]
+    code_of = {key(value): order.index(group) for value, group in groups.items()}
+    recode = [code_of.get(key(value), -1) for value in values]
     return Column(tuple(order), np.array([*recode, -1], np.int32)[codes])
 
 
@@ -116,13 +118,14 @@ def coded(names: Sequence[str], codes: Any) -> Column:
 def labels_from(table: Table, name: str, classes: Mapping[str, int]) -> np.ndarray:
     """Class of every row; a value that the mapping lacks is an error with its line."""
     found = cells(table, find_column(table, name))
+    class_of = {key(value): label for value, label in classes.items()}
     for row, value in enumerate(found):
-        if value not in classes:
+        if key(value) not in class_of:
             raise ValueError(
                 f"{table.where(row)}: column {show(name)} holds {show(value)}, accepted are "
                 f"{', '.join(map(show, classes))}"
             )
-    return np.array([classes[value] for value in found], np.int32)
+    return np.array([class_of[key(value)] for value in found], np.int32)
 
 
 def keep(table: Table, rows: np.ndarray, why: str, notes: list[str]) -> Table:
