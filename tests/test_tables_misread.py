@@ -6,9 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from raw_sets import make_chexpert, make_oasis1, make_papila, picture, write_xlsx
 
 from fairjax.data.dataset import Dataset
 from fairjax.data.image_tables import load_image_table
+from fairjax.data.named import read_named
 from fairjax.data.tables import load_csv
 
 
@@ -288,3 +290,74 @@ def test_files_keep_their_names(tmp_path):
     path = write(tmp_path, 60, image=names.get)
     data = read_both(path, id_column="image")[1]
     assert len(np.unique(data.ids)) == 60
+
+
+def rewrite(path, change):
+    """Changes the rows of a CSV below its header, in place."""
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *(change(i, row) for i, row in enumerate(rows))])
+
+
+def papila(folder, name_of):
+    """PAPILA's table of thirty patients as CSVs, with ids by `name_of`."""
+    (folder / "ClinicalData").mkdir(exist_ok=True)
+    for eye in ("od", "os"):
+        lines = [f"{name_of(i)},{40 + i},{i % 2},{i % 5 % 3}" for i in range(30)]
+        text = "\n".join(["ID,Age,Gender,Diagnosis", *lines, ""])
+        (folder / "ClinicalData" / f"patient_data_{eye}.csv").write_text(text)
+        for i in range(30):
+            picture(folder / "FundusImages" / f"RET{i:03d}{eye.upper()}.jpg", i)
+    return read_named("papila", folder)[1]
+
+
+def test_papila_reads_patients_without_a_hash_and_names_the_rows_it_cannot_read(tmp_path):
+    whole = papila(tmp_path, lambda i: f"#{i:03d}")
+    assert len(whole.labels) == 48 and len(whole.notes) == 1
+    mixed = papila(tmp_path, lambda i: (f"#{i:03d}", f"{i:03d}", f"{i}", f"{i}.0")[i % 4])
+    assert mixed.paths == whole.paths and mixed.notes == whole.notes
+    np.testing.assert_array_equal(mixed.labels, whole.labels)
+    assert mixed.ids.tolist() == whole.ids.tolist()
+    some = papila(tmp_path, lambda i: f"patient {i}" if i % 10 == 3 else f"#{i:03d}")
+    assert len(some.labels) == 48 - 6
+    assert some.notes[1] == (
+        "Dropped 6 rows without a patient's number (patient_data_od.csv, row 5: 'patient 3', "
+        "patient_data_od.csv, row 15: 'patient 13', patient_data_od.csv, row 25: 'patient 23', "
+        "patient_data_os.csv, row 5: 'patient 3', patient_data_os.csv, row 15: 'patient 13', ...)."
+    )
+
+
+def test_papila_names_unreadable_rows_of_spreadsheets_but_not_their_subtitles(tmp_path):
+    make_papila(tmp_path)
+    assert len(read_named("papila", tmp_path)[1].notes) == 1
+    sheet = [["ID", "Age", "Gender", "Diagnosis"], ["", "", "", "", "d1"]]
+    sheet += [[f"#{i:03d}" if i != 5 else "five", 50, i % 2, i % 2] for i in range(30)]
+    write_xlsx(tmp_path / "ClinicalData" / "patient_data_od.xlsx", sheet)
+    table = read_named("papila", tmp_path)[1]
+    assert table.notes[1].endswith("(patient_data_od.xlsx, row 8: 'five').")
+    sheet[0][3] = "Outcome"
+    write_xlsx(tmp_path / "ClinicalData" / "patient_data_od.xlsx", sheet)
+    with pytest.raises(ValueError, match=r"patient_data_od\.xlsx: no row of titles"):
+        read_named("papila", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "file", "column_name"),
+    [
+        (make_oasis1, "oasis1", "oasis_cross-sectional.csv", "CDR"),
+        (make_chexpert, "chexpert", "train.csv", "No Finding"),
+    ],
+)
+def test_text_among_ratings_is_refused_and_not_taken_for_zero(
+    tmp_path, make, name, file, column_name
+):
+    make(tmp_path)
+    path = tmp_path / file
+    with path.open(newline="") as opened:
+        place = next(csv.reader(opened)).index(column_name)
+    rewrite(
+        path, lambda i, row: [*row[:place], "positive" if i == 8 else row[place], *row[place + 1 :]]
+    )
+    with pytest.raises(ValueError, match=rf"line 10: column '{column_name}' holds 'positive'"):
+        read_named(name, tmp_path)
