@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from raw_sets import make_chexpert, make_oasis1, make_papila, picture, write_xls
 from fairjax.data.dataset import Dataset
 from fairjax.data.image_tables import load_image_table
 from fairjax.data.named import read_named
+from fairjax.data.splits import split_by_id, stratified_split
 from fairjax.data.tables import load_csv
 
 
@@ -30,7 +32,7 @@ def write(folder, rows, **columns):
     return path
 
 
-def read_both(path, **arguments):
+def read_both(path, **arguments) -> tuple[Any, Any]:
     """The set by both readers; black pictures stand for the images."""
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -117,7 +119,7 @@ def test_minus_one_is_unknown_to_attributes_however_it_is_written(tmp_path, minu
     assert any("12 rows with unknown sex" in note for note in data.notes)
 
 
-def dataset(ids):
+def dataset(ids) -> Any:
     """Six rows, two in each split, of which the second and the third may share an id."""
     return Dataset(
         name="six",
@@ -137,8 +139,15 @@ def test_a_dataset_takes_ids_of_text_by_the_same_rule(kind):
         dataset(np.array(["1", "7", "7.0", "2", "3", "4"], kind))
     exact = [str(10**17 + i) for i in range(6)]
     assert dataset(np.array(exact, kind)).ids.tolist() == exact
-    widened = dataset(np.array(["1.e9", *"abcde"], kind)).ids
-    assert widened[0] == "1000000000"
+    widened = dataset(np.array(["1.e9", "+1.e9", *"abcd"], kind)).ids
+    assert widened[:2].tolist() == ["1000000000"] * 2
+    spelled = ["007", "8.0", *"abcd"]  # nothing to merge
+    assert dataset(np.array(spelled, kind)).ids.tolist() == spelled
+    ids = np.array([f"{i // 2}{'.0' * (i % 2)}" for i in range(80)], kind)
+    drawn = split_by_id(ids, seeds=(0, 0))
+    stratified = stratified_split(np.arange(80) % 2, (0.6, 0.2, 0.2), seed=0, groups=ids)
+    for splits in (drawn, stratified):
+        assert sum(len({int(row) // 2 for row in rows}) for rows in splits.values()) == 40
 
 
 def test_a_dataset_refuses_ids_that_floats_have_rounded():
@@ -300,7 +309,7 @@ def rewrite(path, change):
         csv.writer(file).writerows([header, *(change(i, row) for i, row in enumerate(rows))])
 
 
-def papila(folder, name_of):
+def papila(folder, name_of) -> Any:
     """PAPILA's table of thirty patients as CSVs, with ids by `name_of`."""
     (folder / "ClinicalData").mkdir(exist_ok=True)
     for eye in ("od", "os"):

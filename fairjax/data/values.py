@@ -54,12 +54,9 @@ def strip(text: str) -> str:
 
     Unlike `clean` it leaves the middle alone, so that it is safe for the names of files.
     """
-    start, stop = 0, len(text)
-    while start < stop and (text[start].isspace() or _invisible(text[start])):
-        start += 1
-    while start < stop and (text[stop - 1].isspace() or _invisible(text[stop - 1])):
-        stop -= 1
-    text = text[start:stop]
+    text = text.strip()
+    while text and (_invisible(text[0]) or _invisible(text[-1])):
+        text = text[_invisible(text[0]) : len(text) - _invisible(text[-1])].strip()
     return strip(text[2:-1]) if len(text) > 2 and text[:2] == '="' and text[-1] == '"' else text
 
 
@@ -74,24 +71,38 @@ def key(text: str) -> str:
     >>> key("Female") == key(" FEMALE ") == key("female.")
     True
     """
-    text = canonical(text).casefold()
-    return text.rstrip(" .") or text
+    return _fold(canonical(text))
+
+
+def _fold(name: str) -> str:
+    """A canonical form without case and closing stops."""
+    name = name.casefold()
+    return name.rstrip(" .") or name
 
 
 def spellings(values: Sequence[str], counts: Sequence[int]) -> dict[str, str]:
     """The name of each value: of those with one key, the most frequent spelling's."""
+    names = [canonical(value) for value in values]
+    keys = [_fold(name) for name in names]
     best: dict[str, tuple[int, str]] = {}
-    for value, count in zip(values, counts, strict=True):
-        name = canonical(value)
-        best[key(value)] = min(best.get(key(value), (1, "")), (-int(count), name))
-    return {value: best[key(value)][1] for value in values}
+    for name, shared, count in zip(names, keys, counts, strict=True):
+        best[shared] = min(best.get(shared, (1, "")), (-int(count), name))
+    return {value: best[shared][1] for value, shared in zip(values, keys, strict=True)}
 
 
 def merge_ids(ids: Shaped[np.ndarray, " N"]) -> Shaped[np.ndarray, " N"]:
-    """Ids `[N]` of text by their name, so that "7" and "7.0" are equal; other ids as they are."""
+    """Ids `[N]` of text, where some mean the same by their names: "7" and "7.0" become equal.
+
+    Other ids stay as they are, so that what is drawn by their order does not change.
+
+    >>> merge_ids(np.array(["7", "7.0", "008"])).tolist(), merge_ids(np.array(["007"])).tolist()
+    (['7', '7', '8'], ['007'])
+    """
     if ids.dtype.kind not in "UO" or not all(isinstance(value, str) for value in ids.tolist()):
         return ids
     values, codes, counts = np.unique(ids, return_inverse=True, return_counts=True)
     name_of = spellings(values.tolist(), counts.tolist())
     names = [name_of[value] for value in values.tolist()]
+    if len(set(names)) == len(names):
+        return ids
     return np.array(names, object if ids.dtype.kind == "O" else np.str_)[codes.reshape(-1)]
