@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from raw_sets import make_chexpert, make_oasis1, make_papila, picture, write_xlsx
+from raw_sets import (
+    make_chexpert,
+    make_ham10000,
+    make_isic2019,
+    make_oasis1,
+    make_papila,
+    picture,
+    write_xlsx,
+)
 
 from fairjax.data.dataset import Dataset
 from fairjax.data.image_tables import load_image_table
@@ -370,3 +378,31 @@ def test_text_among_ratings_is_refused_and_not_taken_for_zero(
     )
     with pytest.raises(ValueError, match=rf"line 10: column '{column_name}' holds 'positive'"):
         read_named(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "file", "column_name"),
+    [
+        (make_ham10000, "ham10000", "HAM10000_metadata.csv", "sex"),
+        (make_oasis1, "oasis1", "oasis_cross-sectional.csv", "M/F"),
+        (make_chexpert, "chexpert", "train.csv", "Sex"),
+        (make_isic2019, "isic2019", "ISIC_2019_Training_Metadata.csv", "sex"),
+    ],
+)
+def test_named_sets_read_spellings_and_note_them(tmp_path, make, name, file, column_name):
+    make(tmp_path)
+    plain: Any = read_named(name, tmp_path)[1]
+    with (tmp_path / file).open(newline="") as opened:
+        place = next(csv.reader(opened)).index(column_name)
+
+    def respell(i, row):
+        sex = row[place]
+        return [*row[:place], f" {sex.swapcase()}\u200b" if i % 5 == 0 else sex, *row[place + 1 :]]
+
+    rewrite(tmp_path / file, respell)
+    spelled: Any = read_named(name, tmp_path)[1]
+    assert plain.paths == spelled.paths and plain.label_names == spelled.label_names
+    assert plain.attributes["sex"].values == spelled.attributes["sex"].values
+    np.testing.assert_array_equal(plain.attributes["sex"].codes, spelled.attributes["sex"].codes)
+    notes = " ".join(spelled.notes)
+    assert f"Column '{column_name}': " in notes and " read as " in notes

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fairjax.data.attributes import cells, find_column, read_attribute
+from fairjax.data.columns import tidy
 from fairjax.data.csvfile import Column, Table, join, read_csv, show
 from fairjax.data.dataset import SPLITS
 from fairjax.data.image_files import SUFFIXES, path_below
@@ -110,6 +111,11 @@ def map_column(table: Table, name: str, groups: Mapping[str, str], order: Sequen
     return Column(tuple(order), np.array([*recode, -1], np.int32)[codes])
 
 
+def spelling_notes(table: Table, *names: str) -> list[str]:
+    """Notes on the spellings that `read_attribute`, `map_column` and `labels_from` merge."""
+    return tidy(table, [find_column(table, name) for name in names])[1]
+
+
 def coded(names: Sequence[str], codes: Any) -> Column:
     """A column from codes into names."""
     return Column(tuple(names), np.asarray(codes, np.int32))
@@ -160,11 +166,12 @@ def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
     classes = {}
     for label in range(len(recipe.label_names)):
         classes |= {str(label): label, f"{label}.0": label}
-    attributes = {}
+    attributes, told = {}, [form.label]
     for name in form.attributes:
         lowered = {column.casefold() for column in table.columns}
         if name in ("sex", "age_binary", "age_multi") or name in lowered:
             attributes[name] = read_attribute(table, name)
+            told += [name] if name in lowered else []
     names = cells(table, find_column(table, form.image))
     paths, missing = [], []
     for name, place in zip(names, where, strict=True):
@@ -188,5 +195,5 @@ def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
             split: np.flatnonzero(table.file_of_row == i).astype(np.int32)
             for i, split in enumerate(SPLITS)
         },
-        notes=("Read from prepared CSVs, with their split.",),
+        notes=("Read from prepared CSVs, with their split.", *spelling_notes(table, *told)),
     )

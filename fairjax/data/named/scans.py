@@ -22,6 +22,7 @@ from fairjax.data.named.recipe import (
     map_column,
     places,
     present,
+    spelling_notes,
 )
 from fairjax.data.splits import split_by_id
 from fairjax.data.values import canonical, strip
@@ -170,7 +171,10 @@ def _read_ol3i(folder: Path, seeds: Seeds) -> ImageTable:
         attributes={n: read_attribute(table, n) for n in ("sex", "age_binary", "age_multi")},
         ids=ids,
         splits=split_by_id(ids, seeds=seeds),
-        notes=(f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",),
+        notes=(
+            f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",
+            *spelling_notes(table, "sex"),
+        ),
     )
 
 
@@ -230,7 +234,11 @@ def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
         },
         ids=ids,
         splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=seeds),
-        notes=(*notes, f"Split 7/1/2 by subject with seeds {seeds[0]} and {seeds[1]}."),
+        notes=(
+            *notes,
+            f"Split 7/1/2 by subject with seeds {seeds[0]} and {seeds[1]}.",
+            *spelling_notes(table, "M/F"),
+        ),
     )
 
 
@@ -283,7 +291,10 @@ def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
         },
         ids=ids,
         splits=split_by_id(ids, seeds=seeds),
-        notes=(f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",),
+        notes=(
+            f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",
+            *spelling_notes(table, "Sex"),
+        ),
     )
 
 
