@@ -165,7 +165,20 @@ def test_a_dataset_refuses_ids_that_floats_have_rounded():
     assert dataset(np.arange(6) + 10**17).ids[5] == 10**17 + 5
 
 
-WORDS = ("None", "<NA>", "#N/A", "missing", "Missing", "Unknown", "unk", "?", "NULL", " nan ", "")
+WORDS = (
+    "NA",
+    "None",
+    "<NA>",
+    "#N/A",
+    "missing",
+    "Missing",
+    "Unknown",
+    "unk",
+    "?",
+    "NULL",
+    " nan ",
+    "",
+)
 
 
 def notes_of(data):
