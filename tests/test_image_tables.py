@@ -130,8 +130,10 @@ def test_three_files_are_named_after_their_folder_and_a_column_may_give_the_spli
     assert one.name == "my" and one.fingerprint == three.fingerprint
     with pytest.raises(ValueError, match="give three files or the split column 'part', not both"):
         load(folder, path=path, split="part")
-    write(folder, part=lambda i: "dev")
-    with pytest.raises(ValueError, match="line 2: split column 'part' holds 'dev', accepted are"):
+    write(folder, part=lambda i: "holdout")
+    with pytest.raises(
+        ValueError, match="line 2: split column 'part' holds 'holdout', accepted are"
+    ):
         load(folder, split="part")
 
 

@@ -146,8 +146,8 @@ def test_splits_that_cannot_be_made(tmp_path, table):
     refuse(table, "summing to 1, got (0.6, 0.3, 0.2)", split=(0.6, 0.3, 0.2))
     path = tmp_path / "t.csv"
     refuse(
-        write(path, changed(1, "part", "valid")),
-        "t.csv, line 3: split column 'part' holds 'valid', accepted are 'train', 'val', 'test'",
+        write(path, changed(1, "part", "holdout")),
+        "t.csv, line 3: split column 'part' holds 'holdout', accepted are 'train', 'val', 'test'",
     )
     refuse(write(path, changed(1, "part", "")), "line 3: split column 'part' holds nothing")
     refuse({"train": table}, "path must map each of ('train', 'val', 'test') to a file")

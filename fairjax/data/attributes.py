@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 import numpy as np
 from jaxtyping import Int64
 
+from fairjax.data.columns import merge_spellings
 from fairjax.data.csvfile import Column, Table, number, show
+from fairjax.data.values import UNKNOWN, key
 
 ALIASES = {
     "image": ("image", "path", "image_path", "image_id", "hasher", "md5hash", "filename", "file"),
@@ -19,7 +22,7 @@ AGE_CUTS = {"age_binary": (60.0,), "age_multi": (19.0, 39.0, 59.0, 79.0)}
 """Ages, in years, that end a band when a banded column is asked for and only ages are there."""
 
 _SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
-_UNKNOWN = frozenset({"unknown", "unk", "not known", "-1"})
+_UNKNOWN = UNKNOWN | {"-1"}
 
 
 def find_column(table: Table, name: str) -> str:
@@ -60,23 +63,23 @@ def read_attribute(table: Table, name: str, age_cuts: Sequence[float] | None = N
         if age_cuts is None:
             raise ValueError(f"{table.files[0]}: {show(name)} is in years; give age_cuts=")
         return age_bands(table, column_name, age_cuts)
-    values, codes = table.columns[column_name]
+    (values, codes), _ = merge_spellings(table.columns[column_name])
     is_sex = column_name.casefold() in ALIASES["sex"]
     named = []
     for value in values:
-        plain = number(value)
-        shown = value if plain is None else f"{column_name}={plain:g}"
+        shown = value if number(value) is None else f"{column_name}={value}"
         if is_sex:
-            shown = _SEXES.get(value.casefold(), shown)
-        named.append("" if value.casefold() in _UNKNOWN else shown)
+            shown = _SEXES.get(key(value), shown)
+        named.append("" if key(value) in _UNKNOWN else shown)
     order = sorted(set(named) - {""}, key=lambda text: (_number_in(text), text))
     recode = np.array([*(order.index(text) if text else -1 for text in named), -1], np.int32)
     return Column(tuple(order), recode[codes])
 
 
-def _number_in(text: str) -> float:
-    """What follows "=" in a group name, so that codes sort as numbers."""
-    return number(text.rpartition("=")[2]) or 0.0
+def _number_in(text: str) -> Decimal:
+    """What follows "=" in a group name, so that codes sort as numbers, long ones too."""
+    code = text.rpartition("=")[2]
+    return Decimal(0 if number(code) is None else code)
 
 
 def age_bands(table: Table, name: str, cuts: Sequence[float]) -> Column:
@@ -84,9 +87,9 @@ def age_bands(table: Table, name: str, cuts: Sequence[float]) -> Column:
     if not len(cuts) or list(cuts) != sorted(set(cuts)) or not all(map(math.isfinite, cuts)):
         raise ValueError(f"age_cuts must be increasing ages, got {tuple(cuts)}")
     values, codes = table.columns[name]
-    ages = [None if v.casefold() in _UNKNOWN else number(v) for v in values]
+    ages = [None if key(v) in _UNKNOWN else number(v) for v in values]
     for code, (value, age) in enumerate(zip(values, ages, strict=True)):
-        known = value.casefold() not in _UNKNOWN
+        known = key(value) not in _UNKNOWN
         if known and (age is None or not 0 <= age <= 130):
             row = int((codes == code).argmax())
             raise ValueError(

@@ -1,16 +1,28 @@
 """From columns of cells to the arrays of a `Dataset`: labels, groups and features."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from fairjax.data.csvfile import Column, Table, number, show
 from fairjax.data.dataset import SPLITS
+from fairjax.data.values import MISSING, UNKNOWN, canonical, key, spellings
 
 MAX_CATEGORIES = 100
 """More classes, groups or categories than this are taken for a mistake."""
+
+_SPLIT_NAMES = {split: split for split in SPLITS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+}
+"""What split columns hold, by `key`."""
 
 
 def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray, list[str]]:
@@ -27,24 +39,48 @@ def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray
     return table.take(rows), rows, [note]
 
 
+def tidy(table: Table, names: Sequence[str]) -> tuple[Table, list[str]]:
+    """The table with some columns in one spelling per value, and notes on what was merged.
+
+    Cells that differ only in how a number or a text is written (see `canonical`) are one value,
+    named by its most frequent spelling; what says that nothing is known counts as missing.
+    """
+    columns, notes = dict(table.columns), []
+    for name in dict.fromkeys(names):
+        columns[name], merged = merge_spellings(table.columns[name])
+        notes += [f"Column {show(name)}: {text}." for text in merged]
+    return dataclasses.replace(table, columns=columns), notes
+
+
+def merge_spellings(column: Column) -> tuple[Column, list[str]]:
+    """The column with one value per meaning, and which texts were merged."""
+    values, codes = column
+    counts = np.bincount(codes[codes >= 0], minlength=len(values)).tolist()
+    name_of = spellings(values, counts)
+    code_of: dict[str, int] = {}
+    recode, others = [], {}
+    for value, count in zip(values, counts, strict=True):
+        name, unknown = name_of[value], key(value) in MISSING | UNKNOWN
+        recode.append(-1 if unknown else code_of.setdefault(name, len(code_of)))
+        if unknown or (value != name and number(name) is None):
+            shown = "missing" if unknown else show(name)
+            others.setdefault(shown, []).append(f"{show(value)} ({count})")
+    notes = [f"{', '.join(texts)} read as {shown}" for shown, texts in others.items()]
+    return Column(tuple(code_of), np.array([*recode, -1], np.int32)[codes]), notes
+
+
 def categories(column: Column) -> Column:
     """The column with values in order: as numbers (equal ones merged) if all are, else as text."""
     numbers = [number(value) for value in column.values]
-    finite = [x for x in numbers if x is not None and math.isfinite(x)]
-    if len(finite) == len(numbers):
-        names = [_plain(x) for x in finite]
-        values = tuple(dict.fromkeys(_plain(x) for x in sorted(finite)))
+    if all(x is not None and math.isfinite(x) for x in numbers):
+        names = [canonical(f"{Decimal(value):f}") for value in column.values]
+        values = tuple(sorted(set(names), key=Decimal))
     else:
         names = column.values
         values = tuple(sorted(names))
     code_of = {value: code for code, value in enumerate(values)}
     recode = np.array([*(code_of[name] for name in names), -1], np.int32)
     return Column(values, recode[column.codes])
-
-
-def _plain(x: float) -> str:
-    """A number as a name: 1.0 and 1 are both "1"."""
-    return str(int(x)) if x.is_integer() and abs(x) < 1e15 else repr(x)
 
 
 def _display(name: str, values: Sequence[str]) -> tuple[str, ...]:
@@ -96,14 +132,14 @@ def read_labels(
                 f" or positive={show(values[1])} to say which value is class 1"
             )
         return codes, names
-    wanted = categories(Column((str(positive),), np.zeros(1, np.int32))).values[0]
-    if wanted not in values:
+    keys = [key(value) for value in values]
+    if key(str(positive)) not in keys:
         listed = ", ".join(show(value) for value in values[:10])
         raise ValueError(
             f"{file}: label column {show(name)} never holds positive={show(positive)}; "
             f"it holds {listed}{', ...' if len(values) > 10 else ''}"
         )
-    target = values.index(wanted)
+    target = keys.index(key(str(positive)))
     other = names[1 - target] if len(values) == 2 else f"not {names[target]}"
     return (codes == target).astype(np.int32), (other, names[target])
 
@@ -136,10 +172,11 @@ def read_groups(
     return combined.reshape(-1).astype(np.int32), names
 
 
-def read_splits(table: Table, name: str) -> dict[str, Int32[np.ndarray, " _"]]:
-    """The rows of each split, as a column names it."""
+def read_splits(table: Table, name: str) -> tuple[dict[str, Int32[np.ndarray, " _"]], list[str]]:
+    """The rows of each split, as a column names it, and notes on names that are not ours."""
     values, codes = table.columns[name]
-    known = np.array([*(value in SPLITS for value in values), False])
+    named = [_SPLIT_NAMES.get(key(value)) for value in values]
+    known = np.array([*(split is not None for split in named), False])
     if not known[codes].all():
         row = int(np.flatnonzero(~known[codes])[0])
         found = show(values[codes[row]]) if codes[row] >= 0 else "nothing"
@@ -147,7 +184,13 @@ def read_splits(table: Table, name: str) -> dict[str, Int32[np.ndarray, " _"]]:
             f"{table.where(row)}: split column {show(name)} holds {found}, accepted are "
             f"{', '.join(map(show, SPLITS))}"
         )
-    return rows_of_splits(np.array([SPLITS.index(value) for value in values])[codes])
+    notes = [
+        f"Column {show(name)}: {show(value)} ({(codes == code).sum()}) read as {show(split)}."
+        for code, (value, split) in enumerate(zip(values, named, strict=True))
+        if value != split
+    ]
+    split_of_value = np.array([SPLITS.index(split) for split in named if split is not None])
+    return rows_of_splits(split_of_value[codes]), notes
 
 
 def rows_of_splits(split_of_row: np.ndarray) -> dict[str, np.ndarray]:

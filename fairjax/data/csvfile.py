@@ -16,9 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fairjax.data.dataset import SPLITS
-
-MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
-"""Cells that count as missing, in any case and after stripping blanks."""
+from fairjax.data.values import MISSING, key, strip
 
 
 class Column(NamedTuple):
@@ -257,8 +255,8 @@ def _encode(cells) -> Column:
     """Distinct values in order of first appearance, and their codes."""
     code_of_value, code_of_cell = {}, {}
     for cell in dict.fromkeys(cells):
-        value = cell.strip()
-        missing = value.casefold() in MISSING
+        value = strip(cell)
+        missing = key(value) in MISSING
         code_of_cell[cell] = -1 if missing else code_of_value.setdefault(value, len(code_of_value))
     codes = np.fromiter(map(code_of_cell.__getitem__, cells), np.int32, len(cells))
     return Column(tuple(code_of_value), codes)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, Integer, Shaped
 
+from fairjax.data.values import merge_ids
+
 SPLITS = ("train", "val", "test")
 
 _CHUNK = 1024  # rows of a memory map that are read at a time
@@ -41,13 +43,13 @@ class Dataset:
       feature_names: D column names, empty for images.
       notes: what reading did to the data (rows dropped, values imputed), one sentence each.
       ids: `[N]`, any sortable dtype: rows of equal ids (a patient's) never straddle splits; None
-        where every row stands alone.
+        where every row stands alone. Of text, "7" and "7.0" are equal; see `merge_ids`.
       fixed_test: whether the test split was given (a published one, or drawn from elsewhere) and
         must stay as it is when splits are drawn anew.
 
     Raises:
-      ValueError: lengths disagree, an id is outside its names, splits are absent or overlap, or
-        rows of one id are in several.
+      ValueError: lengths disagree, an id is outside its names, splits are absent or overlap,
+        rows of one id are in several, or ids are floats too large to be exact.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Dataset:
         if len(np.unique(rows)) != len(rows):
             raise ValueError(f"{self.name}: splits share rows")
         if self.ids is not None:
+            object.__setattr__(self, "ids", merge_ids(self.ids))
             self._check_ids(self.ids)
 
     def _check_ids(self, ids: np.ndarray) -> None:
@@ -95,6 +98,11 @@ class Dataset:
         if ids.shape != (len(self.inputs),):
             raise ValueError(
                 f"{self.name}: ids must be one per row, ({len(self.inputs)},), got {ids.shape}"
+            )
+        if ids.dtype.kind == "f" and (np.abs(ids) >= 2.0 ** (np.finfo(ids.dtype).nmant + 1)).any():
+            raise ValueError(
+                f"{self.name}: ids of {ids.dtype} are too long to be exact; "
+                "give whole numbers or text"
             )
         owners = [np.unique(ids[self.splits[split]]) for split in SPLITS]
         values, counts = np.unique(np.concatenate(owners), return_counts=True)

@@ -10,11 +10,12 @@ from jaxtyping import Int32, Integer, Shaped, UInt8
 
 from fairjax.data.attributes import cells, combine_attributes, find_column, read_attribute
 from fairjax.data.cache import cached_images
-from fairjax.data.columns import read_labels, read_splits, rows_of_splits
+from fairjax.data.columns import read_labels, read_splits, rows_of_splits, tidy
 from fairjax.data.csvfile import Column, Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.image_files import locate, pickled_inputs
 from fairjax.data.splits import stratified_split
+from fairjax.data.values import key, merge_ids
 
 Ratios = tuple[float, float, float]
 Classes = Mapping[str, Mapping[str, int]]
@@ -76,7 +77,8 @@ def load_image_table(
     Column names are compared without regard to case, and `image`, `sex` and `age` stand for the
     names in `fairjax.data.attributes.ALIASES`; unnamed index columns are skipped. Sex may be
     written M, F, male or female; other values are kept as they are ("sex=0"), since sources
-    disagree on codes. `Age_binary` and `Age_multi` are made from an age in years where the table
+    disagree on codes. `MISSING` and `UNKNOWN` of `fairjax.data.values` and a code of -1 are
+    unknown. `Age_binary` and `Age_multi` are made from an age in years where the table
     lacks them.
 
     Args:
@@ -92,7 +94,7 @@ def load_image_table(
       positive: the label value that becomes class 1, all others class 0.
       id_column: whose rows must stay together; given splits are checked.
       split: shares of train, val and test for one file, stratified on (label, group); or the name
-        of a column that holds "train", "val" and "test".
+        of a column that holds "train", "val" and "test", or as in `load_csv`.
       seed: of a drawn split.
       unknown: "drop" rows whose attribute is missing or unknown, or keep them as a "group".
       age_cuts: ages that end a band, for an attribute in years.
@@ -117,12 +119,13 @@ def load_image_table(
         raise ValueError(f"give three files or the split column {split!r}, not both")
     names = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive)
     shared = [name for name in tables[0].columns if all(name in t.columns for t in tables)]
-    table, labels, label_names, notes = _read_classes(
-        join([one.select(shared) for one in tables]), label, positive
-    )
+    table = join([one.select(shared) for one in tables])
+    table, merged = _tidy(table, (*names, *(() if id_column is None else (id_column,))), image)
+    table, labels, label_names, notes = _read_classes(table, label, positive)
     splits = rows_of_splits(table.file_of_row) if isinstance(path, Mapping) else None
     if isinstance(split, str):
-        splits = read_splits(table, find_column(table, split))
+        splits, renamed = read_splits(table, find_column(table, split))
+        notes += renamed
     root = Path(image_root) if image_root is not None else Path(table.files[0]).parent
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder of images")
@@ -137,7 +140,7 @@ def load_image_table(
         attributes={name: read_attribute(table, name, age_cuts) for name in names},
         ids=None if id_column is None else np.array(cells(table, find_column(table, id_column))),
         splits=splits,
-        notes=tuple(notes),
+        notes=(*merged, *notes),
     )
     inputs = None
     if pickles is not None:
@@ -179,6 +182,8 @@ def image_dataset(
     `split` and `seed` are of a table that brings no splits. `inputs` are images that are decoded
     already, instead of the table's paths.
     """
+    if table.ids is not None:
+        table = dataclasses.replace(table, ids=merge_ids(table.ids))
     group, group_names, notes = combine_attributes(table.name, table.attributes, sensitive, unknown)
     usable = group >= 0
     if inputs is None:
@@ -246,14 +251,26 @@ def _check_groups(data: Dataset, allow_small_groups: bool) -> list[str]:
     return [f"{gap}." for gap in gaps]
 
 
+def _tidy(table: Table, names: Sequence[str], image: str) -> tuple[Table, list[str]]:
+    """`tidy` for attributes and ids; not for paths, nor for bands that no column holds."""
+    found = []
+    for name in (image, *names):
+        try:
+            found.append(find_column(table, name))
+        except ValueError:
+            found.append("")  # whoever reads it refuses what is absent and cannot be made
+    return tidy(table, [name for name in found[1:] if name not in ("", found[0])])
+
+
 def _read_classes(
     table: Table, label: str | Classes, positive: str | int | None
 ) -> tuple[Table, np.ndarray, tuple[str, ...], list[str]]:
     """The rows that have a class, the class of each, the names of the classes, and notes."""
     if isinstance(label, str):
         name = find_column(table, label)
+        table, merged = tidy(table, [name])
         table, notes = _drop_missing(table, name)
-        return table, *read_labels(table, name, positive), notes
+        return table, *read_labels(table, name, positive), [*merged, *notes]
     if len(label) != 1:
         raise ValueError(f"label must map one column to its classes, got {len(label)} columns")
     if positive is not None:
@@ -262,8 +279,9 @@ def _read_classes(
         )
     (column, classes), *_ = label.items()
     name = find_column(table, column)
+    table, merged = tidy(table, [name])
     table, notes = _keep_listed(table, name, classes)
-    return table, *_map_labels(table, name, classes), notes
+    return table, *_map_labels(table, name, classes), [*merged, *notes]
 
 
 def _keep_listed(table: Table, name: str, classes: Mapping[str, int]) -> tuple[Table, list[str]]:
@@ -271,7 +289,11 @@ def _keep_listed(table: Table, name: str, classes: Mapping[str, int]) -> tuple[T
     values, codes = table.columns[name]
     if sorted(set(classes.values())) != list(range(len(set(classes.values())))):
         raise ValueError(f"label classes must be 0, 1, ... without gaps, got {dict(classes)}")
-    keep = np.array([*(value in classes for value in values), False])[codes]
+    listed = {key(value): label for value, label in classes.items()}
+    for value, label in classes.items():
+        if listed[key(value)] != label:
+            raise ValueError(f"label gives spellings of {show(value)} different classes")
+    keep = np.array([*(key(value) in listed for value in values), False])[codes]
     if not keep.any():
         raise ValueError(
             f"{table.files[0]}: column {show(name)} never holds {', '.join(map(show, classes))}"
@@ -286,7 +308,8 @@ def _map_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Class of every row by a mapping; a class is named after its values."""
     values, codes = table.columns[name]
-    labels = np.array([classes[value] for value in values], np.int32)[codes]
+    class_of = {key(value): label for value, label in classes.items()}
+    labels = np.array([class_of[key(value)] for value in values], np.int32)[codes]
     count = max(classes.values()) + 1
     names = tuple("/".join(v for v, c in classes.items() if c == k) for k in range(count))
     return labels, names

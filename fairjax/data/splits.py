@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer, Shaped
 
 from fairjax.data.dataset import SPLITS, Dataset
+from fairjax.data.values import merge_ids
 
 
 def stratified_split(
@@ -54,7 +55,7 @@ def stratified_split(
     elif len(groups) != len(strata):
         raise ValueError(f"groups must have one id per row: {len(groups)} ids, {len(strata)} rows")
     else:
-        members, group_of_row = np.unique(groups, return_inverse=True)
+        members, group_of_row = np.unique(merge_ids(groups), return_inverse=True)
         split_of_row = _place_groups(
             strata, group_of_row.reshape(-1), len(members), ratios, generator
         )[group_of_row.reshape(-1)]
@@ -156,7 +157,7 @@ def split_by_id(
     for name, value in (("held_out", held_out), ("test_share", test_share)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must be in (0, 1), got {value}")
-    distinct, id_of_row = np.unique(ids, return_inverse=True)
+    distinct, id_of_row = np.unique(merge_ids(ids), return_inverse=True)
     if len(distinct) < len(SPLITS):
         raise ValueError(f"three splits need at least three distinct ids, got {len(distinct)}")
     train, rest = train_test_split(

@@ -10,11 +10,13 @@ import numpy as np
 from fairjax.data.columns import (
     categories,
     drop_missing,
+    merge_spellings,
     read_feature,
     read_groups,
     read_labels,
     read_splits,
     rows_of_splits,
+    tidy,
 )
 from fairjax.data.csvfile import Column, Table, join, number, read_csv, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
@@ -41,9 +43,14 @@ def load_csv(
     """Reads a labelled table with a sensitive group.
 
     Numbers are standardised by the mean and standard deviation of train; text becomes one-hot over
-    the values of train, all zero for a value that train lacks. Empty cells, `?`, `NA`, `N/A`, `NaN`
-    and `null` are missing. Rows without label or group are dropped. All that is dropped, filled or
-    unseen is counted in `notes`.
+    the values of train, all zero for a value that train lacks. Empty cells and
+    those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`, ...) are missing;
+    in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not known`), which a
+    feature keeps as a category. Rows without label or group are dropped. All that is dropped,
+    filled or unseen is counted in `notes`.
+
+    Labels, groups and ids that differ only in case, blanks, invisible characters, a closing stop or
+    the way a number is written are one value, named by its most frequent spelling, with a note.
 
     Args:
       path: one CSV (also `.gz` or `.zip`), or a mapping with the files "train", "val" and "test".
@@ -51,10 +58,11 @@ def load_csv(
       sensitive: the column of the group, or several, whose intersections read "Female & Black".
         Values that are numbers are named `column=value`.
       features: the input columns; by default all but label, id and split.
-      positive: the label value that becomes class 1, all others class 0. Needed when the label is
-        two texts, where nothing else says which outcome is the favourable one.
+      positive: the label value that becomes class 1, in any spelling, all others class 0. Needed
+        when the label is two texts, where nothing else says which outcome is the favourable one.
       split: shares of train, val and test for one file, drawn by `seed` and stratified on
-        (label, group); or the name of a column that holds "train", "val" and "test".
+        (label, group); or the name of a column that holds "train", "val" and "test"
+        (or "training", "valid", "validation", "dev", "testing", in any case, with a note).
       id_column: whose rows must stay together (a patient's). Drawn splits keep them together;
         given splits are checked.
       missing: "drop" rows with a missing feature, or "impute" the median or most frequent value
@@ -285,19 +293,23 @@ def to_dataset(
     if missing not in ("drop", "impute"):
         raise ValueError(f'missing must be "drop" or "impute", got {missing!r}')
     needed = (roles.label, *roles.sensitive, *(roles.features if missing == "drop" else ()))
+    table, merged = tidy(table, (roles.label, *roles.sensitive))
     table, rows, notes = drop_missing(table, tuple(dict.fromkeys(needed)))
+    notes = [*merged, *notes]
     labels, label_names = read_labels(table, roles.label, positive)
     group, group_names = read_groups(table, roles.sensitive)
     if isinstance(split, np.ndarray):
         splits = rows_of_splits(split[rows])
     elif isinstance(split, str):
-        splits = read_splits(table, split)
+        splits, renamed = read_splits(table, split)
+        notes += renamed
     else:
         splits = _draw_splits(table, roles, split, labels * len(group_names) + group, seed)
         ratios = "/".join(f"{ratio:g}" for ratio in split)
         whole = "" if roles.id_column is None else f", every {show(roles.id_column)} kept whole"
         notes.append(f"Split {ratios} drawn with seed {seed}, stratified on (label, group){whole}.")
     if roles.id_column is not None:
+        notes += tidy(table, (roles.id_column,))[1]
         _check_ids(table, roles.id_column, splits)
     blocks, feature_names = [], []
     for feature in roles.features:
@@ -337,8 +349,8 @@ def _draw_splits(table, roles, ratios, strata, seed) -> dict[str, np.ndarray]:
 
 
 def _read_ids(table, name) -> np.ndarray:
-    """One number per distinct id; "7" and "7.0" are the same."""
-    ids = categories(table.columns[name]).codes
+    """One number per distinct id; "7" and "7.0" are the same, see `canonical`."""
+    ids = categories(merge_spellings(table.columns[name])[0]).codes
     if (ids < 0).any():
         row = int(np.flatnonzero(ids < 0)[0])
         raise ValueError(f"{table.where(row)}: id column {show(name)} holds nothing")

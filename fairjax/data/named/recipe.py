@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from fairjax.data.attributes import cells, find_column, read_attribute
+from fairjax.data.columns import tidy
 from fairjax.data.csvfile import Column, Table, join, read_csv, show
 from fairjax.data.dataset import SPLITS
 from fairjax.data.image_files import SUFFIXES, path_below
 from fairjax.data.image_tables import ImageTable
+from fairjax.data.values import key
 
 Seeds = tuple[int, int]
 
@@ -104,8 +106,14 @@ def places(table: Table) -> tuple[str, ...]:
 def map_column(table: Table, name: str, groups: Mapping[str, str], order: Sequence[str]) -> Column:
     """A column whose values are renamed; what the mapping lacks is unknown (-1)."""
     values, codes = table.columns[find_column(table, name)]
-    recode = [order.index(groups[value]) if value in groups else -1 for value in values]
+    code_of = {key(value): order.index(group) for value, group in groups.items()}
+    recode = [code_of.get(key(value), -1) for value in values]
     return Column(tuple(order), np.array([*recode, -1], np.int32)[codes])
+
+
+def spelling_notes(table: Table, *names: str) -> list[str]:
+    """Notes on the spellings that `read_attribute`, `map_column` and `labels_from` merge."""
+    return tidy(table, [find_column(table, name) for name in names])[1]
 
 
 def coded(names: Sequence[str], codes: Any) -> Column:
@@ -116,13 +124,14 @@ def coded(names: Sequence[str], codes: Any) -> Column:
 def labels_from(table: Table, name: str, classes: Mapping[str, int]) -> np.ndarray:
     """Class of every row; a value that the mapping lacks is an error with its line."""
     found = cells(table, find_column(table, name))
+    class_of = {key(value): label for value, label in classes.items()}
     for row, value in enumerate(found):
-        if value not in classes:
+        if key(value) not in class_of:
             raise ValueError(
                 f"{table.where(row)}: column {show(name)} holds {show(value)}, accepted are "
                 f"{', '.join(map(show, classes))}"
             )
-    return np.array([classes[value] for value in found], np.int32)
+    return np.array([class_of[key(value)] for value in found], np.int32)
 
 
 def keep(table: Table, rows: np.ndarray, why: str, notes: list[str]) -> Table:
@@ -157,11 +166,12 @@ def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
     classes = {}
     for label in range(len(recipe.label_names)):
         classes |= {str(label): label, f"{label}.0": label}
-    attributes = {}
+    attributes, told = {}, [form.label]
     for name in form.attributes:
         lowered = {column.casefold() for column in table.columns}
         if name in ("sex", "age_binary", "age_multi") or name in lowered:
             attributes[name] = read_attribute(table, name)
+            told += [name] if name in lowered else []
     names = cells(table, find_column(table, form.image))
     paths, missing = [], []
     for name, place in zip(names, where, strict=True):
@@ -185,5 +195,5 @@ def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
             split: np.flatnonzero(table.file_of_row == i).astype(np.int32)
             for i, split in enumerate(SPLITS)
         },
-        notes=("Read from prepared CSVs, with their split.",),
+        notes=("Read from prepared CSVs, with their split.", *spelling_notes(table, *told)),
     )

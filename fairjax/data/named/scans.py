@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fairjax.data.attributes import AGE_CUTS, age_bands, cells, find_column, read_attribute
-from fairjax.data.csvfile import join, number, read_csv
+from fairjax.data.csvfile import Table, join, number, read_csv, show
 from fairjax.data.image_files import path_below
 from fairjax.data.image_tables import ImageTable
 from fairjax.data.named.recipe import (
@@ -22,8 +22,10 @@ from fairjax.data.named.recipe import (
     map_column,
     places,
     present,
+    spelling_notes,
 )
 from fairjax.data.splits import split_by_id
+from fairjax.data.values import canonical, strip
 
 _SEX = ("female", "male")
 
@@ -31,9 +33,10 @@ _SEX = ("female", "male")
 def _read_papila(folder: Path, seeds: Seeds) -> ImageTable:
     """Eyes of the clinical tables; the suspicious ones (diagnosis 2) are dropped."""
     rows, dropped = [], 0
+    unread: list[str] = []
     for eye in ("od", "os"):
         file = folder / "ClinicalData" / f"patient_data_{eye}"
-        for patient, age, sex, diagnosis, where in _papila_rows(file):
+        for patient, age, sex, diagnosis, where in _papila_rows(file, unread):
             if diagnosis == 2:
                 dropped += 1
             else:
@@ -55,12 +58,25 @@ def _read_papila(folder: Path, seeds: Seeds) -> ImageTable:
         },
         ids=ids,
         splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=seeds),
-        notes=(f"Dropped {dropped} suspicious eyes (diagnosis 2).",),
+        notes=(f"Dropped {dropped} suspicious eyes (diagnosis 2).", *_unread_note(unread)),
     )
 
 
-def _papila_rows(file: Path):
-    """Patient, age, sex, diagnosis and place of each row of a clinical table, `.xlsx` or `.csv`."""
+def _unread_note(unread: list[str]) -> list[str]:
+    """A sentence on rows that hold something but no patient's number."""
+    if not unread:
+        return []
+    more = ", ..." if len(unread) > 5 else ""
+    return [
+        f"Dropped {len(unread)} rows without a patient's number ({', '.join(unread[:5])}{more})."
+    ]
+
+
+def _papila_rows(file: Path, unread: list[str]):
+    """Patient, age, sex, diagnosis and place of each row of a clinical table, `.xlsx` or `.csv`.
+
+    Patients are "#002", in some copies "002" or 2. Rows with facts but another id go to `unread`.
+    """
     if file.with_suffix(".csv").is_file():
         path = file.with_suffix(".csv")
         table = read_csv(path)
@@ -73,14 +89,23 @@ def _papila_rows(file: Path):
         sheet = _read_xlsx(path)
     place: dict[str, int] = {}
     for line, row in enumerate(sheet, 1):
-        for column, cell in enumerate(row):
-            if cell in ("Age", "Gender", "Diagnosis"):
-                place.setdefault(cell, column)
-        if len(place) == 3 and re.fullmatch(r"#\d+", row[0]):
-            age, sex, diagnosis = (number(row[place[c]]) for c in ("Age", "Gender", "Diagnosis"))
-            if age is None or sex not in (0, 1) or diagnosis not in (0, 1, 2):
-                raise ValueError(f"{path}, row {line}: age, gender 0/1 or diagnosis 0/1/2 is wrong")
-            yield row[0], age, sex, diagnosis, f"{path}, row {line}"
+        titles = [c for c in row if c in ("Age", "Gender", "Diagnosis")]
+        for title in titles:
+            place.setdefault(title, row.index(title))
+        if titles or len(place) < 3:
+            continue
+        facts = [row[place[c]] for c in ("Age", "Gender", "Diagnosis")]
+        patient = re.fullmatch(r"#?\s*(\d+)", canonical(row[0]))
+        if patient is None:
+            if any(map(strip, (row[0], *facts))):  # all blank is a line of subtitles
+                unread.append(f"{path.name}, row {line}: {show(row[0])}")
+            continue
+        age, sex, diagnosis = map(number, facts)
+        if age is None or sex not in (0, 1) or diagnosis not in (0, 1, 2):
+            raise ValueError(f"{path}, row {line}: age, gender 0/1 or diagnosis 0/1/2 is wrong")
+        yield f"#{patient[1].zfill(3)}", age, sex, diagnosis, f"{path}, row {line}"
+    if len(place) < 3:
+        raise ValueError(f"{path}: no row of titles with Age, Gender and Diagnosis")
 
 
 def _read_xlsx(path: Path) -> list[list[str]]:
@@ -146,7 +171,10 @@ def _read_ol3i(folder: Path, seeds: Seeds) -> ImageTable:
         attributes={n: read_attribute(table, n) for n in ("sex", "age_binary", "age_multi")},
         ids=ids,
         splits=split_by_id(ids, seeds=seeds),
-        notes=(f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",),
+        notes=(
+            f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",
+            *spelling_notes(table, "sex"),
+        ),
     )
 
 
@@ -161,6 +189,20 @@ OL3I = Recipe(
     read=_read_ol3i,
     prepared=Prepared("path", "label_1y", ("sex", "age_binary", "age_multi"), ("", "Image_Slices")),
 )
+
+
+def _ratings(table: Table, name: str) -> list[float]:
+    """The distinct values of a column of numbers; text is refused rather than taken for 0."""
+    values, codes = table.columns[name]
+    numbers = [number(value) for value in values]
+    for code, found in enumerate(numbers):
+        if found is None:
+            row = int((codes == code).argmax())
+            raise ValueError(
+                f"{table.where(row)}: column {show(name)} holds {show(values[code])}, "
+                "expected a number"
+            )
+    return [value for value in numbers if value is not None]
 
 
 def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
@@ -179,7 +221,7 @@ def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
             f"({len(missing)} missing in all)"
         )
     ids = np.array([subject.rpartition("_MR")[0] or subject for subject in subjects])
-    rating = np.array([number(cell) or 0.0 for cell in cells(table, "CDR")])
+    rating = np.array(_ratings(table, "CDR"))[table.columns["CDR"].codes]
     return ImageTable(
         name="oasis1",
         paths=tuple(slices[subject] for subject in subjects),
@@ -192,7 +234,11 @@ def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
         },
         ids=ids,
         splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=seeds),
-        notes=(*notes, f"Split 7/1/2 by subject with seeds {seeds[0]} and {seeds[1]}."),
+        notes=(
+            *notes,
+            f"Split 7/1/2 by subject with seeds {seeds[0]} and {seeds[1]}.",
+            *spelling_notes(table, "M/F"),
+        ),
     )
 
 
@@ -231,8 +277,8 @@ def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
     )
     if (ids == "").any():
         raise ValueError(f"{where[int((ids == '').argmax())]}: the path names no patient")
-    values, codes = table.columns["No Finding"]
-    healthy = np.array([*((number(value) or 0) > 0 for value in values), False])[codes]
+    found = _ratings(table, "No Finding")
+    healthy = np.array([*(value > 0 for value in found), False])[table.columns["No Finding"].codes]
     return ImageTable(
         name="chexpert",
         paths=paths,
@@ -245,7 +291,10 @@ def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
         },
         ids=ids,
         splits=split_by_id(ids, seeds=seeds),
-        notes=(f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",),
+        notes=(
+            f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",
+            *spelling_notes(table, "Sex"),
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fairjax.data.attributes import AGE_CUTS, age_bands, cells, read_attribute
+from fairjax.data.columns import tidy
 from fairjax.data.csvfile import Column, Table, number, read_csv
 from fairjax.data.image_tables import ImageTable
 from fairjax.data.lesion_files import IMAGES, METADATA
@@ -20,6 +21,7 @@ from fairjax.data.named.recipe import (
     map_column,
     places,
     present,
+    spelling_notes,
 )
 from fairjax.data.splits import split_by_id
 
@@ -44,7 +46,7 @@ def _read_ham10000(folder: Path, seeds: Seeds) -> ImageTable:
         attributes={"sex": read_attribute(table, "sex"), **_ages(table, "age")},
         ids=ids,
         splits=split_by_id(ids, seeds=seeds),
-        notes=tuple(notes),
+        notes=(*notes, *spelling_notes(table, "dx", "sex")),
     )
 
 
@@ -81,6 +83,7 @@ def _read_fitzpatrick(folder: Path) -> tuple[Table, tuple[Path, ...], dict[str, 
         "skin_type": coded([f"type {r}" for r in ("I", "II", "III", "IV", "V", "VI")], scale - 1),
     }
     paths = find_images([folder / "images"], cells(table, "md5hash"), places(table))
+    notes += spelling_notes(table, "three_partition_label", "label")
     return table, paths, attributes, notes
 
 
@@ -105,6 +108,7 @@ def _read_fitzpatrick17k(folder: Path, seeds: Seeds) -> ImageTable:
 def _read_fitzpatrick17k_114(folder: Path, seeds: Seeds) -> ImageTable:
     """The condition, classes in alphabetical order of those in the file."""
     table, paths, attributes, notes = _read_fitzpatrick(folder)
+    table, _ = tidy(table, ["label"])
     found = cells(table, "label")
     names = tuple(sorted(set(found)))
     ids = np.array(cells(table, "md5hash"))
@@ -187,6 +191,7 @@ def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
         notes=(
             "The published split is lost; this one is 8/1/1 by lesion, seeds "
             f"{seeds[0]} and {seeds[1]}.",
+            *spelling_notes(facts, "sex"),
         ),
     )
 
@@ -226,7 +231,10 @@ def _read_synthetic(folder: Path, seeds: Seeds) -> ImageTable:
             **_ages(table, "age"),
         },
         ids=np.array(cells(table, "lesion_id")),
-        notes=("synthetic images, no patients",),
+        notes=(
+            "synthetic images, no patients",
+            *spelling_notes(table, "diagnosis", "skin_tone", "sex"),
+        ),
     )
 
 
