@@ -69,7 +69,7 @@ def test_the_folder_of_a_run_that_was_killed_is_complete_and_agrees(folder):
     rows = ["full", "full@best", "linear", "norm", "all_on", "fairtune"]
     assert list(summary["results"]) == rows
     ranked = sorted(
-        (trial for trial in trials if not trial["same_as"]),
+        (trial for trial in trials if trial["status"] == "complete" and not trial["same_as"]),
         key=lambda trial: -float(trial["posterior_mean"]),
     )
     finalists = {}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from fairjax.fairtune.trials import COMPLETE, FAILED, STOPPED, Trials
+from fairjax.fairtune.trials import COMPLETE, FAILED, Trials
 
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 _SIGNALS = (0.03, 0.1, 0.3, 1.0)
@@ -83,10 +83,7 @@ def estimate(trials: Trials) -> Posterior:
 
 
 def ranked_trials(trials: Trials, posterior: Posterior) -> np.ndarray:
-    """Trials that were completed or stopped, the best first by their posterior mean, int `[n]`.
-
-    Where halving stops most of them early, the few that were completed are those that came first
-    as often as those that are best; the posterior knows how young a value is.
+    """Completed trials, the best first by their posterior mean, int `[n]`.
 
     Raises:
       ValueError: no trial ran to the end; says how many failed.
@@ -95,8 +92,7 @@ def ranked_trials(trials: Trials, posterior: Posterior) -> np.ndarray:
     if not complete.any():
         failed = int((trials.status == FAILED).sum())
         raise ValueError(f"no trial was completed: {failed} of {len(trials.status)} failed")
-    ended = complete | (trials.status == STOPPED)
-    rows = np.flatnonzero(ended & (trials.same_as < 0) & np.isfinite(posterior.mean))
+    rows = np.flatnonzero(complete & (trials.same_as < 0))
     sign = 1.0 if trials.maximize[0] else -1.0
     return rows[np.argsort(-sign * posterior.mean[rows], kind="stable")]
 

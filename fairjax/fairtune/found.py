@@ -41,7 +41,7 @@ class Found:
 
     @property
     def winner(self) -> Choice:
-        """The trial of best posterior mean, be it one that stopped early."""
+        """The completed trial of best posterior mean."""
         return self.best(1)[0]
 
     @property
@@ -50,7 +50,7 @@ class Found:
         return corrected_value(self.trials, self.posterior)
 
     def best_rows(self, count: int) -> np.ndarray:
-        """Rows of the best trials by posterior mean of the first objective."""
+        """Rows of the best completed trials by posterior mean of the first objective."""
         return ranked_trials(self.trials, self.posterior)[:count]
 
     def best(self, count: int) -> list[Choice]:

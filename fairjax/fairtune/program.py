@@ -133,12 +133,10 @@ def make_program(
 
         def one(number):
             seed, fold = number % num_seeds, number // num_seeds
-            at = lambda leaf: leaf[seed]
-            own = trees.merge(params, jax.tree.map(at, heads)) if heads else params
-            ema = recipe.ema_decay is not None
+            head, own_rows = _at(heads, seed), _at(rows, fold)
+            own, ema = trees.merge(params, head), recipe.ema_decay is not None
             train = start_train(own, batch_stats, optimizer, ema=ema, learning_rate=rate)
-            rows_of_fold = jax.tree.map(lambda leaf: leaf[fold], rows)
-            return init_fit(train, sampler, keys[seed], rows=rows_of_fold)
+            return init_fit(train, sampler, keys[seed], rows=own_rows)
 
         return jax.vmap(one)(number)
 
@@ -167,10 +165,10 @@ def make_program(
         return states, measured(states.train, fold, active, pool, val, frozen)
 
     # the first seed trains as the search is given it
-    others = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(1, num_seeds))
-    keys = jnp.concatenate([key[None], others]) if num_seeds > 1 else key[None]
-    heads = _heads(model, tunable, keys) if num_seeds > 1 else {}
-    start_data = (tunable, heads, weights.batch_stats, _arrange(replicates), keys)
+    later = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(1, num_seeds))
+    keys = jnp.concatenate([key[None], later]) if num_seeds > 1 else key[None]
+    heads, others = _heads(model, tunable, keys) if num_seeds > 1 else ({}, tunable)
+    start_data = (others, heads, weights.batch_stats, _arrange(replicates), keys)
     stream = None
     if recipe.streams(data):
         how = (network, step, sampler, recipe, space, objectives, num_epochs, replicates)
@@ -178,6 +176,10 @@ def make_program(
     return Program(
         space, objectives, replicates, num_runs, start_fn, advance, stream, start_data, frozen
     )
+
+
+def _at(tree: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _arrange(replicates: Replicates) -> Rows:
@@ -192,14 +194,15 @@ def _arrange(replicates: Replicates) -> Rows:
     )
 
 
-def _heads(model: Model, tunable: Any, keys: Any) -> Any:
-    """Classifiers of the seeds, leaves `[S, ...]`: the given one and fresh ones."""
+def _heads(model: Model, tunable: Any, keys: Any) -> tuple[Any, Any]:
+    """Classifiers of the seeds, leaves `[S, ...]`, the given one and fresh ones; and the rest."""
     is_head = lambda name: name.startswith(f"{model.head}/")
-    given = trees.partition(tunable, is_head)[0]
+    given, others = trees.partition(tunable, is_head)
     if not given:
-        return {}
+        return {}, tunable
     fresh = jax.jit(jax.vmap(lambda key: trees.partition(model.init(key)[0], is_head)[0]))(keys)
-    return jax.tree.map(lambda one, all_: jnp.asarray(all_).at[0].set(one), given, fresh)
+    heads = jax.tree.map(lambda one, all_: jnp.asarray(all_).at[0].set(one), given, fresh)
+    return heads, others
 
 
 def _measure_runs(network, space, objectives, trains, fold, active, pool, val, frozen) -> Measured:
