@@ -6,7 +6,7 @@
     python -m experiments.fairbatch compas --data.csv compas-scores-two-years.csv
     python -m experiments.fairbatch csv --data.csv my.csv --data.label y --data.sensitive sex
 
-Expect on Adult (means over ten splits): accuracy .847 plain; equal_opportunity_difference .101 plain,
+Expect on Adult (means over ten splits): accuracy .847 plain; equal_opportunity_difference .101,
 .025 with its rate signal; equalized_odds_difference .102 plain, .051; demographic_parity_difference
 .185 plain, .008; a threshold per group does as well.
 
