@@ -61,6 +61,7 @@ Watched = Literal[
     "demographic_parity",
     "demographic_parity_and_equalized_odds",
 ]
+Correlation = Annotated[float, cli.Range(-1, 1, above=True, below=True)]
 Moved = Annotated[float, cli.Range(0, 1, above=True)]
 
 
@@ -100,7 +101,7 @@ class Config:
     hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
     draw: Draw = "exact"
-    data_ratio: float | None = None
+    data_ratio: Correlation | None = None
     """P(label 1 | group 1) - P(label 1 | group 0) expected of new data: leaves training rows out
     until they have it, for all rows of the table; two labels and two groups"""
     pretrained: Path | None = None

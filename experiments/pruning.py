@@ -131,7 +131,7 @@ PRESETS = {
     ),
     "smoke": Config(
         about="seconds, for tests",
-        data=dataclasses.replace(SHORTCUT, num_train=240, num_val=160, num_test=320),
+        data=dataclasses.replace(TARGET, num_train=240, num_val=160, num_test=320),
         image_size=16,
         layers=("features/13",),
         counts=(4, 8),

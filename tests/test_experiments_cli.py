@@ -100,9 +100,9 @@ DATA = ("data.seed", "data.label_noise")
 ALLOWED = {
     (experiment, option, 0)
     for experiment, options in {
-        "fairbatch": (*DATA, "weight_decay"),
+        "fairbatch": (*DATA, "weight_decay", "data_ratio"),
         "fairtune": (*DATA, "worker", "warmup_epochs", "weight_decay", "label_smoothing"),
-        "pruning": (*DATA, "trade_offs", "max_accuracy_drop", "weight_decay"),
+        "pruning": (*DATA, "trade_offs", "max_accuracy_drop", "weight_decay", "finetune_epochs"),
         "pretrain": ("weight_decay", "seeds.data"),
         "prepare": ("seed",),
     }.items()

@@ -40,7 +40,7 @@ def folders(tmp_path_factory):
     def log_and_die(self, row):
         log(self, row)
         calls.append(row)
-        if row["row"] == "random":
+        if row["row"] == "random_best":
             raise Killed
 
     for name, function, resume in (("save", save_and_die, False), ("log", log_and_die, True)):

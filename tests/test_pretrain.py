@@ -88,7 +88,7 @@ def fresh_images():
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_weights_are_as_accurate_as_their_card_says(name, fresh_images):
     card = (FOLDER / "pretrained.md").read_text()
-    (line,) = re.findall(rf"^\| `{name}` \|(.*)\|$", card, re.MULTILINE)
+    line = re.findall(rf"^\| `{name}` \|(.*)\|$", card, re.MULTILINE)[0]  # of the first table
     stated = np.array([float(cell) for cell in line.split("|")[: len(experiment.TASKS) + 1]])
     network, weights = load_pretrained(name, None, KEY)
     model = experiment.joint_model(network)

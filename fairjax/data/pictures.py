@@ -91,7 +91,7 @@ def synthetic_pictures(key: PRNGKeyArray, n: int, size: int | tuple[int, int] = 
 
     >>> pictures = synthetic_pictures(jax.random.key(0), 3, size=16)
     >>> pictures.images.shape, SHAPE_NAMES[pictures.shape[0]]
-    ((3, 16, 16, 3), 'disc')
+    ((3, 16, 16, 3), 'star')
     """
     height, width = (size, size) if isinstance(size, int) else size
     if n < 1 or min(height, width) < 16:
