@@ -32,7 +32,7 @@ from experiments.data import Data, load_data
 from experiments.files import named_errors, replacing
 from experiments.run import Run, main, timed
 from fairjax import report, thresholds
-from fairjax.data import SPLITS, Dataset, Splits, resplits
+from fairjax.data import Dataset, Splits, given_split, resplits
 from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, data_ratio, fairbatch, thin_rows
 from fairjax.models import Model, logistic_regression, mlp
 from fairjax.optimizers import Optimizer, Schedule
@@ -218,10 +218,7 @@ def prepare_run(config: Config):
 def draw_splits(config: Config, data: Dataset) -> Splits:
     """Of every run: drawn anew, or the one that was read."""
     num_splits = config.num_splits or (1 if data.fixed_test else 10)
-    if num_splits > 1:
-        splits = resplits(data, num_splits, config.data.seed)
-    else:
-        splits = Splits(*(np.asarray(data.splits[split], np.int32)[None] for split in SPLITS))
+    splits = resplits(data, num_splits, config.data.seed) if num_splits > 1 else given_split(data)
     if config.data_ratio is None:
         return splits
     thinned = []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fairjax import metrics, report
-from fairjax.report.fairbatch import fairbatch_sentence
+from fairjax.report.fairbatch import fairbatch_sentence, loss_note
 from fairjax.report.pruning import pruning_sentence
 from fairjax.report.search import search_sentence
 from fairjax.report.tables import moved
@@ -117,6 +117,13 @@ def test_the_found_mask_helps_only_where_the_interval_says_so():
     assert "not clearly different from full 0.800" in text([-0.05, 0.15])
     assert "less than full 0.800" in text([-0.2, -0.1])
     assert "not to be compared with full 0.800, and" in text([np.nan, np.nan])
+
+
+def test_a_loss_that_still_falls_is_told_and_one_epoch_tells_nothing():
+    history = [{"rows": {"plain": {"loss": loss}}} for loss in (0.9, 0.5, 0.4, 0.4)]
+    assert loss_note(history[:1]) == [] and loss_note(history) == []
+    (note,) = loss_note(history[:2])
+    assert "from 0.9000 to 0.5000 over the last 2 of 2 epochs" in note
 
 
 def test_pruning_says_for_every_row_whether_its_disparity_changed():

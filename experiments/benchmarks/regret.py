@@ -22,7 +22,7 @@ from scipy import stats
 from experiments.cli import phase
 from experiments.timing import Paired, claim
 from fairjax import fairtune
-from fairjax.data import SPLITS, Dataset, lesions_dataset
+from fairjax.data import Dataset, balance_groups, lesions_dataset
 from fairjax.data.augment import compose, random_flip
 from fairjax.fairtune import COMPLETE, Candidates, Found, Trials
 from fairjax.fairtune.rungs import goes_on, racing
@@ -56,7 +56,9 @@ QUICK = Sizes(searches=2, trials=6, epochs=1, train=96, val=400, fresh=800, imag
 def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """A row for every way to judge; `theirs` is the single split."""
     sizes, seconds = QUICK if quick else Sizes(), 0.0
-    fresh = _balanced(lesions_dataset(jax.random.key(10_000), sizes.fresh, sizes.image_size))
+    key, almost_all = jax.random.key(10_000), (0.01, 0.98, 0.01)
+    fresh = lesions_dataset(key, sizes.fresh, sizes.image_size, split=almost_all)
+    fresh = balance_groups(fresh, "val")
     regrets: dict[str, list[float]] = {}
     for number in range(sizes.searches):
         phase(f"search {number + 1} of {sizes.searches}")
@@ -168,27 +170,11 @@ def _race(trials: Trials, budget: float) -> Trials:
 
 
 def _labelled(sizes: Sizes, number: int) -> Dataset:
-    """Images of a search, "val" balanced."""
-    share = sizes.train / (sizes.train + sizes.val + 4)
-    split = (share, 1 - share - 1e-3, 1e-3)
+    """Images of a search, "val" balanced; a lesion of them is left to "test"."""
     total = sizes.train + sizes.val + 4
-    data = lesions_dataset(jax.random.key(number), total, sizes.image_size, split=split)
-    kept = _even(data, np.concatenate([data.splits["val"], data.splits["test"]]))
-    none = np.zeros(0, np.int32)
-    return dataclasses.replace(data, splits={**data.splits, "val": kept, "test": none})
-
-
-def _balanced(data: Dataset) -> Dataset:
-    kept = _even(data, np.concatenate([data.splits[split] for split in SPLITS]))
-    none = np.zeros(0, np.int32)
-    return dataclasses.replace(data, splits={"train": none, "val": kept, "test": none})
-
-
-def _even(data: Dataset, rows: np.ndarray) -> np.ndarray:
-    """As many rows of light skin as there are of dark."""
-    dark = rows[data.group[rows] == 1]
-    light = rows[data.group[rows] == 0][: len(dark)]
-    return np.sort(np.concatenate([light, dark])).astype(np.int32)
+    split = (sizes.train / total, sizes.val / total, 4 / total)
+    drawn = lesions_dataset(jax.random.key(number), total, sizes.image_size, split=split)
+    return balance_groups(drawn, "val")
 
 
 def _judged_on(data: Dataset, fresh: Dataset) -> Dataset:

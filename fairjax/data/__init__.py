@@ -17,6 +17,7 @@ from fairjax.data.pictures import synthetic_pictures as synthetic_pictures
 from fairjax.data.splits import Splits as Splits
 from fairjax.data.splits import balance_groups as balance_groups
 from fairjax.data.splits import folds as folds
+from fairjax.data.splits import given_split as given_split
 from fairjax.data.splits import resplits as resplits
 from fairjax.data.splits import split_by_id as split_by_id
 from fairjax.data.splits import stratified_split as stratified_split

@@ -226,6 +226,11 @@ class Splits(NamedTuple):
         return whole - sum(part.shape[1] for part in self)
 
 
+def given_split(dataset: Dataset) -> Splits:
+    """The set's own split as the only one, F = 1."""
+    return Splits(*(np.asarray(dataset.splits[split], np.int32)[None] for split in SPLITS))
+
+
 def folds(dataset: Dataset, num_folds: int, seed: int = 0) -> Splits:
     """Train and val cut into folds anew: each is validated on once, by a run trained on the others.
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from fairjax.fairtune.trials import COMPLETE, FAILED, Trials
+from fairjax.fairtune.trials import FAILED, Trials, completed_trials
 
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 _SIGNALS = (0.03, 0.1, 0.3, 1.0)
@@ -88,11 +88,7 @@ def ranked_trials(trials: Trials, posterior: Posterior) -> np.ndarray:
     Raises:
       ValueError: no trial ran to the end; says how many failed.
     """
-    complete = trials.status == COMPLETE
-    if not complete.any():
-        failed = int((trials.status == FAILED).sum())
-        raise ValueError(f"no trial was completed: {failed} of {len(trials.status)} failed")
-    rows = np.flatnonzero(complete & (trials.same_as < 0))
+    rows = completed_trials(trials)
     sign = 1.0 if trials.maximize[0] else -1.0
     return rows[np.argsort(-sign * posterior.mean[rows], kind="stable")]
 

@@ -1,5 +1,6 @@
 """What trains and measures the candidates of a search: one program for all rounds."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax import trees
-from fairjax.data import Dataset, Examples, Splits, folds
+from fairjax.data import Dataset, Examples, folds, given_split
 from fairjax.fairtune.objectives import Objective
 from fairjax.fairtune.rungs import Rungs
 from fairjax.fairtune.spaces import MaskSpace
@@ -84,22 +85,12 @@ def make_replicates(data: Dataset, num_folds: int, num_seeds: int, seed: int) ->
     for name, number in (("num_folds", num_folds), ("num_seeds", num_seeds)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
-    names = ("train", "val", "test")
-    given = Splits(*(np.asarray(data.splits[name], np.int32)[None] for name in names))
-    drawn = given if num_folds == 1 else folds(data, num_folds, seed)
+    drawn = given_split(data) if num_folds == 1 else folds(data, num_folds, seed)
     rows = np.concatenate([data.splits["train"], data.splits["val"]]).astype(np.int32)
     place = np.full(len(data.labels), -1, np.int32)
     place[rows] = np.arange(len(rows))
     none = np.zeros(0, np.int32)
-    pool = Dataset(
-        name=data.name,
-        inputs=data.inputs,
-        labels=data.labels,
-        group=data.group,
-        label_names=data.label_names,
-        group_names=data.group_names,
-        splits={"train": rows, "val": none, "test": none},
-    )
+    pool = dataclasses.replace(data, splits={"train": rows, "val": none, "test": none})
     return Replicates(pool, place[drawn.train], place[drawn.val], num_seeds)
 
 

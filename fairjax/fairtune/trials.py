@@ -79,12 +79,21 @@ def best_trials(trials: Trials, count: int) -> np.ndarray:
     Raises:
       ValueError: no trial ran to the end; says how many failed.
     """
+    rows = completed_trials(trials)
+    return rows[np.argsort(-trials.scores[rows, 0], kind="stable")][:count]
+
+
+def completed_trials(trials: Trials) -> np.ndarray:
+    """Trials that ran to the end and repeat no other, in trial order, int `[n]`.
+
+    Raises:
+      ValueError: there is none; says how many failed.
+    """
     complete = trials.status == COMPLETE
     if not complete.any():
         failed = int((trials.status == FAILED).sum())
         raise ValueError(f"no trial was completed: {failed} of {len(trials.status)} failed")
-    rows = np.flatnonzero(complete & (trials.same_as < 0))
-    return rows[np.argsort(-trials.scores[rows, 0], kind="stable")][:count]
+    return np.flatnonzero(complete & (trials.same_as < 0))
 
 
 def best_trial(trials: Trials) -> int:

@@ -124,6 +124,8 @@ def split_notes(
 def loss_note(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """Whether plain training was stopped before its loss was flat."""
     losses = np.array([epoch["rows"]["plain"]["loss"] for epoch in history])
+    if len(losses) < 2:  # nothing to compare
+        return []
     tail = max(1, len(losses) // 10)
     before, last = losses[-2 * tail : -tail].mean(), losses[-tail:].mean()
     if before - last <= 0.002 * before:
