@@ -5,6 +5,7 @@
     python -m experiments.fairbatch synthetic            the paper's two Gaussians, its settings
     python -m experiments.fairbatch compas --data.csv compas-scores-two-years.csv
     python -m experiments.fairbatch csv --data.csv my.csv --data.label y --data.sensitive sex
+    python -m experiments.fairbatch lesions              fine-tunes a pre-trained network on images
 
 Expect on Adult (means over ten splits): accuracy .847 plain; equal_opportunity_difference .101,
 .025 with its rate signal; equalized_odds_difference .102 plain, .051; demographic_parity_difference
@@ -28,13 +29,21 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from experiments import cli, results
-from experiments.data import Data, load_data
+from experiments.data import Augment, Data, load_data, make_augment
 from experiments.files import named_errors, replacing
 from experiments.run import Run, main, timed
 from fairjax import report, thresholds
-from fairjax.data import Dataset, Splits, given_split, resplits
+from fairjax.data import Dataset, Examples, Splits, given_split, resplits
 from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, data_ratio, fairbatch, thin_rows
-from fairjax.models import Model, logistic_regression, mlp
+from fairjax.models import (
+    Model,
+    Weights,
+    find_weights,
+    fresh_head,
+    load_pretrained,
+    logistic_regression,
+    mlp,
+)
 from fairjax.optimizers import Optimizer, Schedule
 from fairjax.report.fairbatch import (
     fairbatch_figures,
@@ -50,6 +59,7 @@ from fairjax.train import (
     init_population,
     logits_of_rows,
     measure_cells,
+    replicate,
     seed_keys,
 )
 from fairjax.train.loop import check_cadence
@@ -67,7 +77,7 @@ Moved = Annotated[float, cli.Range(0, 1, above=True)]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """FairBatch on a table."""
+    """FairBatch on a table, or with `--model` on images."""
 
     about: cli.Hidden = ""
     data: Data = Data("adult")
@@ -100,12 +110,22 @@ class Config:
     """the same for the rate signal, whose steps shrink as 1 / sqrt(updates)"""
     hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
+    model: str | None = None
+    """pre-trained network that all rows fine-tune, for images: vit_micro, resnet18, ..."""
+    weights: Path | None = None
+    """file of its weights; vit_micro's and vgg_micro's ship with fairjax"""
+    image_size: cli.Count = 64
+    augment: Augment = "flips"
+    """of images: flips, or random crops with a horizontal flip"""
     draw: Draw = "exact"
     data_ratio: Correlation | None = None
     """P(label 1 | group 1) - P(label 1 | group 0) expected of new data: leaves training rows out
     until they have it, for all rows of the table; two labels and two groups"""
     pretrained: Path | None = None
-    """fine-tune the `plain` models of an earlier run's folder instead of starting at random"""
+    """start from the `plain` models of an earlier run's folder"""
+    clean_share: cli.Inside | None = None
+    """all rows but `plain` train on that share of the examples, those of lowest loss in FairBatch's
+    proportions: for labels that are partly wrong"""
     num_replicates: cli.Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
     out: Path | None = None
@@ -136,6 +156,21 @@ PRESETS = {
     ),
     "csv": Config(
         about="a table of yours: --data.csv, --data.label, --data.sensitive", data=Data("csv")
+    ),
+    "lesions": Config(
+        about="synthetic lesions whose skin tone predicts the label in training; about 3 minutes",
+        data=Data(domain="shortcut", num_train=1600, num_val=1600, num_test=4800),
+        model="vit_micro",
+        image_size=32,
+        update_every=10,
+        criteria=("equalized_odds",),
+        num_splits=1,
+        num_seeds=3,
+        num_epochs=8,
+        batch_size=32,
+        learning_rate=0.001,
+        schedule="cosine",
+        rate_step_size=0.1,
     ),
     "smoke": Config(
         about="seconds, for tests",
@@ -171,8 +206,8 @@ class Task(NamedTuple):
     data: Dataset
     splits: Splits
     model: Model
-    params: Any
-    """Initial parameters of every split and seed, leaves `[F * S, ...]`."""
+    start: Weights
+    """What every split and seed starts from, leaves `[F * S, ...]`."""
     recipe: Recipe
     sampler: BatchSampler
 
@@ -180,13 +215,11 @@ class Task(NamedTuple):
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
     cli.check_numbers(config)
-    if config.update_every is not None and config.signal_split != "train":
-        raise ValueError(
-            "--update-every takes the signal from training batches; leave --signal-split out"
-        )
+    check_options(config)
     run = Run("fairbatch", config, out=config.out, resume=config.resume)
     cli.phase(f"reading {config.data.source}")
-    data = load_data(config.data)
+    image_size = None if config.model is None else config.image_size
+    data = load_data(config.data, image_size=image_size, augment=config.augment)
     splits = draw_splits(config, data)
     num_rows = splits.train.shape[1]
     batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45))
@@ -197,7 +230,13 @@ def prepare_run(config: Config):
         learning_rate=config.learning_rate,
         schedule=config.schedule,
         weight_decay=config.weight_decay,
+        augment=None if image_size is None else make_augment(config.augment, image_size),
     )
+    if image_size is not None and recipe.streams(data):
+        raise ValueError(
+            f"the {len(data.labels)} images do not fit into the device's memory, where FairBatch "
+            "wants them; take a smaller --image-size"
+        )
     sampler = fairbatch(
         labels=data.labels,
         group=data.group,
@@ -208,11 +247,28 @@ def prepare_run(config: Config):
     )
     sampler = sampler._replace(batches_per_epoch=num_rows // batch_size)
     check_cadence(sampler, config.update_every is None, config.update_every)
-    sizes = data.inputs.shape[1], data.num_classes
-    model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
-    params = initial_params(config, model, data, len(splits.train))
-    task = Task(config, run, data, splits, model, params, recipe, sampler)
+    model, start = make_start(config, data, len(splits.train))
+    task = Task(config, run, data, splits, model, start, recipe, sampler)
     return lambda: run_all(task)
+
+
+def check_options(config: Config) -> None:
+    """Raises ValueError for options that exclude each other."""
+    if config.update_every is not None and config.signal_split != "train":
+        raise ValueError(
+            "--update-every takes the signal from training batches; leave --signal-split out"
+        )
+    if config.clean_share is not None and (config.update_every or config.signal_split != "train"):
+        raise ValueError(
+            "--clean-share looks at all training examples before every epoch; leave --update-every "
+            "and --signal-split out"
+        )
+    if config.model is None and config.weights is not None:
+        raise ValueError("--weights are those of a --model; leave them out, or name the network")
+    if config.model is not None and config.hidden:
+        raise ValueError("--hidden makes a network for tables; leave it or --model out")
+    if config.model is not None:
+        find_weights(config.model, config.weights)  # data can take long to read
 
 
 def draw_splits(config: Config, data: Dataset) -> Splits:
@@ -229,12 +285,26 @@ def draw_splits(config: Config, data: Dataset) -> Splits:
     return splits._replace(train=np.stack([rows[: min(map(len, thinned))] for rows in thinned]))
 
 
-def initial_params(config: Config, model: Model, data: Dataset, num_splits: int) -> Any:
-    """Parameters of every split and seed, leaves `[F * S, ...]`: drawn, or of an earlier run."""
+def make_start(config: Config, data: Dataset, num_splits: int) -> tuple[Model, Weights]:
+    """The network, and what every split and seed starts from, leaves `[F * S, ...]`."""
     keys = jnp.tile(seed_keys(config.num_seeds, config.seeds.start), num_splits)
-    params = jax.vmap(lambda key: model.init(key)[0])(keys)
-    if config.pretrained is None:
-        return params
+    if config.model is None:
+        sizes = data.inputs.shape[1], data.num_classes
+        model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
+        start = Weights(*jax.vmap(model.init)(keys), ())
+    else:
+        how: Any = {"path": config.weights, "image_size": config.image_size}
+        model, weights = load_pretrained(config.model, data.num_classes, keys[0], **how)
+        params = jax.vmap(lambda key: fresh_head(model, weights.params, key))(keys)
+        start = Weights(params, replicate(weights.batch_stats, len(keys)), weights.notes)
+    return model, start if config.pretrained is None else read_start(
+        config, start, data, num_splits
+    )
+
+
+def read_start(config: Config, start: Weights, data: Dataset, num_splits: int) -> Weights:
+    """The `plain` models of an earlier run, in place of those of `start`."""
+    assert config.pretrained is not None
     path = config.pretrained / "models.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"--pretrained needs a finished run's folder: no {path}")
@@ -253,13 +323,20 @@ def initial_params(config: Config, model: Model, data: Dataset, num_splits: int)
             raise ValueError(
                 f"{path}: plain/{name} should have shape ({num_splits} splits x seeds, "
                 f"{leaf.shape[1:]}), found {None if found is None else found.shape}; use the same "
-                "--num-splits and --hidden"
+                "--num-splits, --hidden and --model"
             )
         by_split = found.reshape(num_splits, -1, *found.shape[1:])
         seeds = np.arange(config.num_seeds) % by_split.shape[1]
         return jnp.asarray(by_split[:, seeds].reshape(leaf.shape))
 
-    return map_named(pick, params)
+    found = map_named(pick, named_weights(start))
+    return start._replace(batch_stats=found.pop("batch_stats", {}), params=found)
+
+
+def named_weights(weights: Weights) -> dict[str, Any]:
+    """Parameters, and batch statistics where there are any, as one tree."""
+    stats = {"batch_stats": weights.batch_stats} if weights.batch_stats else {}
+    return {**weights.params, **stats}
 
 
 def row_choices(config: Config) -> dict[str, dict[str, float]]:
@@ -268,6 +345,8 @@ def row_choices(config: Config) -> dict[str, dict[str, float]]:
     def choices(criterion: str, signal: str) -> dict[str, float]:
         published = {"step_size": config.step_size, "decay": 0.0}
         step = published if signal == "loss" else {"step_size": config.rate_step_size, "decay": 0.5}
+        if config.clean_share is not None:
+            step["clean_share"] = 1.0 if criterion == "none" else config.clean_share
         return {"criterion": CRITERIA.index(criterion), "signal": SIGNALS.index(signal), **step}
 
     rows = {"plain": choices("none", "loss")}
@@ -282,8 +361,9 @@ def run_all(task: Task) -> None:
     """Train all rows, splits and seeds as one population, judge on test, write the folder."""
     config, run, data = task.config, task.run.start(), task.data
     timing: dict[str, float] = {"compile_s": 0.0, "train_s": 0.0}
-    params = train(task, timing).train.params
-    test, val = (logits_by_row(task, params, split) for split in ("test", "val"))
+    trained = train(task, timing).train
+    weights = Weights(trained.params, trained.batch_stats, ())
+    test, val = (logits_by_row(task, weights, split) for split in ("test", "val"))
     with timed(timing, "thresholds_s"):
         test |= threshold_rows(task, test, val)
     rows = list(test)
@@ -299,9 +379,10 @@ def run_all(task: Task) -> None:
     notes = [
         *split_notes(data, task.splits, config.data.seed, config.data_ratio),
         *loss_note(run.history()),
+        *task.start.notes,
         *notes,
     ]
-    save_models(run.folder / "models.safetensors", list(row_choices(config)), params)
+    save_models(run.folder / "models.safetensors", list(row_choices(config)), weights)
     cli.phase("drawing the report")
     results.show(
         run,
@@ -322,11 +403,11 @@ def run_all(task: Task) -> None:
     )
 
 
-def logits_by_row(task: Task, params: Any, split: str) -> dict[str, np.ndarray]:
+def logits_by_row(task: Task, weights: Weights, split: str) -> dict[str, np.ndarray]:
     """Row -> logits `[F * S, n, K]` of its runs, each on its own rows of a split."""
     rows, numbers = list(row_choices(task.config)), getattr(task.splits, split)
     own = numbers[split_numbers(task)]
-    found = logits_of_rows(task.model, params, {}, task.data.inputs, own)
+    found = logits_of_rows(task.model, weights.params, weights.batch_stats, task.data.inputs, own)
     return dict(zip(rows, np.asarray(found).reshape(len(rows), -1, *found.shape[1:]), strict=True))
 
 
@@ -368,8 +449,7 @@ def start_runs(task: Task, optimizer: Any) -> FitState:
     num_runs = num_splits * config.num_seeds
     choices = {name: np.repeat([row[name] for row in rows], num_runs) for name in rows[0]}
     number, split = np.tile(np.arange(num_runs), len(rows)), split_numbers(task)
-    measured = np.zeros((num_splits, len(data.labels)), bool)
-    np.put_along_axis(measured, getattr(splits, config.signal_split), True, axis=1)
+    measured = measured_examples(task)[1]
     drawn = arrange_splits(
         labels=data.labels,
         group=data.group,
@@ -382,13 +462,24 @@ def start_runs(task: Task, optimizer: Any) -> FitState:
     keys = jax.vmap(jax.random.fold_in)(keys, 1 + np.arange(num_runs) // config.num_seeds)
 
     @jax.jit
-    def init(params, keys, choices, drawn, measured):
+    def init(start, keys, choices, drawn, measured):
         choices |= {"rows": jax.tree.map(lambda leaf: leaf[split], drawn)}
         choices |= {"measured": measured[split]}
-        params = jax.tree.map(lambda leaf: leaf[number], params)
-        return init_population(params, {}, optimizer, task.sampler, keys=keys, choices=choices)
+        start = jax.tree.map(lambda leaf: leaf[number], start)
+        return init_population(*start, optimizer, task.sampler, keys=keys, choices=choices)
 
-    return init(task.params, keys[number], choices, drawn, measured)
+    start = (task.start.params, task.start.batch_stats)
+    return init(start, keys[number], choices, drawn, measured)
+
+
+def measured_examples(task: Task) -> tuple[Examples, np.ndarray]:
+    """What the signal is measured on, and which of it each split does, bool `[F, n]`."""
+    data, rows = task.data, getattr(task.splits, task.config.signal_split)
+    if len(rows) == 1 and task.config.clean_share is None:
+        return data.rows(rows[0]), np.ones(rows.shape, bool)
+    measured = np.zeros((len(rows), len(data.labels)), bool)
+    np.put_along_axis(measured, rows, True, axis=1)
+    return data.rows(np.arange(len(data.labels))), measured
 
 
 def train(task: Task, timing: dict[str, float]) -> FitState:
@@ -400,23 +491,27 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
     step = task.recipe.make_step(task.model, optimizer, data)
     full_pass = functools.partial(measure_cells, task.model, sampler)
 
-    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def train_epochs(states, examples, num_epochs):
+    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+    def train_epochs(states, examples, measured, num_epochs):
         return fit_population(
             step,
             states,
             examples,
             sampler,
             num_epochs=num_epochs,
+            augment=task.recipe.augment,
             measure_fn=full_pass if config.update_every is None else None,
+            measure_data=measured,
             update_every=config.update_every,
+            chunk_size=None if config.model is None else 1,
         )
 
     states = start_runs(task, optimizer)
     restored = run.restore(states) if config.resume else None
     done, states = (0, states) if restored is None else restored
     run.rewrite_history(row for row in run.history() if row["epoch"] <= done)
-    examples = jax.tree.map(jnp.asarray, data.rows(np.arange(len(data.labels))))
+    shared = data.rows(np.arange(len(data.labels))), measured_examples(task)[0]
+    shared = jax.tree.map(jnp.asarray, shared)
     runs = f"{len(rows)} rows x {len(task.splits.train)} splits x {config.num_seeds} seeds"
     cli.phase(f"compiling {runs} as one program")
     programs = {}
@@ -425,10 +520,10 @@ def train(task: Task, timing: dict[str, float]) -> FitState:
             count = min(-(-num_epochs // NUM_CALLS), num_epochs - done)
             if count not in programs:
                 with timed(timing, "compile_s"):
-                    lowered = train_epochs.lower(states, examples, count)
+                    lowered = train_epochs.lower(states, *shared, count)
                     programs[count] = lowered.compile()
             with timed(timing, "train_s"):
-                states, history = jax.block_until_ready(programs[count](states, examples))
+                states, history = jax.block_until_ready(programs[count](states, *shared))
             log_epochs(run, rows, history, done)
             done += count
             losses = np.asarray(history["loss"])[:, -1]
@@ -451,10 +546,10 @@ def log_epochs(run: Run, rows: list[str], history: dict[str, Any], done: int) ->
         run.log({"epoch": done + epoch + 1, "rows": values})
 
 
-def save_models(path: Path, rows: list[str], params: Any) -> None:
-    """All final parameters as `row/leaf`, leading axis splits x seeds."""
+def save_models(path: Path, rows: list[str], weights: Weights) -> None:
+    """All final weights as `row/leaf`, leading axis splits x seeds."""
     tensors = {}
-    for name, leaf in flatten_named(params).items():
+    for name, leaf in flatten_named(named_weights(weights)).items():
         by_row = np.asarray(leaf).reshape(len(rows), -1, *leaf.shape[1:])
         tensors |= {f"{row}/{name}": by_row[i] for i, row in enumerate(rows)}
     with replacing(path) as partial:

@@ -27,6 +27,7 @@ from experiments.files import (
     named_errors,
     write_atomically,
 )
+from fairjax.data.cache import default_cache_dir
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -52,6 +53,7 @@ def main(
     ends the process at once.
     """
     use_all_cores()
+    keep_programs()
     Run.current = None
     config = parse(presets, description)
     try:
@@ -104,6 +106,22 @@ def _leave(what: str, status: int) -> None:
     else:
         print(f"{what}; go on with: {Run.current.resume_command()}", file=sys.stderr)
     sys.exit(status)
+
+
+def keep_programs() -> None:
+    """Compiled programs stay in the user's cache folder, where the next run finds them.
+
+    JAX_COMPILATION_CACHE_DIR, JAX's own variable, names another folder, or none where it is empty.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = default_cache_dir() / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # nowhere to keep them: every run compiles its own
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def use_all_cores() -> None:

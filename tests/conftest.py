@@ -1,12 +1,20 @@
 """Strict settings for every test: types checked, no silent promotion, eight virtual CPU devices."""
 
+import os
+import tempfile
 import types
+from pathlib import Path
 
 import jaxtyping
 import pytest
 
 # Shapes in signatures are checked by beartype; the hook sees only what is imported after it.
 jaxtyping.install_import_hook("fairjax", "type_checks.check")
+
+# Programs are compiled once, also for the commands that tests start.
+_PROGRAMS = Path(tempfile.gettempdir()) / f"fairjax-tests-{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import fairjax  # noqa: E402, F401, I001  (before JAX starts, for the guard in it)
 import jax  # noqa: E402

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from experiments import fairbatch as experiment
 from experiments.cli import Seeds
 from experiments.run import Run, main
+from fairjax.models import Weights
+from fairjax.trees import flatten_named
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {"experiment", "config", "versions", "device", "data", "results", "timing", "notes"}
@@ -162,6 +165,10 @@ BAD = {
     "update_every must divide the 20 batches": ["--update-every", "3"],
     "--update-every takes the signal": ["--update-every", "5", "--signal-split", "val"],
     "--num-seeds must be at least 1": ["--num-seeds", "0"],
+    "--clean-share looks at all training": ["--clean-share", "0.9", "--update-every", "5"],
+    "--weights are those of a --model": ["--weights", "vit.safetensors"],
+    "--hidden makes a network for tables": ["--model", "vit_micro", "--hidden", "8"],
+    "gives a table, but images are wanted": ["--model", "vit_micro"],
     "--data.csv takes one file": ["--data.source", "csv"],
     "--resume needs --out": ["--resume"],
 }
@@ -226,3 +233,66 @@ def test_training_rows_are_thinned_to_a_correlation_and_two_criteria_share_a_row
         assert abs(labels[group == 1].mean() - labels[group == 0].mean() - 0.1) < 0.01
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("Accuracy against") == 2
+
+
+def test_a_network_for_images_is_fine_tuned_and_a_later_run_goes_on_from_it(tmp_path):
+    images = dataclasses.replace(
+        experiment.PRESETS["lesions"],
+        data=experiment.Data(num_train=96, num_val=160, num_test=160),
+        model="vgg_micro",
+        image_size=16,
+        signals=("rate",),
+        num_seeds=1,
+        num_epochs=1,
+        batch_size=16,
+        update_every=3,
+        num_replicates=4,
+        out=tmp_path / "first",
+    )
+    experiment.prepare_run(images)()
+    rows = json.loads((tmp_path / "first/summary.json").read_text())["results"]
+    assert list(rows) == ["plain", "equalized_odds@rate", "equalized_odds@thresholds"]
+    saved = load_file(tmp_path / "first/models.safetensors")
+    further = dataclasses.replace(images, pretrained=images.out, out=None)
+    data = experiment.load_data(images.data, image_size=16)
+    start = experiment.make_start(further, data, 1)[1].params
+    for name, leaf in flatten_named(start).items():
+        np.testing.assert_array_equal(leaf, saved[f"plain/{name}"])
+    fresh = flatten_named(experiment.make_start(images, data, 1)[1].params)
+    assert np.abs(fresh["features/0/kernel"] - start["features"]["0"]["kernel"]).max()
+
+
+def test_batch_statistics_are_part_of_what_a_later_run_starts_from(tmp_path):
+    weights = Weights({"a": np.ones(2)}, {"mean": np.zeros(2)}, ())
+    experiment.save_models(tmp_path / "models.safetensors", ["plain"], weights)
+    saved = load_file(tmp_path / "models.safetensors")
+    assert {name: leaf.shape for name, leaf in saved.items()} == {
+        "plain/a": (2,),
+        "plain/batch_stats/mean": (2,),
+    }
+
+
+def test_only_clean_examples_train_where_a_share_is_given(tmp_path, monkeypatch):
+    tasks: list[experiment.Task] = []
+    monkeypatch.setattr(experiment, "run_all", tasks.append)
+    config = dataclasses.replace(
+        experiment.PRESETS["smoke"],
+        out=tmp_path / "out",
+        clean_share=0.6,
+        criteria=("equal_opportunity",),
+        num_splits=1,
+        num_seeds=1,
+        num_epochs=12,
+    )
+    experiment.prepare_run(config)()
+    (task,) = tasks
+    task.run.start()
+    clean = experiment.train(task, {"compile_s": 0.0, "train_s": 0.0}).sampler.clean
+    kept = np.asarray(clean.weights)[:, task.splits.train[0]].mean(1)
+    assert list(experiment.row_choices(config)) == [
+        "plain",
+        "equal_opportunity",
+        "equal_opportunity@rate",
+    ]
+    # fewer than the share where a cell has all that it may take
+    assert kept[0] == 1 and (kept[1:] < 0.61).all() and (kept[1:] > 0.4).all()
