@@ -184,8 +184,8 @@ def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         kill_after(patch, Run, "save", 2)
         with pytest.raises(Killed):
-            search_in(tmp_path / "run", guided_start=True)
-    trials = search_in(tmp_path / "run", resume=True, guided_start=True)
+            search_in(tmp_path / "run", first_masks="guided")
+    trials = search_in(tmp_path / "run", resume=True, first_masks="guided")
     np.testing.assert_array_equal(trials.masks[:2], masks)
     assert computed == [2]  # as many as there are slots
 
@@ -197,7 +197,10 @@ def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
         ({"objective": ("min_auc",)}, "unknown objective 'min_auc'"),
         ({"space": "norms"}, "unknown mask space 'norms'"),
         ({"objective": ("auc", "auc_gap"), "search": "evolution"}, "takes one objective"),
-        ({"guided_start": True, "search": "random"}, "guided_start goes with tpe or nsga2"),
+        (
+            {"first_masks": "guided", "search": "random"},
+            "--first-masks guided goes with tpe or nsga2",
+        ),
         ({"model": "resnet18"}, "no weights ship for resnet18"),
         ({"data": dataclasses.replace(SMOKE.data, num_val=30)}, "multiple of 4, got 30"),
         ({"data": dataclasses.replace(SMOKE.data, num_val=8)}, "'dark skin'"),

@@ -35,6 +35,7 @@ from fairjax.fairtune.spaces import Description as Description
 from fairjax.fairtune.spaces import MaskSpace as MaskSpace
 from fairjax.fairtune.spaces import mask_space as mask_space
 from fairjax.fairtune.spaces import mask_space_from_rules as mask_space_from_rules
+from fairjax.fairtune.spaces import simple_masks as simple_masks
 from fairjax.fairtune.studies import nsga2 as nsga2
 from fairjax.fairtune.studies import optuna_search as optuna_search
 from fairjax.fairtune.studies import tpe as tpe

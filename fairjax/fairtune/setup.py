@@ -99,7 +99,8 @@ def mask_search(
         or "none".
       first_rung: epochs before halving first compares.
       num_brackets: more than one is Hyperband.
-      first_masks: bool `[U]` each, tried first (tpe, nsga2); see `guided_masks`.
+      first_masks: bool `[U]` each, tried first (tpe, nsga2); see `simple_masks` and
+        `guided_masks`.
       storage: see `optuna_search` (tpe, nsga2).
       worker: see `optuna_search`.
       chunk_size: candidates that a device trains at the same time; None lets the compiler say what

@@ -45,12 +45,14 @@ _RESNET_UNITS: dict[str, dict[str, str]] = {
     "conv_bn": {"conv": _CONV, "bn": _BN},
 }
 
+_NORMALISATION = r".*((?i:norm)|bn\d|downsample/1).*"
+
 # Spaces without a choice; the first three suit any network.
 _FIXED: dict[str, dict[str, str]] = {
     "full": {r".*": TRAINED},
     "linear": {r".*": FROZEN},
     "bitfit": {r".*bias": TRAINED, r".*": FROZEN},
-    "norm_all": {r".*((?i:norm)|bn\d|downsample/1).*": TRAINED, r".*": FROZEN},
+    "norm_all": {_NORMALISATION: TRAINED, r".*": FROZEN},
     "attention_all": {r"blocks/\d+/attn/.*|pos_embed": TRAINED, r".*": FROZEN},
 }
 
@@ -268,6 +270,28 @@ def mask_space(params: dict[str, Any], name: str, *, head: str = "head") -> Mask
     for unit, parts in tables[name].items():
         rules[f"{block}/({parts})(/.*)?"] = f"{path}/{unit}".rstrip("/")
     return _space(params, rules | {".*": FROZEN}, name, optional=".*")
+
+
+def simple_masks(space: MaskSpace) -> tuple[np.ndarray, ...]:
+    """What people try without a search, bool `[U]` each: nothing, normalisation alone, everything.
+
+    "Nothing" still trains the head, and whatever else the space always trains. For `first_masks` of
+    a search, whose winner then is no worse than these on validation. Masks that a space has twice
+    come once.
+
+    >>> space = mask_space_from_rules(
+    ...     {name: {"w": jnp.ones(2)} for name in ("norm", "conv", "fc")},
+    ...     {"fc/.*": "trained", r"(norm|conv)/.*": r"\1"},
+    ... )
+    >>> [mask.tolist() for mask in simple_masks(space)]
+    [[False, False], [True, False], [True, True]]
+    """
+    others = np.zeros(space.num_units + 2, bool)
+    for name, place in trees.flatten_named(space.places).items():
+        others[place] |= re.fullmatch(_NORMALISATION, name) is None
+    nothing, norms = np.zeros(space.num_units, bool), ~others[: space.num_units]
+    masks = {mask.tobytes(): mask for mask in (nothing, norms, ~nothing)}
+    return tuple(masks.values())
 
 
 def mask_space_from_rules(
