@@ -169,6 +169,7 @@ def test_a_process_killed_at_random_times_leaves_a_search_that_ends_the_same(tmp
         killed += process.exitcode == -signal.SIGKILL
     assert killed >= 1  # another came too late: it had ended
     again, whole = search_in(out, resume=True), search_in(tmp_path / "whole")
+    assert whole.masks[:2].tolist() == [6 * [False], 6 * [True]]  # what is tried first
     for field in RESUMED:
         np.testing.assert_array_equal(getattr(again, field), getattr(whole, field), field)
 
