@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from experiments import benchmarks
 from experiments.cli import Hidden, table
 from experiments.run import main
@@ -72,6 +74,7 @@ def prepare(config: Config) -> Callable[[], None]:
         )
     if config.out is not None:
         config.out.open("a").close()  # before minutes of measuring, not after
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are of compilations
     return lambda: show(measure(config))
 
 
