@@ -297,23 +297,23 @@ def make_start(config: Config, data: Dataset, num_splits: int) -> tuple[Model, W
         model, weights = load_pretrained(config.model, data.num_classes, keys[0], **how)
         params = jax.vmap(lambda key: fresh_head(model, weights.params, key))(keys)
         start = Weights(params, replicate(weights.batch_stats, len(keys)), weights.notes)
-    return model, start if config.pretrained is None else read_start(
-        config, start, data, num_splits
-    )
+    if config.pretrained is not None:
+        start = read_start(config.pretrained, start, data, (num_splits, config.num_seeds))
+    return model, start
 
 
-def read_start(config: Config, start: Weights, data: Dataset, num_splits: int) -> Weights:
-    """The `plain` models of an earlier run, in place of those of `start`."""
-    assert config.pretrained is not None
-    path = config.pretrained / "models.safetensors"
+def read_start(folder: Path, start: Weights, data: Dataset, shape: tuple[int, int]) -> Weights:
+    """The `plain` models of an earlier run, in place of those of `start`: splits x seeds."""
+    num_splits, num_seeds = shape
+    path = folder / "models.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"--pretrained needs a finished run's folder: no {path}")
     with named_errors("read", path):
-        summary = json.loads((config.pretrained / "summary.json").read_text())
+        summary = json.loads((folder / "summary.json").read_text())
         saved = load_file(path)
     if summary["data"]["fingerprint"] != data.fingerprint:
         raise ValueError(
-            f"{config.pretrained} was trained on other data or another split, so that test rows "
+            f"{folder} was trained on other data or another split, so that test rows "
             "could be among what it was trained on"
         )
 
@@ -326,7 +326,7 @@ def read_start(config: Config, start: Weights, data: Dataset, num_splits: int) -
                 "--num-splits, --hidden and --model"
             )
         by_split = found.reshape(num_splits, -1, *found.shape[1:])
-        seeds = np.arange(config.num_seeds) % by_split.shape[1]
+        seeds = np.arange(num_seeds) % by_split.shape[1]
         return jnp.asarray(by_split[:, seeds].reshape(leaf.shape))
 
     found = map_named(pick, named_weights(start))
@@ -466,7 +466,8 @@ def start_runs(task: Task, optimizer: Any) -> FitState:
         choices |= {"rows": jax.tree.map(lambda leaf: leaf[split], drawn)}
         choices |= {"measured": measured[split]}
         start = jax.tree.map(lambda leaf: leaf[number], start)
-        return init_population(*start, optimizer, task.sampler, keys=keys, choices=choices)
+        how = {"keys": keys, "choices": choices}
+        return init_population(start[0], start[1], optimizer, task.sampler, **how)
 
     start = (task.start.params, task.start.batch_stats)
     return init(start, keys[number], choices, drawn, measured)

@@ -293,7 +293,7 @@ class PruneRounds:
     def _numbers(self, proposal: Proposal, plan: PrunePlan) -> dict[str, Any]:
         """A proposal as numbers, for the state; refuses one that does not fit."""
         if set(plan.keep) != set(self.layers):
-            found, wanted = ", ".join(plan.keep), ", ".join(self.layers)
+            found, wanted = (", ".join(names) for names in (plan.keep, self.layers))
             raise ValueError(f"a proposed plan must be of the layers {wanted}, got {found}")
         layers = (*self.layers, "")
         for name, known in (("layer", layers), ("score", SCORE_NAMES)):
@@ -312,10 +312,8 @@ class PruneRounds:
         plan cost nothing; they keep the program the same for any number of plans.
         """
         if self.recipe is None:
-            graph = graph_of(self.model)
-            run = jax.jit(lambda params, plan: mask_channels(params, plan, graph))
-            masked = [jax.device_get(run(state.params, plan)) for plan in plans]
-            return [(params, state.batch_stats) for params in masked]
+            run = compiled(_masked, self.model)
+            return [(jax.device_get(run(state.params, p)), state.batch_stats) for p in plans]
         (start, epoch), mesh = self._programs, self._mesh
         num_slots = self.num_finalists
         stacked = stack_plans(plans + plans[:1] * (num_slots - len(plans)))
@@ -353,7 +351,7 @@ class PruneRounds:
     def _programs(self):
         """`(start, epoch)` of the population of finalists, compiled once for all rounds."""
         recipe, graph, mesh = self.recipe, graph_of(self.model), self._mesh
-        assert recipe is not None  # only fine-tuning asks for them
+        assert recipe is not None  # only fine-tuning asks
         sampler = recipe.make_sampler(self.data)
         optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
         step = recipe.make_step(recipe.make_model(self.model), optimizer, self.data)
@@ -392,6 +390,10 @@ class PruneRounds:
             )[0]
 
         return start, epoch
+
+
+def _masked(model, params, plan: PrunePlan):
+    return mask_channels(params, plan, graph_of(model))
 
 
 def _measure(model, num_groups, params, batch_stats, data: Examples):
