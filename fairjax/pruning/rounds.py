@@ -314,8 +314,7 @@ class PruneRounds:
         if self.recipe is None:
             run = compiled(_masked, self.model)
             return [(jax.device_get(run(state.params, p)), state.batch_stats) for p in plans]
-        (start, epoch), mesh = self._programs, self._mesh
-        num_slots = self.num_finalists
+        (start, epoch), mesh, num_slots = self._programs, self._mesh, self.num_finalists
         stacked = stack_plans(plans + plans[:1] * (num_slots - len(plans)))
         active = jnp.arange(num_slots) < len(plans)
         keys = jax.random.split(key, num_slots)
