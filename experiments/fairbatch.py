@@ -32,6 +32,7 @@ from experiments import cli, results
 from experiments.data import Augment, Data, load_data, make_augment
 from experiments.files import named_errors, replacing
 from experiments.run import Run, main, timed
+from experiments.tracking import Tracker
 from fairjax import report, thresholds
 from fairjax.data import Dataset, Examples, Splits, given_split, resplits
 from fairjax.fairbatch import CRITERIA, SIGNALS, Draw, Signal, data_ratio, fairbatch, thin_rows
@@ -128,6 +129,8 @@ class Config:
     proportions: for labels that are partly wrong"""
     num_replicates: cli.Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
+    track: tuple[Tracker, ...] = ()
+    """where the numbers of every epoch or round go, too: tensorboard, wandb, mlflow"""
     out: Path | None = None
     """result folder; default runs/fairbatch-<time>"""
     resume: bool = False

@@ -30,6 +30,7 @@ from experiments import cli, results
 from experiments.data import Augment, Data, load_data, make_augment
 from experiments.files import load_arrays, replacing, save_arrays, write_atomically
 from experiments.run import Run, main, timed
+from experiments.tracking import Tracker
 from fairjax import fairtune, models, report, train
 from fairjax.data import Dataset
 from fairjax.fairtune import Choice, Found, MaskSearch
@@ -111,6 +112,8 @@ class Config:
     """Optuna storage; default a journal in the run folder"""
     worker: cli.Whole = 0
     """number of this process among those that share --storage, each with its own --out"""
+    track: tuple[Tracker, ...] = ()
+    """where the numbers of every epoch or round go, too: tensorboard, wandb, mlflow"""
     out: Path | None = None
     """result folder; default runs/fairtune-<time>"""
     resume: bool = False

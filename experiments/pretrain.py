@@ -23,6 +23,7 @@ import optax
 from experiments import cli
 from experiments.files import replacing
 from experiments.run import Run, data_summary, main, timed
+from experiments.tracking import Tracker
 from fairjax.data import Dataset, Examples
 from fairjax.data.augment import compose, random_flip
 from fairjax.data.pictures import COLOUR_NAMES, SHAPE_NAMES, TEXTURE_NAMES, synthetic_pictures
@@ -57,6 +58,8 @@ class Config:
     weight_decay: cli.NonNegative = 0.05
     num_replicates: cli.Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
+    track: tuple[Tracker, ...] = ()
+    """where the numbers of every epoch or round go, too: tensorboard, wandb, mlflow"""
     out: Path | None = None
     """result folder; default runs/pretrain-<time>"""
     resume: bool = False

@@ -24,6 +24,7 @@ from experiments import cli, results, timing
 from experiments.data import Data, load_data, make_augment
 from experiments.files import replacing
 from experiments.run import Run, main, timed
+from experiments.tracking import Tracker
 from fairjax import pruning, report
 from fairjax.data.augment import color_jitter, compose, cutout, random_affine, random_flip
 from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights, save_weights
@@ -87,6 +88,8 @@ class Config:
     """recompute blocks in the backward pass: slower, much less memory (vision transformers)"""
     num_replicates: cli.Replicates = 100
     """bootstrap replicates behind the 95 % intervals"""
+    track: tuple[Tracker, ...] = ()
+    """where the numbers of every epoch or round go, too: tensorboard, wandb, mlflow"""
     out: Path | None = None
     """result folder; default runs/pruning-<time>"""
     resume: bool = False

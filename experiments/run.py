@@ -27,6 +27,7 @@ from experiments.files import (
     named_errors,
     write_atomically,
 )
+from experiments.tracking import Write, check_trackers, flat_numbers, make_writer
 from fairjax.data.cache import default_cache_dir
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -142,7 +143,7 @@ class Run:
 
     Args:
       experiment: name, for the summary and for the default folder.
-      config: dataclass; its fields `out`, `resume` and `about` do not count as settings.
+      config: dataclass; its fields `out`, `resume`, `about` and `track` do not count as settings.
       out: the folder; by default runs/<experiment>-<time>.
       resume: go on with the run in `out`.
 
@@ -161,8 +162,11 @@ class Run:
         self.folder = Path(out) if out is not None else Path("runs") / f"{experiment}-{stamp}"
         settings = dataclasses.asdict(config)
         self.config = _plain(
-            {k: v for k, v in settings.items() if k not in ("out", "resume", "about")}
+            {k: v for k, v in settings.items() if k not in ("out", "resume", "about", "track")}
         )
+        self.writers: list[Write] = []
+        self._track = getattr(config, "track", ())
+        check_trackers(self._track)
         self.asked_to_stop = False
         self._out_given, self._resume = out is not None, resume
         self._began = time.perf_counter()
@@ -205,6 +209,9 @@ class Run:
             write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2) + "\n")
         elif (self.folder / "history.jsonl").exists():
             self.rewrite_history(self.history())  # without a last line that a kill cut short
+        where = self.folder, self.experiment, dict(_flat(self.config))
+        self.writers += [make_writer(name, *where) for name in self._track]
+        self._logged = len(self.history())
         Run.current = self
         return self
 
@@ -222,10 +229,13 @@ class Run:
         return command(*out, *(() if self._resume else ("--resume",)))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row to `history.jsonl`."""
-        path = self.folder / "history.jsonl"
+        """Append one row to `history.jsonl`, and give its numbers to the `writers`."""
+        path, row = self.folder / "history.jsonl", _plain(row)
         with named_errors("write", path), path.open("a") as file:
-            file.write(json.dumps(_plain(row)) + "\n")
+            file.write(json.dumps(row) + "\n")
+        self._logged += 1
+        for write in self.writers:
+            write(int(row.get("epoch", self._logged)), flat_numbers(row))
 
     def history(self) -> list[dict[str, Any]]:
         """All whole rows written so far; a last line cut short by a kill is dropped.
