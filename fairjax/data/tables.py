@@ -308,6 +308,6 @@ def _check_cells(data: Dataset, file: str, allow_small_groups: bool) -> list[str
         more = f" (and {len(gaps) - 1} more such gaps)" if len(gaps) > 1 else ""
         raise ValueError(
             f"{file}: {gaps[0]}{more}; merge groups, split otherwise, or pass "
-            "allow_small_groups=True to have it noted instead"
+            "allow_small_groups=True (--data.allow-small-groups) to have it noted instead"
         )
     return [f"{gap[0].upper()}{gap[1:]}." for gap in gaps]
