@@ -149,7 +149,8 @@ def check_ages(
                 f"Skipped {wrong.sum()} ages that are none (the first at {table.where(row)}: "
                 f"{show(values[codes[row]])}); {_AGES_ACCEPTED}."
             )
-            columns[column_name] = Column(values, np.where(wrong, -1, codes).astype(np.int32))
+            kept = Column(values, np.where(wrong, -1, codes).astype(np.int32))
+            columns[column_name] = kept.take(np.arange(len(codes)))
     return dataclasses.replace(table, columns=columns), notes
 
 
