@@ -175,6 +175,12 @@ def test_kinds_of_cells_of_a_spreadsheet(tmp_path):
     assert frame["n"].tolist() == [7, 8] and frame["f"].tolist() == [7, 0.1]
 
 
+def test_a_formula_that_was_never_computed_is_no_empty_cell(tmp_path):
+    path = workbook(tmp_path / "t.xlsx", [("a", "b"), (1, None), (2, "=A2*2"), (3, "x")])
+    with pytest.raises(ValueError, match=r"t\.xlsx, line 3: field 2 is a formula without its res"):
+        read_csv(path)
+
+
 def parts(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

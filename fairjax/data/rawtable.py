@@ -8,11 +8,12 @@ import io
 import itertools
 import lzma
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 MAX_MESSAGE = 500
 """Longer error messages are cut in the middle: the place and the remedy stay."""
@@ -228,31 +229,56 @@ def read_sheet(path: Path) -> tuple[list[list[str]], list[str]]:
       FileNotFoundError: there is no such file.
       ValueError: it is no spreadsheet, or claims more rows or columns than Excel has.
     """
-    import warnings
-
-    from openpyxl import load_workbook  # half a second to import: only when needed
-
     with blamed(path), path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on styles and charts, which are not read
-        book = load_workbook(file, read_only=True, data_only=True, keep_links=False)
-        sheet = book.worksheets[0]
-        sheet.reset_dimensions()  # what the file says of its size may be wrong
-        rows = []
+        book, sheet = _open_sheet(file, results=True)
+        rows, empty = [], set()
         for row in sheet.iter_rows(values_only=True):
             if len(rows) == MAX_ROWS or len(row) > MAX_COLUMNS:
                 raise ValueError(
                     f"{path}: claims more than {MAX_ROWS} rows or {MAX_COLUMNS} columns"
                 )
             cells = [_cell_text(value) for value in row]
+            if not all(cells):
+                empty.add(len(rows))
             while cells and not cells[-1]:
                 cells.pop()
             rows.append(cells)
+        if empty:
+            _check_formulas(path, file, rows, empty)
         titles = book.sheetnames
         book.close()
     notes = [f"{path.name}: sheet {titles[0]!r} of {len(titles)} is read."] if titles[1:] else []
     while rows and not rows[-1]:
         rows.pop()
     return rows, notes
+
+
+def _open_sheet(file: IO[bytes], *, results: bool) -> tuple[Any, Any]:
+    """A workbook and its first sheet; formulas as their results, or as they are."""
+    from openpyxl import load_workbook  # half a second to import: only when needed
+
+    book = load_workbook(file, read_only=True, data_only=results, keep_links=False)
+    sheet = book.worksheets[0]
+    sheet.reset_dimensions()  # what the file says of its size may be wrong
+    return book, sheet
+
+
+def _check_formulas(path: Path, file: IO[bytes], rows: list[list[str]], empty: set[int]) -> None:
+    """Raises ValueError for a formula without the result that Excel saves beside it.
+
+    Read as an empty cell it would be a missing value that is not missing.
+    """
+    _, sheet = _open_sheet(file, results=False)
+    for number, row in enumerate(itertools.islice(sheet.iter_rows(values_only=True), len(rows))):
+        for place, value in enumerate(row if number in empty else ()):
+            if value is not None and not "".join(rows[number][place : place + 1]):
+                if not str(value).startswith("="):
+                    continue
+                raise ValueError(
+                    f"{path}, line {number + 1}: field {place + 1} is a formula without its "
+                    "result; open and save the file in Excel or LibreOffice"
+                )
 
 
 def _cell_text(value: Any) -> str:
