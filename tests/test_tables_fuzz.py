@@ -232,7 +232,7 @@ def run(seeds, folder):
         try:
             data = maker.load()
         except ValueError as error:
-            assert len(str(error).splitlines()) == 1 and len(str(error)) <= 500, seed
+            assert len(str(error).splitlines()) == 1 and len(str(error)) <= 600, seed
             refused.append((seed, str(error).replace(str(place), "")))
             continue
         accepted += 1

@@ -115,7 +115,7 @@ def test_every_column_that_is_no_feature_is_named_at_once(tmp_path):
     path = write(
         tmp_path, name=lambda i: f"n{i}", born=lambda i: f"{1 + i % 28}.3.1970", z=lambda i: i % 5
     )
-    with pytest.raises(ValueError, match=r"likewise 'born'\).*--data.drop name born"):
+    with pytest.raises(ValueError, match=r"and 1 more columns .*--data.drop name born\)"):
         load(path)
     assert load(path, drop=("name", "born")).feature_names == ("sex=F", "sex=M", "z")
 
@@ -253,7 +253,7 @@ def test_a_long_message_is_cut_and_keeps_the_place(tmp_path):
         ValueError, match=r"t\.csv: no column 'gender'; the columns are .* \.\.\. "
     ) as e:
         load(path, sensitive="gender")
-    assert len(str(e.value)) <= 500
+    assert len(str(e.value)) <= 600
 
 
 def test_numbers_too_small_to_write_out_are_no_numbers(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -82,11 +83,13 @@ def check_features(table: Table, names: Sequence[str], categorical: Sequence[str
             wrong[name] = f"holds {len(values)} distinct texts in {known} rows, {example}"
     if wrong:
         (first, reason), *others = wrong.items()
-        more = f" (likewise {', '.join(show(name) for name, _ in others)})" if others else ""
+        more = f", and {len(others)} more columns are no features" if others else ""
+        flags = shlex.join(wrong)
+        if len(flags) > 300:  # the others are found when these are left out
+            flags = flags[:300].rpartition(" ")[0]
         raise ValueError(
-            f"{table.files[0]}: column {show(first)} {reason}{more}; leave out what is no feature "
-            f"by drop= (--data.drop {' '.join(wrong)}), or name categories in categorical= "
-            "(--data.categorical)"
+            f"{table.files[0]}: column {show(first)} {reason}{more}. Leave out what is none by "
+            f"drop= (--data.drop {flags}), or name categories in categorical= (--data.categorical)"
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-MAX_MESSAGE = 500
+MAX_MESSAGE = 600
 """Longer error messages are cut in the middle: the place and the remedy stay."""
 
 MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
