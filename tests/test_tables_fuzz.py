@@ -7,6 +7,7 @@ folded with rules written here again: nothing of the reader under test takes par
 import csv
 import io
 import random
+from typing import Any
 
 import numpy as np
 import openpyxl
@@ -150,7 +151,7 @@ class Maker:
         return frame.reset_index(drop=True)
 
     def load(self):
-        options = {"encoding": self.encoding} if self.encoding == "cp1252" else {}
+        options: Any = {"encoding": self.encoding} if self.encoding == "cp1252" else {}
         return load_csv(
             self.path,
             label="y",
@@ -172,8 +173,8 @@ def plain_number(text):
 def numbers(cells, kind):
     """A column as pandas reads numbers of a kind."""
     text = "x\n" + "\n".join(f'"{fold(cell).removesuffix("%").strip()}"' for cell in cells)
-    dialect = {"decimal": {"decimal": ","}, "thousands": {"thousands": ","}}.get(kind, {})
-    return pd.read_csv(io.StringIO(text), **dialect)["x"].to_numpy(float)
+    kinds: Any = {"decimal": {"decimal": ","}, "thousands": {"thousands": ","}}
+    return pd.read_csv(io.StringIO(text), **kinds.get(kind, {}))["x"].to_numpy(float)
 
 
 def check(maker, data):

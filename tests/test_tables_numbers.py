@@ -1,5 +1,7 @@
 """Numbers as people write them, what only looks like one, and columns that are no features."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,8 +18,9 @@ def write(folder, rows=40, *, separator=",", **columns):
     return folder / "t.csv"
 
 
-def load(path, **options):
-    return load_csv(path, **({"label": "y", "sensitive": "sex"} | options))
+def load(path, **options: Any):
+    roles: dict[str, Any] = {"label": "y", "sensitive": "sex"}
+    return load_csv(path, **(roles | options))
 
 
 def standardised(data, numbers):
@@ -216,6 +219,20 @@ def test_categories_in_several_spellings_are_one(tmp_path):
     assert any("'YES' (8), 'yes.' (8) read as 'Yes'." in note for note in data.notes)
 
 
+def test_unknown_among_numbers_is_missing_and_among_texts_a_category(tmp_path):
+    path = write(
+        tmp_path,
+        x=lambda i: "Unknown" if i % 10 == 3 else f"{i % 7},5",
+        w=lambda i: ("unknown", "a", "b")[i % 3],
+    )
+    data = load(path, features=("x", "w"))
+    assert data.feature_names == ("x", "w=a", "w=b", "w=unknown") and len(data.labels) == 36
+    assert "Column 'x': 'Unknown' (4) read as missing." in data.notes
+    assert any("Dropped 4 of 40 rows with missing values ('x' 4)" in note for note in data.notes)
+    with pytest.raises(ValueError, match="holds numbers written in more than one way"):
+        load(path, features=("x",), not_missing=("unknown",))
+
+
 def test_columns_to_drop_are_checked(tmp_path):
     path = write(tmp_path, z=lambda i: i % 5)
     with pytest.raises(ValueError, match="no column 'zip'; the columns are"):
@@ -247,7 +264,7 @@ def test_a_region_called_na_can_be_kept(tmp_path):
 
 
 def test_a_long_message_is_cut_and_keeps_the_place(tmp_path):
-    columns = {f"a rather long name of a column {i}": lambda i: i % 3 for i in range(300)}
+    columns: Any = {f"a rather long name of a column {i}": lambda i: i % 3 for i in range(300)}
     path = write(tmp_path, rows=8, **columns)
     with pytest.raises(
         ValueError, match=r"t\.csv: no column 'gender'; the columns are .* \.\.\. "

@@ -23,7 +23,8 @@ ALIASES = {
 AGE_CUTS = {"age_binary": (60.0,), "age_multi": (19.0, 39.0, 59.0, 79.0)}
 """Ages, in years, that end a band when a banded column is asked for and only ages are there."""
 
-_SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
+_SEXES: dict[str, str] = dict.fromkeys(("m", "male", "man"), "male")
+_SEXES.update(dict.fromkeys(("f", "female", "woman"), "female"))
 _UNKNOWN = UNKNOWN | {"-1"}
 
 MAX_AGE = 130

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from fairjax.data.columns import MAX_CATEGORIES, categories, distinct_numbers, merge_spellings
-from fairjax.data.csvfile import Table, number, show
+from fairjax.data.csvfile import Column, Table, number, show
 from fairjax.data.numerals import looks_like, read_numerals
+from fairjax.data.values import UNKNOWN, key
 
 NEARLY_UNIQUE = 0.8
 """Texts that differ in this share of the rows are names or ids, not categories."""
@@ -59,6 +60,31 @@ def _is_record_id(values: Sequence[str], codes: np.ndarray) -> bool:
     if any(x is None or not math.isfinite(x) or x != math.floor(x) for x in numbers):
         return False
     return len({Decimal(value) for value in values}) == known
+
+
+def unknown_numbers(
+    table: Table, names: Sequence[str], categorical: Sequence[str]
+) -> tuple[Table, list[str]]:
+    """The table with words such as "unknown" among numbers as missing, and notes.
+
+    Among texts they are a category; among numbers they can mean nothing else.
+    """
+    columns, notes = dict(table.columns), []
+    for name in names:
+        values, codes = table.columns[name]
+        words = [key(value) in UNKNOWN - table.kept for value in values]
+        if name in categorical or not any(words) or all(words):
+            continue
+        rest = [value for value, word in zip(values, words, strict=True) if not word]
+        if read_numerals(rest, table.delimiter) is None:
+            continue
+        gone = np.array([*words, False])[codes]
+        column = Column(values, np.where(gone, -1, codes).astype(np.int32))
+        columns[name] = column.take(np.arange(len(codes)))
+        counts = np.bincount(codes[gone], minlength=len(values))
+        shown = ", ".join(f"{show(values[k])} ({counts[k]})" for k in np.flatnonzero(counts))
+        notes.append(f"Column {show(name)}: {shown} read as missing.")
+    return dataclasses.replace(table, columns=columns), notes
 
 
 def check_features(table: Table, names: Sequence[str], categorical: Sequence[str]) -> None:

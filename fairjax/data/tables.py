@@ -20,7 +20,13 @@ from fairjax.data.columns import (
 )
 from fairjax.data.csvfile import Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
-from fairjax.data.features import check_features, default_features, note_perfect, read_feature
+from fairjax.data.features import (
+    check_features,
+    default_features,
+    note_perfect,
+    read_feature,
+    unknown_numbers,
+)
 from fairjax.data.rawtable import short_errors
 from fairjax.data.splits import stratified_split
 
@@ -56,8 +62,9 @@ def load_csv(
 
     Empty cells and those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`,
     ...) are missing; in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not
-    known`), which a feature keeps as a category; `not_missing` takes words off these lists. Rows
-    without label or group are dropped. All that is dropped, filled or unseen is counted in `notes`.
+    known`), which a feature of texts keeps as a category; `not_missing` takes words off these lists.
+    Rows without label or group are dropped. All that is dropped, filled or unseen is counted in
+    `notes`.
 
     Labels, groups, ids and categories that differ only in case, blanks, invisible characters, a
     closing stop or the way a number is written are one value, named by its most frequent spelling,
@@ -195,8 +202,10 @@ def to_dataset(
         raise ValueError(f'missing must be "drop" or "impute", got {missing!r}')
     needed = (roles.label, *roles.sensitive, *(roles.features if missing == "drop" else ()))
     table, merged = tidy(table, (roles.label, *roles.sensitive))
+    others = [name for name in roles.features if name not in roles.sensitive]
+    table, unknown = unknown_numbers(table, others, categorical)
     table, rows, notes = drop_missing(table, tuple(dict.fromkeys(needed)))
-    notes = [*table.notes, *merged, *notes]
+    notes = [*table.notes, *merged, *unknown, *notes]
     labels, label_names = read_labels(table, roles.label, positive)
     group, group_names = read_groups(table, roles.sensitive)
     if isinstance(split, np.ndarray):
