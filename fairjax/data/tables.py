@@ -62,9 +62,9 @@ def load_csv(
 
     Empty cells and those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`,
     ...) are missing; in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not
-    known`), which a feature of texts keeps as a category; `not_missing` takes words off these lists.
-    Rows without label or group are dropped. All that is dropped, filled or unseen is counted in
-    `notes`.
+    known`), which a feature of texts keeps as a category; `not_missing` takes words off these
+    lists. Rows without label or group are dropped. All that is dropped, filled or unseen is counted
+    in `notes`.
 
     Labels, groups, ids and categories that differ only in case, blanks, invisible characters, a
     closing stop or the way a number is written are one value, named by its most frequent spelling,
