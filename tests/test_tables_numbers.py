@@ -118,7 +118,9 @@ def test_every_column_that_is_no_feature_is_named_at_once(tmp_path):
     path = write(
         tmp_path, name=lambda i: f"n{i}", born=lambda i: f"{1 + i % 28}.3.1970", z=lambda i: i % 5
     )
-    with pytest.raises(ValueError, match=r"and 1 more columns .*--data.drop name born\)"):
+    with pytest.raises(
+        ValueError, match=r"other columns are no features either .1..*--data.drop name born\)"
+    ):
         load(path)
     assert load(path, drop=("name", "born")).feature_names == ("sex=F", "sex=M", "z")
 
@@ -170,6 +172,8 @@ def test_an_empty_column_is_left_out_with_a_note(tmp_path):
     data = load(path, sensitive_as_feature=False)
     assert data.feature_names == ("z",)
     assert "Column 'x' is empty and left out of the features." in data.notes
+    data = load(write(tmp_path, x=lambda i: "", w=lambda i: "NA", z=lambda i: i % 5))
+    assert "Columns 'x', 'w' are empty and left out of the features." in data.notes
 
 
 def test_the_note_says_whether_the_network_sees_the_group(tmp_path):

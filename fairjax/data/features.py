@@ -34,13 +34,13 @@ def default_features(
     Left out are columns without a value and whole numbers that differ in every row: a row number or
     the id of a record says nothing about the next one.
     """
-    kept, notes = [], []
+    kept, empty, notes = [], [], []
     for name in names:
         values, codes = table.columns[name]
         if name in categorical:
             kept.append(name)
         elif not values:
-            notes.append(f"Column {show(name)} is empty and left out of the features.")
+            empty.append(show(name))
         elif _is_record_id(values, codes):
             notes.append(
                 f"Column {show(name)} holds a whole number of its own in every row, as a record id "
@@ -48,6 +48,9 @@ def default_features(
             )
         else:
             kept.append(name)
+    if empty:
+        columns = "Column {} is" if len(empty) == 1 else "Columns {} are"
+        notes.append(f"{columns.format(', '.join(empty))} empty and left out of the features.")
     return tuple(kept), notes
 
 
@@ -109,7 +112,7 @@ def check_features(table: Table, names: Sequence[str], categorical: Sequence[str
             wrong[name] = f"holds {len(values)} distinct texts in {known} rows, {example}"
     if wrong:
         (first, reason), *others = wrong.items()
-        more = f", and {len(others)} more columns are no features" if others else ""
+        more = f", and other columns are no features either ({len(others)})" if others else ""
         flags = shlex.join(wrong)
         if len(flags) > 300:  # the others are found when these are left out
             flags = flags[:300].rpartition(" ")[0]
