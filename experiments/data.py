@@ -65,9 +65,15 @@ class Data:
     split: str = "0.6,0.2,0.2"
     """shares of train, val and test (adult, compas, csv), or a column that says which (csv)"""
     features: tuple[str, ...] = ()
-    """input columns; by default all but label, id and split (csv table)"""
+    """input columns; by default all but label, id, split and record ids (csv table)"""
     categorical: tuple[str, ...] = ()
-    """columns of numbers to read as categories (csv table)"""
+    """columns of numbers, or refused as inputs, to read as categories (csv table)"""
+    drop: tuple[str, ...] = ()
+    """columns that are no inputs (csv table)"""
+    encoding: str | None = None
+    """of the characters, such as cp1252; by default UTF-8, or UTF-16 by its mark (csv)"""
+    not_missing: tuple[str, ...] = ()
+    """words such as NA that are values and do not mean missing (csv)"""
     sensitive_as_feature: bool = True
     """whether the sensitive columns are inputs too (adult, census, csv table)"""
     missing: Literal["drop", "impute"] = "drop"
@@ -94,8 +100,7 @@ class Data:
     """rows of the synthetic sets: 400 images, multiples of 4, as photographs of one lesion stay
     together; 2,000 rows of synthetic"""
     num_val: Count | None = None
-    """1,200 images (dark skin is rare, a smaller split holds too few malignant lesions on it) or
-    1,000 rows"""
+    """1,200 images (fewer hold too few malignant lesions on dark skin) or 1,000 rows"""
     num_test: Count | None = None
     """1,200 images or 10,000 rows (1,000 leave a rate's gap a standard error of 0.03)"""
     domain: str = "target"
@@ -126,7 +131,9 @@ _SIZES = ("num_train", "num_val", "num_test")
 _FILES = ("sensitive", "cache_dir", "allow_small_groups")
 _DIGITS = ("digits", "agreement", "label_noise")
 _NAMED = ("manual_dir", "unknown", "on_error", *_FILES)
-_CSV = ("csv", "label", "positive", "sensitive", "id_column", "split", "allow_small_groups")
+_READ = ("label", "positive", "id_column", "encoding", "not_missing")
+_CSV = ("csv", "sensitive", "split", "allow_small_groups", *_READ)
+_TABLE = ("missing", "sensitive_as_feature", "categorical", "drop")
 _OWN_IMAGES = (*_CSV, "label_classes", "unknown", "age_cuts")
 _DECODED = ("image_root", "image_column", "window", "array_key", "on_error", "cache_dir")
 _OPTIONS = {
@@ -138,7 +145,7 @@ _OPTIONS = {
     "lesions_jpeg": ("manual_dir", "height", *_FILES, *_SIZES),
     "colored_digits": _DIGITS,
     **dict.fromkeys(RECIPES, _NAMED),
-    "csv": (*_CSV, "features", "categorical", "sensitive_as_feature", "missing"),
+    "csv": (*_CSV, "features", *_TABLE),
     "csv with images": (*_OWN_IMAGES, *_DECODED),
     "csv with pickles": (*_OWN_IMAGES, "pickles", "trust_pickle"),
 }
@@ -264,14 +271,6 @@ def _read_adult(data: Data) -> Dataset:
     return load_adult(split=_shares(data.split), **_groups(data), **more)
 
 
-def _read_census(data: Data) -> Dataset:
-    return load_census(**_groups(data), **settings(data, ["sensitive_as_feature"]))
-
-
-def _read_compas(data: Data) -> Dataset:
-    return load_compas(data.csv[0], split=_shares(data.split), **_groups(data))
-
-
 def _read_synthetic(data: Data) -> Dataset:
     train, val, test = _sizes(data).values()
     return synthetic_gaussians(jax.random.key(data.seed), train, num_val=val, num_test=test)
@@ -317,7 +316,7 @@ def _read_named(data: Data, size: int) -> Dataset:
 
 
 def _read_table(data: Data) -> Dataset:
-    options = settings(data, ("missing", "sensitive_as_feature", "categorical"))
+    options = settings(data, _TABLE)
     return load_csv(**_csv_arguments(data), features=data.features or None, **options)
 
 
@@ -342,7 +341,7 @@ def _csv_arguments(data: Data) -> dict[str, Any]:
         "path": data.csv[0] if len(data.csv) == 1 else _by_split(data.csv),
         "split": _shares_or_column(data.split),
         **_groups(data),
-        **settings(data, ("label", "positive", "id_column")),
+        **settings(data, _READ),
     }
 
 
@@ -354,8 +353,8 @@ def _groups(data: Data) -> dict[str, Any]:
 
 _TABLES: Mapping[str, Callable[[Data], Dataset]] = {
     "adult": _read_adult,
-    "census": _read_census,
-    "compas": _read_compas,
+    "census": lambda data: load_census(**_groups(data), **settings(data, ["sensitive_as_feature"])),
+    "compas": lambda data: load_compas(data.csv[0], split=_shares(data.split), **_groups(data)),
     "synthetic": _read_synthetic,
     "csv": _read_table,
 }

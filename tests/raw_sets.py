@@ -1,10 +1,10 @@
 """Small trees in the raw layout of every named set, made of coloured squares."""
 
-import zipfile
 from typing import Any
 
 import jax
 import numpy as np
+import openpyxl
 from PIL import Image
 
 from fairjax.data import synthetic_lesions, write_lesions
@@ -70,27 +70,13 @@ def make_papila(folder):
 
 
 def write_xlsx(path, sheet):
-    """A minimal spreadsheet: shared strings for text, plain values for numbers."""
+    """A spreadsheet of one sheet; empty text is an empty cell."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    texts, body = [], ""
-    for r, line in enumerate(sheet, 1):
-        cells = ""
-        for c, value in enumerate(line):
-            place = f"{'ABCDEFGH'[c]}{r}"
-            if isinstance(value, str):
-                texts.append(value)
-                cells += f'<c r="{place}" t="s"><v>{len(texts) - 1}</v></c>' if value else ""
-            else:
-                cells += f'<c r="{place}"><v>{value}</v></c>'
-        body += f'<row r="{r}">{cells}</row>'
-    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    shared = "".join(f"<si><t>{text}</t></si>" for text in texts)
-    with zipfile.ZipFile(path, "w") as book:
-        book.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
-        book.writestr(
-            "xl/worksheets/sheet1.xml",
-            f"<worksheet {space}><sheetData>{body}</sheetData></worksheet>",
-        )
+    book = openpyxl.Workbook(write_only=True)
+    page = book.create_sheet()
+    for line in sheet:
+        page.append([None if value == "" else value for value in line])
+    book.save(path)
 
 
 def make_ol3i(folder):

@@ -328,6 +328,9 @@ WHERE_THEY_APPLY = {
     "split": ("0.5,0.25,0.25", {"adult", "compas", "csv"}),
     "features": (("x",), {"csv"}),
     "categorical": (("x",), {"csv"}),
+    "drop": (("x",), {"csv"}),
+    "encoding": ("cp1252", {"csv"}),
+    "not_missing": (("NA",), {"csv"}),
     "sensitive_as_feature": (False, {"adult", "census", "csv"}),
     "missing": ("impute", {"csv"}),
     "unknown": ("group", set(RECIPES)),
@@ -371,6 +374,7 @@ def test_an_option_of_tables_is_refused_for_images_of_a_csv(folder):
         ("--missing", "impute"),
         ("--features", "age"),
         ("--categorical", "age"),
+        ("--drop", "age"),
         ("--no-sensitive-as-feature",),
     ):
         refuse(own_images(folder, *flags), "does not apply to csv with images", image_size=8)

@@ -36,6 +36,8 @@ def test_worked_example(table):
     np.testing.assert_array_equal(data.inputs[5, 1:], [0, 0, 1, 0])
     assert data.notes == (
         "Rows with a 'city' that train lacks: 1 (such as 'Rome'), encoded as all zeros.",
+        "The positive class (1) of 'outcome' is 'outcome=1'.",
+        "Sensitive column is among the features: 'sex'.",
     )
     assert data.inputs.dtype == np.float32
 

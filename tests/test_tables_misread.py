@@ -314,6 +314,35 @@ def test_a_patient_is_one_in_any_case(tmp_path):
         assert "'p0' (1)" in notes_of(data)
 
 
+def test_image_tables_take_what_tables_take(tmp_path):
+    """Semicolons, an encoding, a word that is a value, words for sexes, and ages that are none."""
+    path = write(
+        tmp_path,
+        64,
+        sex=lambda i: ("woman", "Man")[i // 2 % 2],
+        place=lambda i: ("NA", "Köln")[i // 4 % 2],
+        age=lambda i: 300 if i == 5 else ("34", "90+", "045Y")[i % 3],
+    )
+    read_both(path)  # for the pictures
+    text = path.read_text(encoding="utf-8").replace(",", ";")
+    path.write_bytes(text.encode("cp1252"))
+    settings: Any = {"label": "y", "size": 4, "cache_dir": tmp_path / "cache", "encoding": "cp1252"}
+    data = load_image_table(path, sensitive="place", not_missing=["na"], **settings)
+    assert data.group_names == ("Köln", "NA")
+    assert data.group.tolist() == [1 - i // 4 % 2 for i in range(64)]
+    assert "fields are separated by semicolons" in data.notes[0]
+    assert "The positive class (1) of 'y' is 'y=1'." in data.notes
+    sexes = load_image_table(path, sensitive="sex", **settings)
+    assert sexes.group_names == ("female", "male") and sexes.group.tolist()[:4] == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"t\.csv, line 7: column 'age' holds '300', expected"):
+        load_image_table(path, sensitive="age", age_cuts=(60,), **settings)
+    aged = load_image_table(path, sensitive="age", age_cuts=(60,), on_error="skip", **settings)
+    assert sum(map(len, aged.splits.values())) == 63
+    rows = np.concatenate(list(aged.splits.values()))
+    assert aged.group[rows].tolist() == [int(row % 3 == 1) for row in rows]
+    assert any("Skipped 1 ages that are none (the first at" in note for note in aged.notes)
+
+
 def test_files_keep_their_names(tmp_path):
     """Paths are told apart by case and inner blanks, and a file called 007 is not 7."""
     names = {i: (f"00{i}.png", f"A  {i}.png", f"a  {i}.png")[i % 3] for i in range(60)}

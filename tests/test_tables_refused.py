@@ -139,7 +139,11 @@ def test_features_that_cannot_be_numbers_or_categories(tmp_path):
     rows = [("" if row[4] == "train" else 1, *row[1:]) for row in ROWS]
     refuse(write(path, rows), "column 'age' has no values in split 'train'", missing="impute")
     rows = [("", *row[1:]) for row in ROWS]
-    refuse(write(path, rows), "no row is complete; missing cells by column: 'age' 12")
+    refuse(
+        write(path, rows),
+        "no row is complete; missing cells by column: 'age' 12; leave such columns out by drop=",
+        features=["age"],
+    )
 
 
 def test_splits_that_cannot_be_made(tmp_path, table):

@@ -1,5 +1,7 @@
 """Data as arrays: tables, images, splits and synthetic sets."""
 
+from fairjax.data.benchmark_tables import load_adult as load_adult
+from fairjax.data.benchmark_tables import load_compas as load_compas
 from fairjax.data.census import load_census as load_census
 from fairjax.data.dataset import SPLITS as SPLITS
 from fairjax.data.dataset import Dataset as Dataset
@@ -22,6 +24,4 @@ from fairjax.data.splits import resplits as resplits
 from fairjax.data.splits import split_by_id as split_by_id
 from fairjax.data.splits import stratified_split as stratified_split
 from fairjax.data.synthetic import synthetic_gaussians as synthetic_gaussians
-from fairjax.data.tables import load_adult as load_adult
-from fairjax.data.tables import load_compas as load_compas
 from fairjax.data.tables import load_csv as load_csv

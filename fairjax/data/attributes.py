@@ -1,6 +1,8 @@
 """Sensitive attributes of a table: columns under their many names, sexes, age bands, groups."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
@@ -21,8 +23,17 @@ ALIASES = {
 AGE_CUTS = {"age_binary": (60.0,), "age_multi": (19.0, 39.0, 59.0, 79.0)}
 """Ages, in years, that end a band when a banded column is asked for and only ages are there."""
 
-_SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
+_SEXES: dict[str, str] = dict.fromkeys(("m", "male", "man"), "male")
+_SEXES.update(dict.fromkeys(("f", "female", "woman"), "female"))
 _UNKNOWN = UNKNOWN | {"-1"}
+
+MAX_AGE = 130
+_OPEN_AGE = re.compile(r"(\d{1,3}) ?\+|(>) ?(\d{1,3})")  # 90+ and >89, as privacy rules have it
+_DICOM_AGE = re.compile(r"(\d{1,3})([YMWD])", re.IGNORECASE)
+_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_AGES_ACCEPTED = (
+    f"accepted are 0 to {MAX_AGE}, DICOM's 045Y or 006M, and above the last band 90+ or >89"
+)
 
 
 def find_column(table: Table, name: str) -> str:
@@ -63,14 +74,14 @@ def read_attribute(table: Table, name: str, age_cuts: Sequence[float] | None = N
         if age_cuts is None:
             raise ValueError(f"{table.files[0]}: {show(name)} is in years; give age_cuts=")
         return age_bands(table, column_name, age_cuts)
-    (values, codes), _ = merge_spellings(table.columns[column_name])
+    (values, codes), _ = merge_spellings(table.columns[column_name], table.kept)
     is_sex = column_name.casefold() in ALIASES["sex"]
     named = []
     for value in values:
         shown = value if number(value) is None else f"{column_name}={value}"
         if is_sex:
             shown = _SEXES.get(key(value), shown)
-        named.append("" if key(value) in _UNKNOWN else shown)
+        named.append("" if key(value) in _UNKNOWN - table.kept else shown)
     order = sorted(set(named) - {""}, key=lambda text: (_number_in(text), text))
     recode = np.array([*(order.index(text) if text else -1 for text in named), -1], np.int32)
     return Column(tuple(order), recode[codes])
@@ -87,19 +98,76 @@ def age_bands(table: Table, name: str, cuts: Sequence[float]) -> Column:
     if not len(cuts) or list(cuts) != sorted(set(cuts)) or not all(map(math.isfinite, cuts)):
         raise ValueError(f"age_cuts must be increasing ages, got {tuple(cuts)}")
     values, codes = table.columns[name]
-    ages = [None if key(v) in _UNKNOWN else number(v) for v in values]
-    for code, (value, age) in enumerate(zip(values, ages, strict=True)):
-        known = key(value) not in _UNKNOWN
-        if known and (age is None or not 0 <= age <= 130):
-            row = int((codes == code).argmax())
-            raise ValueError(
-                f"{table.where(row)}: column {show(name)} holds {show(value)}, expected years"
-            )
-    bands = [-1 if age is None else int(np.searchsorted(cuts, age)) for age in ages]
+    bands = [_band(value, cuts) for value in values]
+    if None in bands:
+        code = bands.index(None)
+        row = int((codes == code).argmax())
+        raise ValueError(
+            f"{table.where(row)}: column {show(name)} holds {show(values[code])}, expected years: "
+            f"{_AGES_ACCEPTED}"
+        )
     marks = [f"{cut:g}" for cut in cuts]
     middle = [f"{low} < age <= {high}" for low, high in zip(marks, marks[1:], strict=False)]
     names = (f"age <= {marks[0]}", *middle, f"age > {marks[-1]}")
     return Column(names, np.array([*bands, -1], np.int32)[codes])
+
+
+def _band(text: str, cuts: Sequence[float]) -> int | None:
+    """The band of an age, -1 where it is unknown, None where it is no age or in two bands."""
+    if key(text) in _UNKNOWN:
+        return -1
+    if (found := _OPEN_AGE.fullmatch(text)) is not None:  # all ages from here, or above here
+        start = float(found[1] or found[3])
+        inside = cuts[-1] < start or (found[2] is not None and cuts[-1] == start)
+        return len(cuts) if inside and start <= MAX_AGE else None
+    age = number(text)
+    if (found := _DICOM_AGE.fullmatch(text)) is not None:
+        age = int(found[1]) * _YEARS[found[2].upper()]
+    return None if age is None or not 0 <= age <= MAX_AGE else int(np.searchsorted(cuts, age))
+
+
+def check_ages(
+    table: Table, names: Sequence[str], on_error: str, age_cuts: Sequence[float] | None = None
+) -> tuple[Table, list[str]]:
+    """The table with ages that are none as missing where `on_error` is "skip", and notes.
+
+    Args:
+      table: any.
+      names: sensitive attributes, of which some may be ages or bands made of them.
+      on_error: "skip" or "error", which leaves them to `age_bands`.
+      age_cuts: of an attribute in years.
+    """
+    columns, notes = dict(table.columns), []
+    for name in names:
+        column_name, cuts = _ages_of(table, name, age_cuts)
+        if column_name is None or not cuts or on_error != "skip":
+            continue
+        values, codes = columns[column_name]
+        wrong = np.array([*(_band(value, cuts) is None for value in values), False])[codes]
+        if wrong.any():
+            row = int(wrong.argmax())
+            notes.append(
+                f"Skipped {wrong.sum()} ages that are none (the first at {table.where(row)}: "
+                f"{show(values[codes[row]])}); {_AGES_ACCEPTED}."
+            )
+            kept = Column(values, np.where(wrong, -1, codes).astype(np.int32))
+            columns[column_name] = kept.take(np.arange(len(codes)))
+    return dataclasses.replace(table, columns=columns), notes
+
+
+def _ages_of(
+    table: Table, name: str, age_cuts: Sequence[float] | None
+) -> tuple[str | None, Sequence[float] | None]:
+    """The column of years that an attribute is read from, and where bands end; None if none is."""
+    lowered = name.casefold()
+    try:
+        if lowered in ALIASES["age"]:
+            return find_column(table, name), age_cuts
+        if lowered in AGE_CUTS and lowered not in map(str.casefold, table.columns):
+            return find_column(table, "age"), AGE_CUTS[lowered]
+    except ValueError:
+        pass  # the reader of the attribute says what is missing
+    return None, None
 
 
 def combine_attributes(

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from decimal import Decimal
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from fairjax.data.csvfile import Column, Table, number, show
 from fairjax.data.dataset import SPLITS
@@ -31,9 +32,16 @@ def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray
     rows = np.flatnonzero(~np.any(list(absent.values()), axis=0))
     if len(rows) == len(table):
         return table, rows, []
-    counts = ", ".join(f"{show(name)} {gap.sum()}" for name, gap in absent.items() if gap.any())
+    gaps = {name: int(gap.sum()) for name, gap in absent.items() if gap.any()}
+    counts = ", ".join(f"{show(name)} {gap}" for name, gap in gaps.items())
     if not len(rows):
-        raise ValueError(f"{table.files[0]}: no row is complete; missing cells by column: {counts}")
+        worst = sorted(gaps.items(), key=lambda pair: -pair[1])
+        shown = ", ".join(f"{show(name)} {gap}" for name, gap in worst[:8])
+        raise ValueError(
+            f"{table.files[0]}: no row is complete; missing cells by column: {shown}"
+            f"{', ...' if worst[8:] else ''}; leave such columns out by drop= (--data.drop), or "
+            'fill them by missing="impute" (--data.missing impute)'
+        )
     dropped = len(table) - len(rows)
     note = f"Dropped {dropped} of {len(table)} rows with missing values ({counts})."
     return table.take(rows), rows, [note]
@@ -47,20 +55,30 @@ def tidy(table: Table, names: Sequence[str]) -> tuple[Table, list[str]]:
     """
     columns, notes = dict(table.columns), []
     for name in dict.fromkeys(names):
-        columns[name], merged = merge_spellings(table.columns[name])
+        columns[name], merged = merge_spellings(table.columns[name], table.kept)
         notes += [f"Column {show(name)}: {text}." for text in merged]
     return dataclasses.replace(table, columns=columns), notes
 
 
-def merge_spellings(column: Column) -> tuple[Column, list[str]]:
-    """The column with one value per meaning, and which texts were merged."""
+def merge_spellings(
+    column: Column, kept: Set[str] = frozenset(), *, feature: bool = False
+) -> tuple[Column, list[str]]:
+    """The column with one value per meaning, and which texts were merged.
+
+    Words that say that nothing is known, but for those `kept` (by `key`), count as missing. As a
+    `feature` they are a category, and what is written in one way only keeps its name.
+    """
     values, codes = column
     counts = np.bincount(codes[codes >= 0], minlength=len(values)).tolist()
     name_of = spellings(values, counts)
+    if feature:
+        ways = Counter(name_of.values())
+        name_of = {v: name if ways[name] > 1 else v for v, name in name_of.items()}
+    nothing = (MISSING if feature else MISSING | UNKNOWN) - kept
     code_of: dict[str, int] = {}
     recode, others = [], {}
     for value, count in zip(values, counts, strict=True):
-        name, unknown = name_of[value], key(value) in MISSING | UNKNOWN
+        name, unknown = name_of[value], key(value) in nothing
         recode.append(-1 if unknown else code_of.setdefault(name, len(code_of)))
         if unknown or (value != name and number(name) is None):
             shown = "missing" if unknown else show(name)
@@ -90,7 +108,7 @@ def _display(name: str, values: Sequence[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _numbers(table: Table, name: str, remedy: str) -> list[float] | None:
+def distinct_numbers(table: Table, name: str, remedy: str) -> list[float] | None:
     """The distinct values as numbers, or None for text; raises ValueError on a mixture of both."""
     values, codes = table.columns[name]
     numbers = [number(value) for value in values]
@@ -111,7 +129,7 @@ def read_labels(
     table: Table, name: str, positive: str | int | None
 ) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
     """Class of every row and the names of the classes."""
-    _numbers(table, name, "a label must be all numbers or all text")
+    distinct_numbers(table, name, "a label must be all numbers or all text")
     values, codes = categories(table.columns[name])
     file = table.files[0]
     if len(values) < 2:
@@ -126,10 +144,13 @@ def read_labels(
         )
     names = _display(name, values)
     if positive is None:
-        if len(values) == 2 and number(values[0]) is None:
+        if len(values) == 2 and values not in (("0", "1"), ("-1", "1")):
+            found = "is not numeric"
+            if number(values[0]) is not None:
+                found = f"holds {values[0]} and {values[1]}, of which neither says yes or no"
             raise ValueError(
-                f"{file}: label column {show(name)} is not numeric; pass positive={show(values[0])}"
-                f" or positive={show(values[1])} to say which value is class 1"
+                f"{file}: label column {show(name)} {found}; pass positive={show(values[0])}"
+                f" or positive={show(values[1])} (--data.positive) to say which value is class 1"
             )
         return codes, names
     keys = [key(value) for value in values]
@@ -142,6 +163,15 @@ def read_labels(
     target = keys.index(key(str(positive)))
     other = names[1 - target] if len(values) == 2 else f"not {names[target]}"
     return (codes == target).astype(np.int32), (other, names[target])
+
+
+def note_classes(name: str, label_names: Sequence[str]) -> str:
+    """A note on which class is what rates and gaps are of."""
+    if len(label_names) == 2:
+        return f"The positive class (1) of {show(name)} is {show(label_names[1])}."
+    listed = ", ".join(f"{k} {show(text)}" for k, text in enumerate(label_names[:10]))
+    more = ", ..." if len(label_names) > 10 else ""
+    return f"{len(label_names)} classes of {show(name)}, none of them the positive: {listed}{more}."
 
 
 def read_groups(
@@ -198,95 +228,3 @@ def rows_of_splits(split_of_row: np.ndarray) -> dict[str, np.ndarray]:
     return {
         split: np.flatnonzero(split_of_row == s).astype(np.int32) for s, split in enumerate(SPLITS)
     }
-
-
-def read_feature(
-    table: Table,
-    name: str,
-    train: Int32[np.ndarray, " _"],
-    *,
-    categorical: bool,
-    fixed_categories: bool,
-) -> tuple[Float32[np.ndarray, "N D"], tuple[str, ...], list[str]]:
-    """Input columns `[N, D]` float32 made of one feature, their names, and notes.
-
-    Statistics and categories come from the rows `train` alone; but with `fixed_categories` every
-    value of the table has its place, so that the width is the same for every split.
-    """
-    values, codes = table.columns[name]
-    if not (codes[train] >= 0).any():
-        raise ValueError(f"{table.files[0]}: column {show(name)} has no values in split 'train'")
-    if categorical:
-        return _read_categories(table, name, train, fixed_categories)
-    numbers = _numbers(
-        table, name, "mend it, or name the column in categorical= to read it as text"
-    )
-    if numbers is not None:
-        return _read_numbers(table, name, numbers, train)
-    if len(values) > MAX_CATEGORIES:
-        raise ValueError(
-            f"{table.files[0]}: column {show(name)} holds {len(values)} distinct texts such as "
-            f"{show(values[0])}, at most {MAX_CATEGORIES} are accepted; leave it out with "
-            "features=, or name it in categorical= if they are categories"
-        )
-    return _read_categories(table, name, train, fixed_categories)
-
-
-def _read_numbers(table, name, numbers, train) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """One standardised column; missing cells get the median of train."""
-    values, codes = table.columns[name]
-    column = np.array([*numbers, math.nan])[codes]
-    outside = np.abs(column) > np.finfo(np.float32).max
-    if outside.any():
-        row = int(outside.argmax())
-        raise ValueError(
-            f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])}, "
-            "only finite float32 numbers are accepted"
-        )
-    notes = []
-    gaps = codes < 0
-    if gaps.any():
-        fill = float(np.nanmedian(column[train]))
-        column[gaps] = fill
-        notes.append(f"Filled {gaps.sum()} missing {show(name)} with the train median {fill:g}.")
-    # Exactly rounded sums, so that the same file gives the same bits on any machine.
-    cells = column[train].tolist()
-    mean = math.fsum(cells) / len(cells)
-    spread = math.sqrt(math.fsum((cell - mean) ** 2 for cell in cells) / len(cells))
-    if spread == 0:
-        notes.append(f"Column {show(name)} is constant in train.")
-    with np.errstate(over="ignore"):
-        standardised = ((column - mean) / (spread or 1.0)).astype(np.float32)
-    if not np.isfinite(standardised).all():
-        row = int((~np.isfinite(standardised)).argmax())
-        raise ValueError(
-            f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])}, "
-            "too far from the values of train to be standardised as float32"
-        )
-    return standardised[:, None], (name,), notes
-
-
-def _read_categories(
-    table, name, train, fixed_categories
-) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """One 0/1 column per known value; missing cells get train's most frequent value."""
-    values, codes = categories(table.columns[name])
-    counts = np.bincount(codes[train][codes[train] >= 0], minlength=len(values))
-    notes = []
-    gaps = codes < 0
-    if gaps.any():
-        codes = np.where(gaps, counts.argmax(), codes)
-        notes.append(
-            f"Filled {gaps.sum()} missing {show(name)} with the most frequent train value "
-            f"{show(values[counts.argmax()])}."
-        )
-    kept = np.arange(len(values)) if fixed_categories else np.flatnonzero(counts)
-    unseen = ~np.isin(codes, kept)
-    if unseen.any():
-        example = show(values[codes[unseen][0]])
-        notes.append(
-            f"Rows with a {show(name)} that train lacks: {unseen.sum()} (such as {example}), "
-            "encoded as all zeros."
-        )
-    one_hot = (codes[:, None] == kept).astype(np.float32)
-    return one_hot, tuple(f"{name}={values[code]}" for code in kept), notes

@@ -1,22 +1,18 @@
 """Reading CSV files into columns, with the place of every row kept for error messages."""
 
-import csv
 import dataclasses
-import gzip
-import io
 import math
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fairjax.data.dataset import SPLITS
-from fairjax.data.values import MISSING, key, strip
+from fairjax.data.rawtable import read_raw
+from fairjax.data.values import MISSING, UNKNOWN, key, strip
 
 
 class Column(NamedTuple):
@@ -45,6 +41,9 @@ class Table:
       file_of_row: `[N]`, indices into `files`.
       line_of_row: `[N]`, the 1-based line on which the row starts in its file.
       ambiguous: names of columns that occur twice with different cells.
+      delimiter: what separated the fields of the first file.
+      kept: words, by `key`, that are values here although they usually say that nothing is known.
+      notes: what was unusual about the files, one sentence each.
     """
 
     files: tuple[str, ...]
@@ -52,6 +51,9 @@ class Table:
     file_of_row: np.ndarray
     line_of_row: np.ndarray
     ambiguous: frozenset[str] = frozenset()
+    delimiter: str = ","
+    kept: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def __len__(self):
         """Number of rows."""
@@ -88,15 +90,26 @@ class Table:
         )
 
 
-def read_csv(path, names: Sequence[str] | None = None) -> Table:
-    """Reads a CSV file with a header line; `.gz`, and `.zip` with one file inside, are unpacked.
+def read_csv(
+    path,
+    names: Sequence[str] | None = None,
+    *,
+    encoding: str | None = None,
+    not_missing: Sequence[str] = (),
+) -> Table:
+    """Reads a table with a header line: a CSV, also in `.gz` or `.zip`, or an `.xlsx`.
 
-    Accepts UTF-8 with or without a byte-order mark, any line ends and quoted fields. Blank lines
-    and unnamed columns (the index that pandas writes) are skipped.
+    Accepts any line ends, quoted fields, and as delimiters commas, semicolons, tabs and vertical
+    bars (noted), or what Excel's line `sep=;` says. Characters are UTF-8, or UTF-16 by its mark. Of
+    an `.xlsx` the first sheet is read. Blank lines and unnamed columns (the index that pandas
+    writes) are skipped, and so are R's names of rows, above which the header has no name, and a
+    delimiter behind every row.
 
     Args:
       path: the file.
-      names: of the columns, for a file that has no header line.
+      names: of the columns, for a file with commas that has no header line.
+      encoding: of the characters, as Python names it.
+      not_missing: words of `MISSING` and `UNKNOWN` that are values in this file.
 
     Returns:
       A `Table` of at least one row.
@@ -107,45 +120,59 @@ def read_csv(path, names: Sequence[str] | None = None) -> Table:
         header.
     """
     path = Path(path)
-    file = str(path)
-    header, rows, lines = _parse(_read_text(path), file, names)
-    names = [name.strip() for name in header]
+    raw = read_raw(path, names, encoding)
+    kept = frozenset(map(key, not_missing))
     columns, ambiguous = {}, set()
-    for name, cells in zip(names, zip(*rows, strict=True), strict=True):
+    for name, cells in zip(raw.header, zip(*raw.rows, strict=True), strict=True):
+        name = strip(name)
         if name == "" or re.fullmatch(r"Unnamed: \d+", name):
             continue
-        column = _encode(cells)
+        column = _encode(cells, kept)
         if name not in columns:
             columns[name] = column
         elif column.values != columns[name].values or (column.codes != columns[name].codes).any():
             ambiguous.add(name)
     return Table(
-        files=(file,),
+        files=(str(path),),
         columns=columns,
-        file_of_row=np.zeros(len(rows), np.int32),
-        line_of_row=np.asarray(lines, np.int32),
+        file_of_row=np.zeros(len(raw.rows), np.int32),
+        line_of_row=np.asarray(raw.lines, np.int32),
         ambiguous=frozenset(ambiguous),
+        delimiter=raw.delimiter,
+        kept=kept,
+        notes=raw.notes,
     )
 
 
-def read_tables(path: str | Path | Mapping[str, str | Path]) -> list[Table]:
+def read_tables(
+    path: str | Path | Mapping[str, str | Path],
+    *,
+    encoding: str | None = None,
+    not_missing: Sequence[str] = (),
+) -> list[Table]:
     """The table of one CSV, or the three that a mapping names "train", "val" and "test".
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the mapping has other keys, or a file is not readable; see `read_csv`.
+      ValueError: the mapping has other keys, a word of `not_missing` never means missing, or a file
+        is not readable; see `read_csv`.
     """
+    for word in not_missing:
+        if key(word) not in MISSING | UNKNOWN:
+            listed = ", ".join(sorted(filter(None, MISSING | UNKNOWN)))
+            raise ValueError(f"not_missing holds {show(word)}, which is no word of {listed}")
+    options: Any = {"encoding": encoding, "not_missing": not_missing}
     if not isinstance(path, Mapping):
-        return [read_csv(path)]
+        return [read_csv(path, **options)]
     if set(path) != set(SPLITS):
         raise ValueError(f"path must map each of {SPLITS} to a file, got {tuple(path)}")
-    return [read_csv(path[name]) for name in SPLITS]
+    return [read_csv(path[name], **options) for name in SPLITS]
 
 
 def set_name(files: Sequence[str]) -> str:
     """What a set is called: its file without suffixes, or the folder that holds all its files."""
     if len(files) == 1:
-        return re.sub(r"(\.csv)?(\.gz|\.zip)?$", "", Path(files[0]).name)
+        return re.sub(r"(\.csv|\.tsv|\.txt|\.xlsx)?(\.gz|\.zip)?$", "", Path(files[0]).name)
     folder = os.path.commonpath([Path(file).resolve().parent for file in files])
     return Path(folder).name or "data"
 
@@ -172,6 +199,9 @@ def join(tables: list[Table]) -> Table:
         ),
         line_of_row=np.concatenate([table.line_of_row for table in tables]),
         ambiguous=frozenset().union(*(table.ambiguous for table in tables)),
+        delimiter=tables[0].delimiter,
+        kept=tables[0].kept,
+        notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
     )
 
 
@@ -181,8 +211,11 @@ def number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    # Python also reads "1_000" and "-nan"; neither is a number in a table.
-    return None if "_" in text or math.isnan(value) else value
+    # Python also reads "1_000" and "-nan"; neither is a number in a table. Nor is "1e-99999", whose
+    # digits would fill the memory.
+    if "_" in text or math.isnan(value) or re.search(r"e[+-]?\d{4}", text, re.IGNORECASE):
+        return None
+    return value
 
 
 def show(value) -> str:
@@ -191,72 +224,13 @@ def show(value) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-def _read_text(path: Path) -> str:
-    """The decoded contents of a file, unpacked where its suffix says so."""
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        elif path.suffix == ".zip":
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                members = archive.namelist()
-                if len(members) != 1:
-                    raise ValueError(f"{path}: a zip must hold one CSV, this holds {len(members)}")
-                data = archive.read(members[0])
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: is a directory, expected a CSV file") from None
-    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read: {reason}") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8; "
-            "save the table as UTF-8"
-        ) from None
-
-
-def _parse(
-    text: str, file: str, names: Sequence[str] | None
-) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows and the line on which each row starts."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None if names is None else list(names)
-    known: dict[str, str] = {}  # equal cells share one string, which halves the memory
-    rows, lines = [], []
-    start = 1
-    try:
-        for row in reader:
-            if header is None:
-                header = row or None
-            elif row:
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{file}, line {start}: {len(row)} fields, but "
-                        f"{'the header has' if names is None else 'expected are'} {len(header)}"
-                    )
-                rows.append([known.setdefault(cell, cell) for cell in row])
-                lines.append(start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {start}: not readable as CSV: {error}") from None
-    if header is None:
-        raise ValueError(f"{file}: is empty, expected a header line and rows")
-    if not rows:
-        raise ValueError(f"{file}: has {'a header but ' if names is None else ''}no rows")
-    return header, rows, lines
-
-
-def _encode(cells) -> Column:
+def _encode(cells, kept: frozenset[str]) -> Column:
     """Distinct values in order of first appearance, and their codes."""
     code_of_value, code_of_cell = {}, {}
     for cell in dict.fromkeys(cells):
         value = strip(cell)
-        missing = key(value) in MISSING
+        word = key(value)
+        missing = word in MISSING and word not in kept
         code_of_cell[cell] = -1 if missing else code_of_value.setdefault(value, len(code_of_value))
     codes = np.fromiter(map(code_of_cell.__getitem__, cells), np.int32, len(cells))
     return Column(tuple(code_of_value), codes)

@@ -8,12 +8,19 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32, Integer, Shaped, UInt8
 
-from fairjax.data.attributes import cells, combine_attributes, find_column, read_attribute
+from fairjax.data.attributes import (
+    cells,
+    check_ages,
+    combine_attributes,
+    find_column,
+    read_attribute,
+)
 from fairjax.data.cache import cached_images
-from fairjax.data.columns import read_labels, read_splits, rows_of_splits, tidy
+from fairjax.data.columns import note_classes, read_labels, read_splits, rows_of_splits, tidy
 from fairjax.data.csvfile import Column, Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.image_files import locate, pickled_inputs
+from fairjax.data.rawtable import short_errors
 from fairjax.data.splits import stratified_split
 from fairjax.data.values import key, merge_ids
 
@@ -50,6 +57,7 @@ class ImageTable:
     notes: tuple[str, ...] = ()
 
 
+@short_errors()
 def load_image_table(
     path: str | Path | Mapping[str, str | Path],
     image_root: str | Path | None = None,
@@ -71,13 +79,15 @@ def load_image_table(
     allow_small_groups: bool = False,
     pickles: Mapping[str, str | Path] | None = None,
     trust_pickle: bool = False,
+    encoding: str | None = None,
+    not_missing: Sequence[str] = (),
 ) -> Dataset:
     """Reads a CSV (or three) that names image files, and decodes the images once.
 
     Column names are compared without regard to case, and `image`, `sex` and `age` stand for the
     names in `fairjax.data.attributes.ALIASES`; unnamed index columns are skipped. Sex may be
-    written M, F, male or female; other values are kept as they are ("sex=0"), since sources
-    disagree on codes. `MISSING` and `UNKNOWN` of `fairjax.data.values` and a code of -1 are
+    written M, F, male, female, man or woman; other values are kept as they are ("sex=0"), since
+    sources disagree on codes. `MISSING` and `UNKNOWN` of `fairjax.data.values` and a code of -1 are
     unknown. `Age_binary` and `Age_multi` are made from an age in years where the table
     lacks them.
 
@@ -100,11 +110,14 @@ def load_image_table(
       age_cuts: ages that end a band, for an attribute in years.
       window: see `decode_image`; likewise `array_key`.
       array_key: see `decode_image`.
-      on_error: what to do with an image that cannot be read; see `cached_images`.
+      on_error: what to do with an image that cannot be read, see `cached_images`, and with an age
+        that is none: "skip" counts it as unknown.
       cache_dir: see `cached_images`.
       allow_small_groups: note, rather than refuse, a group that a split has no rows of.
       pickles: a MEDFAIR image pickle for each of "train", "val" and "test", instead of files.
       trust_pickle: allow reading them; see `read_pickled_images`.
+      encoding: of the characters of the CSV, and `not_missing`: see `load_csv`.
+      not_missing: words that are values in this table.
 
     Returns:
       A `Dataset` named after the file, or after the folder of three; `inputs` uint8
@@ -114,7 +127,7 @@ def load_image_table(
       FileNotFoundError: a CSV or an image is absent.
       ValueError: anything in files or arguments that does not fit, with its place.
     """
-    tables = read_tables(path)
+    tables = read_tables(path, encoding=encoding, not_missing=not_missing)
     if len(tables) > 1 and isinstance(split, str):
         raise ValueError(f"give three files or the split column {split!r}, not both")
     names = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive)
@@ -122,6 +135,8 @@ def load_image_table(
     table = join([one.select(shared) for one in tables])
     table, merged = _tidy(table, (*names, *(() if id_column is None else (id_column,))), image)
     table, labels, label_names, notes = _read_classes(table, label, positive)
+    notes.append(note_classes(label if isinstance(label, str) else next(iter(label)), label_names))
+    table, aged = check_ages(table, names, on_error, age_cuts)
     splits = rows_of_splits(table.file_of_row) if isinstance(path, Mapping) else None
     if isinstance(split, str):
         splits, renamed = read_splits(table, find_column(table, split))
@@ -140,7 +155,7 @@ def load_image_table(
         attributes={name: read_attribute(table, name, age_cuts) for name in names},
         ids=None if id_column is None else np.array(cells(table, find_column(table, id_column))),
         splits=splits,
-        notes=(*merged, *notes),
+        notes=(*table.notes, *merged, *notes, *aged),
     )
     inputs = None
     if pickles is not None:

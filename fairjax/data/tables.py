@@ -1,7 +1,7 @@
 """Tables as `Dataset`: any CSV, and the Adult and COMPAS benchmarks."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,20 +11,29 @@ from fairjax.data.columns import (
     categories,
     drop_missing,
     merge_spellings,
-    read_feature,
+    note_classes,
     read_groups,
     read_labels,
     read_splits,
     rows_of_splits,
     tidy,
 )
-from fairjax.data.csvfile import Column, Table, join, number, read_csv, read_tables, set_name, show
+from fairjax.data.csvfile import Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
+from fairjax.data.features import (
+    check_features,
+    default_features,
+    note_perfect,
+    read_feature,
+    unknown_numbers,
+)
+from fairjax.data.rawtable import short_errors
 from fairjax.data.splits import stratified_split
 
 Ratios = tuple[float, float, float]
 
 
+@short_errors()
 def load_csv(
     path: str | Path | Mapping[str, str | Path],
     *,
@@ -38,28 +47,39 @@ def load_csv(
     seed: int = 0,
     sensitive_as_feature: bool = True,
     categorical: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    not_missing: Sequence[str] = (),
+    encoding: str | None = None,
     allow_small_groups: bool = False,
 ) -> Dataset:
     """Reads a labelled table with a sensitive group.
 
     Numbers are standardised by the mean and standard deviation of train; text becomes one-hot over
-    the values of train, all zero for a value that train lacks. Empty cells and
-    those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`, ...) are missing;
-    in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not known`), which a
-    feature keeps as a category. Rows without label or group are dropped. All that is dropped,
-    filled or unseen is counted in `notes`.
+    the values of train, all zero for a value that train lacks. Numbers with a decimal comma, commas
+    between thousands or percent signs are read as numbers, by one rule for the column, with a note;
+    what only looks like numbers (money, dates, units) and texts that differ in nearly every row are
+    refused by name.
 
-    Labels, groups and ids that differ only in case, blanks, invisible characters, a closing stop or
-    the way a number is written are one value, named by its most frequent spelling, with a note.
+    Empty cells and those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`,
+    ...) are missing; in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not
+    known`), which a feature of texts keeps as a category; `not_missing` takes words off these
+    lists. Rows without label or group are dropped. All that is dropped, filled or unseen is counted
+    in `notes`.
+
+    Labels, groups, ids and categories that differ only in case, blanks, invisible characters, a
+    closing stop or the way a number is written are one value, named by its most frequent spelling,
+    with a note.
 
     Args:
       path: one CSV (also `.gz` or `.zip`), or a mapping with the files "train", "val" and "test".
       label: the column to predict. Classes are ordered as numbers or alphabetically.
       sensitive: the column of the group, or several, whose intersections read "Female & Black".
         Values that are numbers are named `column=value`.
-      features: the input columns; by default all but label, id and split.
+      features: the input columns; by default all but label, id, split, those of `drop`, columns
+        without a value, and whole numbers that differ in every row (a row number, a record id).
       positive: the label value that becomes class 1, in any spelling, all others class 0. Needed
-        when the label is two texts, where nothing else says which outcome is the favourable one.
+        when the label is two texts or two numbers other than 0/1 and -1/1, where nothing says which
+        outcome is meant.
       split: shares of train, val and test for one file, drawn by `seed` and stratified on
         (label, group); or the name of a column that holds "train", "val" and "test"
         (or "training", "valid", "validation", "dev", "testing", in any case, with a note).
@@ -69,7 +89,12 @@ def load_csv(
         of train.
       seed: of a drawn split.
       sensitive_as_feature: whether the default `features` include the sensitive columns.
-      categorical: columns of numbers (codes), or of numbers mixed with text, to read as text.
+      categorical: columns of numbers (codes), or of numbers mixed with text, to read as text; and
+        columns that would be refused as features, if they are categories after all.
+      drop: columns that are no features.
+      not_missing: words that are values in this table ("NA" for Namibia), in any spelling.
+      encoding: of the characters, as Python names it ("cp1252" for old Windows files); by default
+        UTF-8, or UTF-16 by its mark.
       allow_small_groups: note, rather than refuse, a group that a split has no rows of or rows of
         one class only. Metrics then have undefined rates.
 
@@ -82,16 +107,22 @@ def load_csv(
       ValueError: anything in the file or the arguments that does not fit; the message gives file,
         line, column, what was found and what is accepted.
     """
-    tables = read_tables(path)
+    tables = read_tables(path, encoding=encoding, not_missing=not_missing)
     if len(tables) > 1 and isinstance(split, str):
         raise ValueError(f"give three files or the split column {split!r}, not both")
     roles = assign_roles(
-        tables[0], label, sensitive, features, id_column, split, sensitive_as_feature
+        tables[0], label, sensitive, features, id_column, split, sensitive_as_feature, drop
     )
     for table in tables:
         table.require((*roles.used, *categorical))
     table = join([table.select(roles.used) for table in tables])
-    return to_dataset(
+    left_out = []
+    if features is None:
+        kept, left_out = default_features(table, roles.features, categorical)
+        if not kept:
+            raise ValueError(f"{table.files[0]}: no feature columns are left. {' '.join(left_out)}")
+        roles = roles._replace(features=kept)
+    data = to_dataset(
         table,
         roles,
         name=set_name(table.files),
@@ -102,135 +133,7 @@ def load_csv(
         categorical=categorical,
         allow_small_groups=allow_small_groups,
     )
-
-
-def load_adult(
-    sensitive: str | Sequence[str] = "sex",
-    *,
-    split: Ratios = (0.6, 0.2, 0.2),
-    seed: int = 0,
-    sensitive_as_feature: bool = True,
-    allow_small_groups: bool = False,
-) -> Dataset:
-    """UCI Adult (Census Income), carried in the package: who earns more than 50,000 dollars?
-
-    45,222 rows without missing values; 6 standardised numbers and 98 one-hot categories as
-    features, whatever the split. Class 1 is ">50K".
-    Groups are in alphabetical order: by sex 0 Female, 1 Male; by race 0 Amer-Indian-Eskimo,
-    1 Asian-Pac-Islander, 2 Black, 3 Other, 4 White.
-
-    Args:
-      sensitive: "sex", "race", another column, or several for their intersections.
-      split: shares of train, val and test, stratified on (label, group).
-      seed: of the split.
-      sensitive_as_feature: whether the sensitive columns are features too.
-      allow_small_groups: as in `load_csv`; needed for "native-country".
-
-    Returns:
-      A `Dataset` named "adult".
-
-    Raises:
-      ValueError: no such column, or ratios that do not sum to 1.
-
-    Source: Becker and Kohavi 1996, https://doi.org/10.24432/C5XW20, CC BY 4.0; see adult.md. The
-    split is not UCI's: its train and test files are joined and dealt anew.
-
-    >>> data = load_adult("sex")
-    >>> data.inputs.shape, data.group_names, len(data.splits["train"])
-    ((45222, 104), ('Female', 'Male'), 27133)
-    """
-    with np.load(Path(__file__).with_name("adult.npz"), allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if not name.endswith("_values")]
-        columns = {}
-        for name in names:
-            if f"{name}_values" in arrays.files:
-                values, codes = arrays[f"{name}_values"].tolist(), arrays[name]
-            else:
-                values, codes = np.unique(arrays[name], return_inverse=True)
-            columns[name] = Column(tuple(map(str, values)), codes.astype(np.int32))
-    num_rows = len(columns["salary"].codes)
-    table = Table(
-        files=("adult",),
-        columns=columns,
-        file_of_row=np.zeros(num_rows, np.int32),
-        line_of_row=np.arange(1, num_rows + 1, dtype=np.int32),
-    )
-    roles = assign_roles(table, "salary", sensitive, None, None, split, sensitive_as_feature)
-    table.require(roles.used)
-    return to_dataset(
-        table,
-        roles,
-        name="adult",
-        positive=">50K",
-        split=split,
-        seed=seed,
-        allow_small_groups=allow_small_groups,
-        fixed_categories=True,
-    )
-
-
-def load_compas(
-    path: str | Path,
-    *,
-    sensitive: str | Sequence[str] = "sex",
-    split: Ratios = (0.6, 0.2, 0.2),
-    seed: int = 0,
-    allow_small_groups: bool = False,
-) -> Dataset:
-    """COMPAS, from ProPublica's `compas-scores-two-years.csv`: who reoffends within two years?
-
-    Keeps the rows that ProPublica's analysis keeps (screened within 30 days of the arrest, a known
-    outcome, no ordinary traffic offence, a score) of African-American and Caucasian defendants:
-    5,278 of the published file. Features are age_cat, c_charge_degree, race, sex and priors_count.
-    Class 1 is "two_year_recid=1", the unfavourable outcome.
-
-    Args:
-      path: the file, 53 columns as published.
-      sensitive: "sex" (0 Female, 1 Male), "race" (0 African-American, 1 Caucasian), or both.
-      split: shares of train, val and test, stratified on (label, group).
-      seed: of the split.
-      allow_small_groups: as in `load_csv`.
-
-    Returns:
-      A `Dataset` named "compas".
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file lacks a column, or no row passes.
-
-    Source: Larson et al., ProPublica 2016 (filters); Zafar et al., WWW 2017 (races and features).
-    """
-    # The published file repeats decile_score and priors_count; the first of each is meant.
-    table = dataclasses.replace(read_csv(path), ambiguous=frozenset())
-    features = ("age_cat", "c_charge_degree", "race", "sex", "priors_count")
-    roles = assign_roles(table, "two_year_recid", sensitive, features, None, split, True)
-    filters: dict[str, Callable[[str], bool]] = {
-        "days_b_screening_arrest": lambda cell: (
-            (days := number(cell)) is not None and abs(days) <= 30
-        ),
-        "is_recid": lambda cell: number(cell) != -1,
-        "c_charge_degree": lambda cell: cell != "O",
-        "score_text": lambda cell: True,  # "N/A" counts as missing
-        "race": lambda cell: cell in ("African-American", "Caucasian"),
-    }
-    table.require((*roles.used, *filters))
-    keep = np.ones(len(table), bool)
-    for name, accepts in filters.items():
-        values, codes = table.columns[name]
-        keep &= np.array([*map(accepts, values), False])[codes]
-    if not keep.any():
-        raise ValueError(f"{path}: none of {len(table)} rows passes ProPublica's filters")
-    note = f"ProPublica's filters keep {keep.sum()} of {len(table)} rows."
-    table = table.select(roles.used).take(np.flatnonzero(keep))
-    data = to_dataset(
-        table,
-        roles,
-        name="compas",
-        split=split,
-        seed=seed,
-        allow_small_groups=allow_small_groups,
-    )
-    return dataclasses.replace(data, notes=(note, *data.notes))
+    return dataclasses.replace(data, notes=(*data.notes, *left_out))
 
 
 class Roles(NamedTuple):
@@ -250,7 +153,7 @@ class Roles(NamedTuple):
 
 
 def assign_roles(
-    table, label, sensitive, features, id_column, split, sensitive_as_feature
+    table, label, sensitive, features, id_column, split, sensitive_as_feature, drop=()
 ) -> Roles:
     """Checks that no column has two roles that exclude each other."""
     sensitive = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive)
@@ -259,10 +162,15 @@ def assign_roles(
     split_column = split if isinstance(split, str) else None
     reserved = [name for name in (label, id_column, split_column) if name is not None]
     if features is None:
-        left_out = {*reserved, *(() if sensitive_as_feature else sensitive)}
+        left_out = {*reserved, *drop, *(() if sensitive_as_feature else sensitive)}
         features = tuple(name for name in table.columns if name not in left_out)
-    for role, names in (("sensitive", sensitive), ("features", tuple(features))):
+    known = table.columns.keys() | table.ambiguous
+    for role, names in (("sensitive", sensitive), ("features", tuple(features)), ("drop", drop)):
         for name in names:
+            if role == "drop" and name not in known:
+                table.require([name])
+            if role == "drop" and name in features:
+                raise ValueError(f"column {show(name)} cannot be in both features and drop")
             if names.count(name) > 1:
                 raise ValueError(f"{role} names column {show(name)} twice")
             if name in reserved:
@@ -294,8 +202,10 @@ def to_dataset(
         raise ValueError(f'missing must be "drop" or "impute", got {missing!r}')
     needed = (roles.label, *roles.sensitive, *(roles.features if missing == "drop" else ()))
     table, merged = tidy(table, (roles.label, *roles.sensitive))
+    others = [name for name in roles.features if name not in roles.sensitive]
+    table, unknown = unknown_numbers(table, others, categorical)
     table, rows, notes = drop_missing(table, tuple(dict.fromkeys(needed)))
-    notes = [*merged, *notes]
+    notes = [*table.notes, *merged, *unknown, *notes]
     labels, label_names = read_labels(table, roles.label, positive)
     group, group_names = read_groups(table, roles.sensitive)
     if isinstance(split, np.ndarray):
@@ -311,6 +221,7 @@ def to_dataset(
     if roles.id_column is not None:
         notes += tidy(table, (roles.id_column,))[1]
         _check_ids(table, roles.id_column, splits)
+    check_features(table, roles.features, categorical)
     blocks, feature_names = [], []
     for feature in roles.features:
         block, names, feature_notes = read_feature(
@@ -323,6 +234,9 @@ def to_dataset(
         blocks.append(block)
         feature_names += names
         notes += feature_notes
+    notes.append(note_classes(roles.label, label_names))
+    notes += _note_sensitive(roles)
+    notes += note_perfect(table, roles.features, labels, roles.label)
     data = Dataset(
         name=name,
         inputs=np.concatenate(blocks, axis=1),
@@ -339,6 +253,18 @@ def to_dataset(
     return dataclasses.replace(data, notes=tuple(notes))
 
 
+def _note_sensitive(roles: Roles) -> list[str]:
+    """Which sensitive columns the network sees, and which it does not."""
+    seen = [show(name) for name in roles.sensitive if name in roles.features]
+    unseen = [show(name) for name in roles.sensitive if name not in roles.features]
+    notes = []
+    for names, verdict in ((seen, "among the features"), (unseen, "not among the features")):
+        if names:
+            kind = "column is" if len(names) == 1 else "columns are"
+            notes.append(f"Sensitive {kind} {verdict}: {', '.join(names)}.")
+    return notes
+
+
 def _draw_splits(table, roles, ratios, strata, seed) -> dict[str, np.ndarray]:
     """Random splits, with the rows of an id together."""
     ids = None if roles.id_column is None else _read_ids(table, roles.id_column)
@@ -350,7 +276,7 @@ def _draw_splits(table, roles, ratios, strata, seed) -> dict[str, np.ndarray]:
 
 def _read_ids(table, name) -> np.ndarray:
     """One number per distinct id; "7" and "7.0" are the same, see `canonical`."""
-    ids = categories(merge_spellings(table.columns[name])[0]).codes
+    ids = categories(merge_spellings(table.columns[name], table.kept)[0]).codes
     if (ids < 0).any():
         row = int(np.flatnonzero(ids < 0)[0])
         raise ValueError(f"{table.where(row)}: id column {show(name)} holds nothing")
@@ -391,6 +317,6 @@ def _check_cells(data: Dataset, file: str, allow_small_groups: bool) -> list[str
         more = f" (and {len(gaps) - 1} more such gaps)" if len(gaps) > 1 else ""
         raise ValueError(
             f"{file}: {gaps[0]}{more}; merge groups, split otherwise, or pass "
-            "allow_small_groups=True to have it noted instead"
+            "allow_small_groups=True (--data.allow-small-groups) to have it noted instead"
         )
     return [f"{gap[0].upper()}{gap[1:]}." for gap in gaps]

@@ -1,7 +1,6 @@
 """PAPILA, OL3I, OASIS-1, CheXpert and Harvard-GF3300 from their raw distributions."""
 
 import re
-import xml.etree.ElementTree as ET
 import zipfile
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from fairjax.data.named.recipe import (
     present,
     spelling_notes,
 )
+from fairjax.data.rawtable import read_sheet
 from fairjax.data.splits import split_by_id
 from fairjax.data.values import canonical, strip
 
@@ -86,7 +86,9 @@ def _papila_rows(file: Path, unread: list[str]):
         sheet = [("ID", "Age", "Gender", "Diagnosis"), *zip(*columns, strict=True)]
     else:
         path = file.with_suffix(".xlsx")
-        sheet = _read_xlsx(path)
+        rows, _ = read_sheet(path)
+        width = max(map(len, rows), default=0)
+        sheet = [row + [""] * (width - len(row)) for row in rows]
     place: dict[str, int] = {}
     for line, row in enumerate(sheet, 1):
         titles = [c for c in row if c in ("Age", "Gender", "Diagnosis")]
@@ -106,34 +108,6 @@ def _papila_rows(file: Path, unread: list[str]):
         yield f"#{patient[1].zfill(3)}", age, sex, diagnosis, f"{path}, row {line}"
     if len(place) < 3:
         raise ValueError(f"{path}: no row of titles with Age, Gender and Diagnosis")
-
-
-def _read_xlsx(path: Path) -> list[list[str]]:
-    """The cells of the first sheet as text, empty ones as ""."""
-    space = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
-    try:
-        with zipfile.ZipFile(path) as book:
-            texts = []
-            if "xl/sharedStrings.xml" in book.namelist():
-                items = ET.fromstring(book.read("xl/sharedStrings.xml")).findall("m:si", space)
-                texts = ["".join(t.text or "" for t in i.iter(f"{{{space['m']}}}t")) for i in items]
-            sheet = ET.fromstring(book.read("xl/worksheets/sheet1.xml"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, KeyError, ET.ParseError) as error:
-        raise ValueError(f"{path}: not readable as a spreadsheet: {error}") from None
-    rows = []
-    for row in sheet.iterfind(".//m:row", space):
-        found: dict[int, str] = {}
-        for cell in row.iterfind("m:c", space):
-            letters = re.match(r"[A-Z]+", cell.get("r", "A"))
-            column = 0
-            for letter in letters.group() if letters else "A":
-                column = 26 * column + ord(letter) - 64
-            value = cell.findtext("m:v", "", space) or "".join(cell.itertext())
-            found[column - 1] = texts[int(value)] if cell.get("t") == "s" else value
-        rows.append([found.get(i, "") for i in range(max(found, default=0) + 4)])
-    return rows
 
 
 PAPILA = Recipe(
