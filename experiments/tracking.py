@@ -1,5 +1,6 @@
 """Where the numbers of a run can go besides `history.jsonl`: TensorBoard, W&B, MLflow."""
 
+import atexit
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -53,12 +54,12 @@ def _tensorboard(folder: Path, experiment: str, config: Mapping[str, Any]) -> Wr
     folder = folder / "tensorboard"
     # else a run that is resumed within a second writes over what it wrote before
     suffix = f".{len(list(folder.glob('events*')))}"
-    writer = SummaryWriter(str(folder), filename_suffix=suffix)
+    writer = SummaryWriter(str(folder), flush_secs=5, filename_suffix=suffix)
+    atexit.register(writer.close)  # which writes what is still in its queue
 
     def write(step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
-        writer.flush()
 
     return write
 
