@@ -277,9 +277,7 @@ def _read_synthetic(data: Data) -> Dataset:
 
 
 def _read_digits(data: Data, size: int) -> Dataset:
-    dataset = colored_digits(size, **settings(data, (*_DIGITS, "seed")))
-    note = "Training flips images, of digits too, so that some look like others (a 2 like a 5)."
-    return dataclasses.replace(dataset, notes=(*dataset.notes, note))
+    return colored_digits(size, **settings(data, (*_DIGITS, "seed")))
 
 
 def _read_lesions(data: Data, size: int) -> Dataset:

@@ -52,7 +52,8 @@ class Config:
     model: str = "vit_micro"
     image_size: cli.Count = 64
     augment: Augment = "flips"
-    """flips of whole images, or random crops with a horizontal flip"""
+    """flips of whole images (a digit that is flipped looks like another), or random crops with a
+    horizontal flip"""
     weights: Path | None = None
     """file of pre-trained weights; vit_micro's ship with fairjax"""
     space: str = "norm_attn_mlp"
