@@ -8,25 +8,37 @@ _TEMPLATE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}</title>
 <style>
- body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-   color: #1b1f24; background: #fff; }
+ :root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --quiet: #57606a; --line: #d8dee4;
+   --code: #f2f4f6; --mark: #2f6fb2; }
+ @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --page: #0d1117; --quiet: #9da7b3;
+   --line: #30363d; --code: #161b22; --mark: #6ea8e0; } }
+ body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
+   color: var(--text); background: var(--page); }
  h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
- .answer { font-size: 1.1rem; border-left: 4px solid #2f6fb2; padding-left: 1rem; }
- .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
- th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #d8dee4;
-   white-space: nowrap; vertical-align: top; }
- th:first-child, td:first-child { text-align: left; }
- small { color: #57606a; display: block; } figure { margin: 1rem 0; } svg { max-width: 100%;
-   height: auto; } code, pre { background: #f2f4f6; padding: .15rem .35rem; border-radius: 4px; }
+ .answer { font-size: 1.1rem; border-left: 4px solid var(--mark); padding-left: 1rem; }
+ .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+ th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line);
+   vertical-align: top; } td { white-space: nowrap; }
+ th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+   background: var(--page); }
+ th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline:
+   2px solid var(--mark); } [aria-sort=ascending] button::after { content: " \\2191"; }
+ [aria-sort=descending] button::after { content: " \\2193"; }
+ small { color: var(--quiet); display: block; } figure { margin: 1rem 0; } svg { max-width: 100%;
+   height: auto; background: #fff; border-radius: 4px; }
+ code, pre { background: var(--code); padding: .15rem .35rem; border-radius: 4px; }
  pre { overflow-x: auto; padding: .7rem; } dt { font-weight: 600; }
+ dd, li, p { overflow-wrap: anywhere; }
 </style>
 <h1>{{ title }}</h1>
 <p>{{ question }}</p>
 <p class="answer">{{ answer }}</p>
 <h2>Results</h2>
-<div class="scroll"><table><thead><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}
+<div class="scroll"><table><thead><tr>{% for column in columns %}<th scope="col"><button>{{ column
+}}</button></th>{% endfor %}
 </tr></thead><tbody>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell[0] }}{% if cell[1] %}
+{% for row in rows %}<tr>{% for cell in row %}{% set parts = cell[0].split(" ± ") %}<td>{{ parts[0]
+}}{% if parts[1] %}<small>± {{ parts[1] }}</small>{% endif %}{% if cell[1] %}
 <small>{{ cell[1] }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 <p><small>{{ caption }}</small></p>
@@ -36,6 +48,19 @@ _TEMPLATE = """<!doctype html>
 </ul>{% endif %}
 <h2>Run it again</h2><pre>{{ command }}</pre>
 <dl>{% for name, value in facts %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
+<script>
+document.querySelectorAll("th button").forEach((button) => button.addEventListener("click", () => {
+  const head = button.parentElement, body = head.closest("table").tBodies[0];
+  const rising = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+  const text = (row) => row.cells[head.cellIndex].firstChild.textContent.trim();
+  const order = (a, b) => text(a).localeCompare(text(b), undefined, { numeric: true });
+  const number = (a, b) => parseFloat(text(a)) - parseFloat(text(b)) || order(a, b);
+  const rows = [...body.rows].sort(head.cellIndex ? number : order);
+  body.append(...(rising ? rows : rows.reverse()));
+}));
+</script>
 </html>
 """
 
@@ -54,7 +79,8 @@ def write_report(
     command: str,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a self-contained HTML page: no scripts, nothing loaded from elsewhere.
+    """Write a self-contained HTML page: nothing loaded from elsewhere, light or dark as its reader
+    has it; a click on a column's head sorts the table.
 
     Args:
       path: the file.

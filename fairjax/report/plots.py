@@ -9,13 +9,15 @@ from typing import Any
 def figure(draw: Callable[[Any], None], *, size: tuple[float, float] = (8.0, 3.2)) -> str:
     """SVG text of what `draw(figure)` draws on a Matplotlib figure of `size` inches.
 
-    Equal drawings give equal text: no dates, no random ids.
+    Equal drawings give equal text: no dates, no random ids. Names are shown as they are.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "fairjax", "svg.fonttype": "none"}):
+    # no formulas: a group may be called "$5 to $10"
+    settings = {"svg.hashsalt": "fairjax", "svg.fonttype": "none", "text.parse_math": False}
+    with matplotlib.rc_context(settings):
         canvas = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(canvas)
         draw(canvas)
@@ -38,6 +40,7 @@ def lines(panels: Mapping[str, Mapping[str, Any]], *, x_label: str) -> str:
             axis.remove()
         for axis, (title, series) in zip(axes, panels.items(), strict=False):
             for name, values in series.items():
+                name = _shown(name)
                 values = np.atleast_2d(np.asarray(values))
                 steps = np.arange(1, values.shape[1] + 1)
                 (line,) = axis.plot(steps, values.mean(0), label=name, linewidth=1.2)
@@ -63,8 +66,13 @@ def trade_off(
         axis = canvas.subplots()
         for name, (x, y) in points.items():
             if math.isfinite(x) and math.isfinite(y):
-                axis.scatter([x], [y], s=28, marker="s" if "@" in name else "o", label=name)
+                axis.scatter([x], [y], s=28, marker="s" if "@" in name else "o", label=_shown(name))
         axis.set(xlabel=x_label, ylabel=y_label, title=title)
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return figure(draw, size=(7.0, 3.6))
+
+
+def _shown(name: str) -> str:
+    """A name as Matplotlib's legends show it: one that begins with "_" would be left out."""
+    return f" {name}" if name.startswith("_") else name
