@@ -21,6 +21,8 @@ _TEMPLATE = """<!doctype html>
    vertical-align: top; } td { white-space: nowrap; }
  th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
    background: var(--page); }
+ @media (max-width: 40rem) { td:first-child { white-space: normal; overflow-wrap: anywhere;
+   min-width: 6rem; } }
  th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline:
    2px solid var(--mark); } [aria-sort=ascending] button::after { content: " \\2191"; }
  [aria-sort=descending] button::after { content: " \\2193"; }
