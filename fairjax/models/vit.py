@@ -14,6 +14,8 @@ from fairjax.models.functional import Draws, init_arrays, structure_of
 from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout, gelu
 from fairjax.models.model import Model
 from fairjax.models.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
     IMAGE_REMEDY,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,8 +23,6 @@ from fairjax.models.preprocess import (
     image_preprocess,
 )
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _SIZES = {
     "tiny": {"width": 192, "depth": 12, "num_heads": 3},
     "small": {"width": 384, "depth": 12, "num_heads": 6},
@@ -127,7 +127,7 @@ def vit_config(name: str, num_classes: int, **overrides: Any) -> ViTConfig | Non
         values = {**_SIZES[size], "patch_size": int(patch), "image_size": int(image)}
         if clip:
             values |= {"norm_pre": True, "norm_eps": 1e-5, "quick_gelu": bool(quick)}
-            values |= {"mean": _CLIP_MEAN, "std": _CLIP_STD}
+            values |= {"mean": CLIP_MEAN, "std": CLIP_STD}
         elif tag in ("dino", "mae"):
             values |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     else:

@@ -4,25 +4,25 @@ import dataclasses
 import json
 import pathlib
 import re
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
+from fairjax.models.beside import check_facts, facts_of
 from fairjax.models.efficientnet import EfficientNetConfig
 from fairjax.models.layouts import LAYOUTS, OWN, WRITTEN, Layout
 from fairjax.models.mlp import MLPConfig
 from fairjax.models.model import Model
+from fairjax.models.positions import resize_positions
 from fairjax.models.resnet import ResNetConfig
-from fairjax.models.torch_files import read_torch_file
 from fairjax.models.vgg import VGGConfig
 from fairjax.models.vit import ViTConfig
+from fairjax.models.weight_files import read_weight_file
 from fairjax.trees import is_unstacked, stack_blocks, unstack_blocks
 
 _FAMILIES = {
@@ -38,8 +38,6 @@ _HARMLESS = re.compile(
 )
 """Names that may be left over: counters, decoders, poolers, the norm of the other pooling, CLIP's
 projection to the space that it shares with text."""
-_NESTED = ("state_dict", "model_state_dict", "model", "teacher")
-"""Where training scripts keep the state dict inside a .pth file."""
 
 
 class Weights(NamedTuple):
@@ -51,7 +49,13 @@ class Weights(NamedTuple):
     """What was replaced, resized or left out, one sentence each."""
 
 
-def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) -> Weights:
+def load_weights(
+    path: str | pathlib.Path,
+    model: Model,
+    key: Key[Array, ""],
+    *,
+    weights_key: str | None = None,
+) -> Weights:
     """Read the parameters of `model` from a file written by another library or by `save_weights`.
 
     The layout is recognised by its names: timm, torchvision and Hugging Face transformers
@@ -67,6 +71,8 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
       model: a network of the same architecture; channels that `save_weights` recorded as removed
         are taken into account.
       key: typed PRNG key for a fresh classifier.
+      weights_key: which state dict of a checkpoint that holds several, such as "state_dict_ema"
+        and "state_dict"; None takes the average, as timm does, and says so in the notes.
 
     Returns:
       `Weights(params, batch_stats, notes)`, float32 whatever the precision of the file. Transformer
@@ -75,13 +81,18 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
     Raises:
       FileNotFoundError: no such file.
       ValueError: the file is damaged or of an unknown kind or layout, belongs to another
-        architecture, or lacks, has too many or misshapes parameters (the first few are named).
+        architecture by its tensors, its header, its name or a `config.json` beside it, lacks, has
+        too many or misshapes parameters (the first few are named), or holds NaN.
     """
     path = pathlib.Path(path)
-    tensors, widths = _read(path)
+    tensors, header, notes = read_weight_file(path, weights_key)
     layout, prefix = _detect(path, tensors, _family(model))
-    expected = _expected(model, widths)
-    found, used, problems, notes = _collect(model, layout, prefix, tensors, expected)
+    notes = [*notes, *check_facts(path, model.config, facts_of(path, header))]
+    expected = _expected(model, header.get("widths", {}))
+    try:
+        found, used, problems = _collect(model, layout, prefix, tensors, expected, notes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     left_over = sorted(set(tensors) - used)
     foreign = [name for name in left_over if not name.startswith(prefix)]
     inside = [name.removeprefix(prefix) for name in left_over if name.startswith(prefix)]
@@ -95,6 +106,7 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
         raise ValueError(
             f"{path}: {layout.name} weights do not fit {_describe(model)}; {'; '.join(reasons)}"
         )
+    check_numbers(path, found)
     if foreign:
         notes.append(f"ignored {len(foreign)} tensors outside {prefix!r}, such as {foreign[0]}")
     fresh = {name: shape for name, shape in expected.items() if name not in found}
@@ -144,42 +156,19 @@ def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stat
     save_file(tensors, path, metadata={"format": "pt", "fairjax": json.dumps(header)})
 
 
+def check_numbers(path: pathlib.Path, arrays: dict[str, Any]) -> None:
+    """Raises ValueError for arrays of which a number is not finite, or a variance is negative."""
+    for name, array in arrays.items():
+        values = np.asarray(array, np.float32)
+        if not np.isfinite(values).all():
+            count = int((~np.isfinite(values)).sum())
+            raise ValueError(f"{path}: {count} of {values.size} numbers of {name} are not finite")
+        if name.endswith("/var") and values.min(initial=0) < 0:
+            raise ValueError(f"{path}: {name} is a variance and holds {values.min():g}")
+
+
 def _family(model: Model) -> str:
     return _FAMILIES.get(type(model.config), "own")
-
-
-def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Arrays of a file by name, and the widths `save_weights` recorded."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weight file")
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="np") as file:
-                header = json.loads((file.metadata() or {}).get("fairjax", "{}"))
-                names = file.keys()
-                return {name: file.get_tensor(name) for name in names}, header.get("widths", {})
-        except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}, {}
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: damaged or not an npz of arrays ({error})") from None
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return _read_torch(path), {}
-    raise ValueError(f"{path}: unknown kind of file; accepted are .safetensors, .npz, .pth")
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The state dict of a torch file, found one level down if need be."""
-    state = read_torch_file(path)
-    for name in _NESTED:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
-    return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
 
 
 def _detect(path: pathlib.Path, tensors: dict[str, Any], family: str) -> tuple[Layout, str]:
@@ -209,12 +198,13 @@ def _collect(
     prefix: str,
     tensors: dict[str, np.ndarray],
     expected: dict[str, tuple[int, ...]],
-) -> tuple[dict[str, Any], set[str], dict[str, list[str]], list[str]]:
-    """Our arrays, the names they came from, what is wrong with the others, and remarks.
+    notes: list[str],
+) -> tuple[dict[str, Any], set[str], dict[str, list[str]]]:
+    """Our arrays, the names they came from, and what is wrong with the others; remarks go to notes.
 
     A classifier or `fc_norm` that is absent or of another size is not wrong: it is made afresh.
     """
-    found, used, notes = {}, set(), []
+    found, used = {}, set()
     replaceable = (f"{model.head}/", "fc_norm/")
     problems: dict[str, list[str]] = {"missing": [], "of the wrong shape": []}
     for name, shape in expected.items():
@@ -228,12 +218,12 @@ def _collect(
         arrays = [tensors[source] for source in sources]
         array = layout.read(name, arrays, _spatial(model))
         if name == "pos_embed":
-            array = _resize_positions(array, shape, notes)
+            array = resize_positions(array, shape, notes)
         if array.shape == shape:
             found[name] = array
         elif not is_head:
             problems["of the wrong shape"].append(f"{sources[0]} {array.shape}, expected {shape}")
-    return found, used, problems, notes
+    return found, used, problems
 
 
 def _spatial(model: Model) -> int:
@@ -301,23 +291,6 @@ def _widths(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, int]:
             if length != slot.outer * channels.size * slot.inner:
                 widths[layer] = length // (slot.outer * slot.inner)
     return widths
-
-
-def _resize_positions(array: np.ndarray, shape: tuple[int, ...], notes: list[str]) -> np.ndarray:
-    """Position embeddings `[1, 1 + n * n, D]` for another grid; without a class token it gets 0."""
-    if array.shape == shape or array.ndim != 3 or array.shape[-1] != shape[-1]:
-        return array
-    side = round((array.shape[1] - 1) ** 0.5)
-    if array.shape[1] == round(array.shape[1] ** 0.5) ** 2:
-        array = np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
-        side = round((array.shape[1] - 1) ** 0.5)
-    new = round((shape[1] - 1) ** 0.5)
-    if new != side:
-        notes.append(f"position embeddings resized from {side} x {side} to {new} x {new}")
-        grid = jnp.asarray(array[:, 1:].reshape(1, side, side, -1), jnp.float32)
-        grid = jax.image.resize(grid, (1, new, new, shape[-1]), "cubic", antialias=True)
-        array = np.concatenate([array[:, :1], np.asarray(grid).reshape(1, new * new, -1)], axis=1)
-    return array
 
 
 def _fresh(
