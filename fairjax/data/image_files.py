@@ -8,7 +8,8 @@ from jaxtyping import UInt8
 
 from fairjax.data.csvfile import Table, show
 from fairjax.data.dataset import SPLITS
-from fairjax.data.decode import read_pickled_images, square
+from fairjax.data.decode import square
+from fairjax.data.pickles import read_pickled_images
 
 SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".npy", ".npz", ".tif", ".tiff", ".bmp")
 """What may be left out of the name of an image, in the order in which it is tried."""

@@ -187,7 +187,7 @@ def image_dataset(
     group, group_names, notes = combine_attributes(table.name, table.attributes, sensitive, unknown)
     usable = group >= 0
     if inputs is None:
-        inputs, skipped = cached_images(
+        inputs, skipped, said = cached_images(
             table.paths,
             size,
             where=table.where,
@@ -197,6 +197,7 @@ def image_dataset(
             on_error=on_error,
         )
         usable[list(skipped)] = False
+        notes += said
         notes += [f"Skipped {table.where[row]}: {why}" for row, why in sorted(skipped.items())]
         if skipped:
             notes.append(f"{len(skipped)} of {len(usable)} images could not be read.")
