@@ -88,7 +88,9 @@ def check_facts(path: pathlib.Path, config: Any, facts: Facts) -> list[str]:
         f"trained with {field} {_short(facts[field].value)} by {facts[field].source}, "
         f"the model normalises with {_short(getattr(config, field))}"
         for field in ("mean", "std")
-        if field in facts and _short(facts[field].value) != _short(getattr(config, field, ()))
+        if field in facts
+        and hasattr(config, field)
+        and _short(facts[field].value) != _short(getattr(config, field))
     ]
 
 
