@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import safetensors
@@ -72,6 +72,7 @@ def load_pretrained(
     *,
     path: Path | None = None,
     weights_key: str | None = None,
+    grey: Literal["error", "spread"] = "error",
     **overrides: Any,
 ) -> tuple[Model, Weights]:
     """A pre-trained network with a fresh classifier: from a file, a package, or fairjax itself.
@@ -94,7 +95,8 @@ def load_pretrained(
       path: file of weights; see `load_weights`. A `config.json` or `preprocessor_config.json`
         beside it, its header and its name settle what the name of the network leaves open: mean
         and deviation of the images, the activation, the epsilon of norms.
-      weights_key: see `load_weights`.
+      weights_key: see `load_weights`; likewise `grey`.
+      grey: see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
 
     Returns:
@@ -114,7 +116,7 @@ def load_pretrained(
         model = image_model(name, num_logits, **(settled | overrides))
         return model, load_weights(path, model, key)
     model = image_model(name, num_classes, **(settled | overrides))
-    weights = load_weights(path, model, key, weights_key=weights_key)
+    weights = load_weights(path, model, key, weights_key=weights_key, grey=grey)
     notes = weights.notes
     if given:
         notes += (normalisation_note(model.config, facts, overrides),)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ def load_weights(
     key: Key[Array, ""],
     *,
     weights_key: str | None = None,
+    grey: Literal["error", "spread"] = "error",
 ) -> Weights:
     """Read the parameters of `model` from a file written by another library or by `save_weights`.
 
@@ -73,6 +74,8 @@ def load_weights(
       key: typed PRNG key for a fresh classifier.
       weights_key: which state dict of a checkpoint that holds several, such as "state_dict_ema"
         and "state_dict"; None takes the average, as timm does, and says so in the notes.
+      grey: what to do with a network that takes one channel: "error", or "spread" its first
+        kernel, a third of it on each colour, so that it sees their mean.
 
     Returns:
       `Weights(params, batch_stats, notes)`, float32 whatever the precision of the file. Transformer
@@ -89,6 +92,9 @@ def load_weights(
     layout, prefix = _detect(path, tensors, _family(model))
     notes = [*notes, *check_facts(path, model.config, facts_of(path, header))]
     expected = _expected(model, header.get("widths", {}))
+    if grey == "spread":
+        tensors = _spread_grey(layout, prefix, tensors, expected, notes)
+    _unwrap_head(model, layout, prefix, tensors, notes)
     try:
         found, used, problems = _collect(model, layout, prefix, tensors, expected, notes)
     except ValueError as error:
@@ -154,6 +160,50 @@ def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stat
         tensors |= layout.write(name, array, _spatial(model))
     header = {"family": family, "config": _settings(model), "widths": widths}
     save_file(tensors, path, metadata={"format": "pt", "fairjax": json.dumps(header)})
+
+
+_FIRST = ("conv1/kernel", "features/0/kernel", "patch_embed/proj/kernel")
+"""The kernels that see the image."""
+
+
+def _spread_grey(
+    layout: Layout,
+    prefix: str,
+    tensors: dict[str, np.ndarray],
+    expected: dict[str, tuple[int, ...]],
+    notes: list[str],
+) -> dict[str, np.ndarray]:
+    """The tensors with a first kernel of one input channel spread over three."""
+    axis = 1 if layout.style == "torch" else 2
+    for path in set(_FIRST) & expected.keys():
+        name = prefix + layout.names(path)[0]
+        kernel = tensors.get(name, np.zeros(0))
+        if kernel.ndim == 4 and kernel.shape[axis] == 1:
+            notes.append(f"{name} sees one channel: a third of it was put on each colour")
+            thirds = np.repeat(np.asarray(kernel, np.float32) / 3, 3, axis)
+            return {**tensors, name: thirds}
+    return tensors
+
+
+def _unwrap_head(
+    model: Model, layout: Layout, prefix: str, tensors: dict[str, np.ndarray], notes: list[str]
+) -> None:
+    """Give a classifier inside a sequence (`fc.1.weight`) its usual name; drop one of layers."""
+    usual = prefix + layout.names(f"{model.head}/kernel")[0]
+    base = usual.removesuffix(".weight")
+    if layout.style != "torch" or usual in tensors:
+        return
+    inside = [name for name in tensors if name.startswith(f"{base}.")]
+    kernels = [name for name in inside if name.endswith(".weight")]
+    if len(kernels) == 1 and tensors[kernels[0]].ndim == 2:
+        inner = kernels[0].removesuffix(".weight")
+        for leaf in ("weight", "bias"):
+            if f"{inner}.{leaf}" in tensors:
+                tensors[f"{base}.{leaf}"] = tensors.pop(f"{inner}.{leaf}")
+    elif inside:
+        notes.append(f"left out a classifier of several layers: {', '.join(inside[:4])}")
+        for name in inside:
+            del tensors[name]
 
 
 def check_numbers(path: pathlib.Path, arrays: dict[str, Any]) -> None:
@@ -222,7 +272,9 @@ def _collect(
         if array.shape == shape:
             found[name] = array
         elif not is_head:
-            problems["of the wrong shape"].append(f"{sources[0]} {array.shape}, expected {shape}")
+            remedy = ' (grey="spread" takes one channel)' if array.shape[2:3] == (1,) else ""
+            said = f"{sources[0]} {array.shape}, expected {shape}"
+            problems["of the wrong shape"].append(said + remedy * (name in _FIRST))
     return found, used, problems
 
 
