@@ -156,12 +156,17 @@ def _read_config(content: dict[str, Any], neighbour: pathlib.Path) -> Facts:
     if kind == "deit":
         normal = _normalisation(IMAGENET_MEAN, IMAGENET_STD, "config.json")
         return _read_vit(content, neighbour) | normal
+    if kind in ("dinov2", "dinov2_with_registers"):
+        if content.get("use_swiglu_ffn"):
+            _refuse(neighbour, "use_swiglu_ffn", True, "False")
+        normal = _normalisation(IMAGENET_MEAN, IMAGENET_STD, neighbour.name)
+        return _read_vit(content, neighbour) | normal
     if kind in ("vit", "vit_mae"):
         return _read_vit(content, neighbour)
     if kind == "resnet":
         return _read_resnet(content, neighbour)
     if isinstance(kind, str):
-        _refuse(neighbour, "model_type", kind, "vit, deit, clip or resnet")
+        _refuse(neighbour, "model_type", kind, "vit, deit, dinov2, clip or resnet")
     return {}
 
 
@@ -186,6 +191,8 @@ def _read_vit(content: dict[str, Any], neighbour: pathlib.Path) -> Facts:
         if theirs in content:
             value = content[theirs]
             facts[ours] = value[0] if isinstance(value, list) else value
+    if "mlp_ratio" in content:
+        facts["mlp_ratio"] = content["mlp_ratio"]
     if "intermediate_size" in content and "hidden_size" in content:
         facts["mlp_ratio"] = content["intermediate_size"] / content["hidden_size"]
     return _compared(facts, neighbour.name)

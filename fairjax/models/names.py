@@ -7,11 +7,23 @@ from fairjax.models.efficientnet import EfficientNetConfig, efficientnet_config
 from fairjax.models.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from fairjax.models.resnet import ResNetConfig, resnet_config
 from fairjax.models.vgg import VGGConfig, vgg_config
-from fairjax.models.vit import ViTConfig, vit_config
+from fairjax.models.vit import ViTConfig
+from fairjax.models.vit_names import vit_config
 
 Config = ViTConfig | ResNetConfig | VGGConfig | EfficientNetConfig
 
 _CONFIGS = (vit_config, resnet_config, vgg_config, efficientnet_config)
+KNOWN = (
+    "vit_SIZE_patchN_PIXELS (tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or "
+    "_clip_quickgelu before the pixels)",
+    "vit_SIZE_patch14_dinov2 and vit_SIZE_patch14_reg4_dinov2 (small, base, large)",
+    *("deit_SIZE_patch16_PIXELS", "deit_SIZE_distilled_patch16_PIXELS", "deit3_SIZE_patch16_224"),
+    *("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "vit_micro"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("vgg_micro", "efficientnet_lite0"),
+)
 _NORMALISATIONS = (
     (r"clip", CLIP_MEAN, CLIP_STD),
     (r"deit\d*|dino(v2)?|mae", IMAGENET_MEAN, IMAGENET_STD),
@@ -31,10 +43,7 @@ def config_of(name: str, num_classes: int, **overrides: Any) -> Config:
         if config := make_config(name, num_classes, **overrides):
             return config
     raise ValueError(
-        f"unknown model {name!r}; known are vit_SIZE_patchN_PIXELS "
-        "(tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or _clip_quickgelu "
-        "before the pixels), vit_micro, resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg_micro, "
-        "efficientnet_lite0"
+        f"unknown model {name!r}; known are {', '.join(KNOWN)}, and a tag such as .mae behind it"
     )
 
 

@@ -46,6 +46,20 @@ def resize_positions(
     return array
 
 
+def split_class_position(
+    array: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The positions of patches, and that of a class token where the file has one before them.
+
+    A network whose class token has no position computes the same with both added up.
+    """
+    if array.ndim != 3 or array.shape == shape or _root(array.shape[1]):
+        return array, None
+    if not _root(array.shape[1] - 1):
+        return array, None
+    return array[:, 1:], array[:, :1]
+
+
 def _root(count: int) -> int | None:
     """The whole square root, if there is one."""
     side = round(max(count, 0) ** 0.5)

@@ -13,12 +13,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
+from fairjax.models.adapt import (
+    FIRST,
+    check_numbers,
+    fit_positions,
+    spread_grey,
+    unwrap_head,
+    usual_name,
+)
 from fairjax.models.beside import check_facts, facts_of
 from fairjax.models.efficientnet import EfficientNetConfig
 from fairjax.models.layouts import LAYOUTS, OWN, WRITTEN, Layout
 from fairjax.models.mlp import MLPConfig
 from fairjax.models.model import Model
-from fairjax.models.positions import resize_positions
 from fairjax.models.resnet import ResNetConfig
 from fairjax.models.vgg import VGGConfig
 from fairjax.models.vit import ViTConfig
@@ -34,7 +41,7 @@ _FAMILIES = {
 }
 """By configuration; networks of one's own, of any other, are "own"."""
 _HARMLESS = re.compile(
-    r"num_batches_tracked|^pooler\.|^mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
+    r"num_batches_tracked|^pooler\.|(^|\.)mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
 )
 """Names that may be left over: counters, decoders, poolers, the norm of the other pooling, CLIP's
 projection to the space that it shares with text."""
@@ -89,12 +96,14 @@ def load_weights(
     """
     path = pathlib.Path(path)
     tensors, header, notes = read_weight_file(path, weights_key)
+    if _family(model) == "vit":
+        tensors = {usual_name(name): tensor for name, tensor in tensors.items()}
     layout, prefix = _detect(path, tensors, _family(model))
     notes = [*notes, *check_facts(path, model.config, facts_of(path, header))]
     expected = _expected(model, header.get("widths", {}))
     if grey == "spread":
-        tensors = _spread_grey(layout, prefix, tensors, expected, notes)
-    _unwrap_head(model, layout, prefix, tensors, notes)
+        tensors = spread_grey(layout, prefix, tensors, expected, notes)
+    unwrap_head(model, layout, prefix, tensors, notes)
     try:
         found, used, problems = _collect(model, layout, prefix, tensors, expected, notes)
     except ValueError as error:
@@ -154,67 +163,13 @@ def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stat
     if wrong:
         raise ValueError(f"not the parameters of {_describe(model)}: {', '.join(wrong[:4])}")
     family = _family(model)
-    (layout,) = (layout for layout in (*LAYOUTS, OWN) if layout.name == WRITTEN[family])
+    written = "timm distilled ViT" if getattr(model.config, "distilled", False) else WRITTEN[family]
+    (layout,) = (layout for layout in (*LAYOUTS, OWN) if layout.name == written)
     tensors = {}
     for name, array in arrays.items():
         tensors |= layout.write(name, array, _spatial(model))
     header = {"family": family, "config": _settings(model), "widths": widths}
     save_file(tensors, path, metadata={"format": "pt", "fairjax": json.dumps(header)})
-
-
-_FIRST = ("conv1/kernel", "features/0/kernel", "patch_embed/proj/kernel")
-"""The kernels that see the image."""
-
-
-def _spread_grey(
-    layout: Layout,
-    prefix: str,
-    tensors: dict[str, np.ndarray],
-    expected: dict[str, tuple[int, ...]],
-    notes: list[str],
-) -> dict[str, np.ndarray]:
-    """The tensors with a first kernel of one input channel spread over three."""
-    axis = 1 if layout.style == "torch" else 2
-    for path in set(_FIRST) & expected.keys():
-        name = prefix + layout.names(path)[0]
-        kernel = tensors.get(name, np.zeros(0))
-        if kernel.ndim == 4 and kernel.shape[axis] == 1:
-            notes.append(f"{name} sees one channel: a third of it was put on each colour")
-            thirds = np.repeat(np.asarray(kernel, np.float32) / 3, 3, axis)
-            return {**tensors, name: thirds}
-    return tensors
-
-
-def _unwrap_head(
-    model: Model, layout: Layout, prefix: str, tensors: dict[str, np.ndarray], notes: list[str]
-) -> None:
-    """Give a classifier inside a sequence (`fc.1.weight`) its usual name; drop one of layers."""
-    usual = prefix + layout.names(f"{model.head}/kernel")[0]
-    base = usual.removesuffix(".weight")
-    if layout.style != "torch" or usual in tensors:
-        return
-    inside = [name for name in tensors if name.startswith(f"{base}.")]
-    kernels = [name for name in inside if name.endswith(".weight")]
-    if len(kernels) == 1 and tensors[kernels[0]].ndim == 2:
-        inner = kernels[0].removesuffix(".weight")
-        for leaf in ("weight", "bias"):
-            if f"{inner}.{leaf}" in tensors:
-                tensors[f"{base}.{leaf}"] = tensors.pop(f"{inner}.{leaf}")
-    elif inside:
-        notes.append(f"left out a classifier of several layers: {', '.join(inside[:4])}")
-        for name in inside:
-            del tensors[name]
-
-
-def check_numbers(path: pathlib.Path, arrays: dict[str, Any]) -> None:
-    """Raises ValueError for arrays of which a number is not finite, or a variance is negative."""
-    for name, array in arrays.items():
-        values = np.asarray(array, np.float32)
-        if not np.isfinite(values).all():
-            count = int((~np.isfinite(values)).sum())
-            raise ValueError(f"{path}: {count} of {values.size} numbers of {name} are not finite")
-        if name.endswith("/var") and values.min(initial=0) < 0:
-            raise ValueError(f"{path}: {name} is a variance and holds {values.min():g}")
 
 
 def _family(model: Model) -> str:
@@ -268,13 +223,13 @@ def _collect(
         arrays = [tensors[source] for source in sources]
         array = layout.read(name, arrays, _spatial(model))
         if name == "pos_embed":
-            array = resize_positions(array, shape, notes)
+            array = fit_positions(model, array, found, shape, notes)
         if array.shape == shape:
             found[name] = array
         elif not is_head:
             remedy = ' (grey="spread" takes one channel)' if array.shape[2:3] == (1,) else ""
             said = f"{sources[0]} {array.shape}, expected {shape}"
-            problems["of the wrong shape"].append(said + remedy * (name in _FIRST))
+            problems["of the wrong shape"].append(said + remedy * (name in FIRST))
     return found, used, problems
 
 
