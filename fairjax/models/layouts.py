@@ -26,6 +26,8 @@ class Layout(NamedTuple):
     style: Literal["torch", "flax", "own"] = "torch"
     """torch: kernels are `[out, in, ...]` and leaves are named as torch names them; flax: heads are
     an axis of their own; own: names and arrays are ours."""
+    body: str = ""
+    """What a written file has before all names but the classifier's."""
 
     def names(self, path: str) -> tuple[str, ...]:
         """The names under which a file holds our `path`."""
@@ -58,20 +60,25 @@ class Layout(NamedTuple):
         return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
 
     def write(self, path: str, array: np.ndarray, spatial: int) -> dict[str, np.ndarray]:
-        """The inverse of `read`, for the layouts in `WRITTEN`."""
+        """The inverse of `read`, for layouts in the style of torch and our own."""
         if self.style == "own":
             return {path: array}
+        names = self.names(path)
         if path == _FLATTENED and spatial > 1:
             array = array.reshape(spatial, -1, array.shape[-1]).swapaxes(0, 1)
             array = array.reshape(-1, array.shape[-1])
-        names = self.names(path)
-        if len(names) == 2:  # a distilled network's head, see `read`
-            halves = np.split(2 * array, 2) if path.endswith("kernel") else [array, array]
-            arrays = [half.T if half.ndim == 2 else half for half in halves]
-            return dict(zip(names, map(np.ascontiguousarray, arrays), strict=True))
+        if len(names) == 2 and path.startswith("head/"):  # of a distilled network, see `read`
+            arrays = np.split(2 * array, 2) if path.endswith("kernel") else [array, array]
+        else:
+            arrays = np.split(array, len(names), axis=-1)
         if path.endswith("kernel"):
-            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        return {names[0]: np.ascontiguousarray(array)}
+            arrays = [a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T for a in arrays]
+            if names[0].startswith("pre_logits"):  # timm's convolutions over VGG's whole map
+                side = round(spatial**0.5) if path == _FLATTENED else 1
+                arrays = [a.reshape(len(a), -1, side, side) for a in arrays]
+        prefix = "" if path.startswith("head/") else self.body
+        arrays = map(np.ascontiguousarray, arrays)
+        return {prefix + name: array for name, array in zip(names, arrays, strict=True)}
 
 
 _TORCH_LEAVES = {
@@ -216,12 +223,14 @@ LAYOUTS = (
             (r"^head/", "(cls_classifier|distillation_classifier)/"),
             *_BERT,
         ),
+        body="deit.",
     ),
     Layout(
         "transformers ViT",
         "vit",
         r"encoder\.layer\.0\.attention\.attention\.query\.weight",
         _BERT,
+        body="vit.",
     ),
     Layout(
         "transformers 5 ViT",
@@ -272,6 +281,7 @@ LAYOUTS = (
         "resnet",
         r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight",
         _resnet_rules(),
+        body="resnet.",
     ),
     Layout(
         "timm VGG",

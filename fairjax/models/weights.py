@@ -100,14 +100,20 @@ def load_weights(
         tensors = {usual_name(name): tensor for name, tensor in tensors.items()}
     layout, prefix = _detect(path, tensors, _family(model))
     notes = [*notes, *check_facts(path, model.config, facts_of(path, header))]
-    expected = _expected(model, header.get("widths", {}))
-    if grey == "spread":
-        tensors = spread_grey(layout, prefix, tensors, expected, notes)
-    unwrap_head(model, layout, prefix, tensors, notes)
     try:
+        widths = header.get("widths")
+        if widths is None:  # trained further elsewhere: whoever saved it kept the shapes only
+            widths = _widths(model, _channels(model, layout, prefix, tensors))
+            notes += [f"{layer} has {n} channels left" for layer, n in widths.items()]
+        expected = _expected(model, widths)
+        if grey == "spread":
+            tensors = spread_grey(layout, prefix, tensors, expected, notes)
+        unwrap_head(model, layout, prefix, tensors, notes)
         found, used, problems = _collect(model, layout, prefix, tensors, expected, notes)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        # tensors with other axes than their names have anywhere else, a header that is not ours
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: does not fit {_describe(model)}: {reason}") from None
     left_over = sorted(set(tensors) - used)
     foreign = [name for name in left_over if not name.startswith(prefix)]
     inside = [name.removeprefix(prefix) for name in left_over if name.startswith(prefix)]
@@ -131,22 +137,32 @@ def load_weights(
     return _assemble(model, found, tuple(notes))
 
 
-def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stats: Any) -> None:
+def save_weights(
+    path: str | pathlib.Path,
+    model: Model,
+    params: Any,
+    batch_stats: Any,
+    *,
+    layout: str | None = None,
+) -> None:
     """Write parameters as .safetensors under the names that timm or torchvision use.
 
     PyTorch reads the file with `load_state_dict`; networks of one's own keep their own names and
     arrays. The header's `fairjax` entry is JSON: the configuration, and under `widths` the channels
     that are left of each pruned layer, from which a PyTorch user builds the narrower network and
     `load_weights` knows what to expect. Reading the file back gives the same arrays bit by bit.
+    `OPEN_IN_TORCH` of `fairjax.models.torch_card` opens a pruned one in PyTorch.
 
     Args:
       path: where to write; must end in .safetensors.
       model: the network, as it was before any channel was removed.
       params: its parameters, float32, masked or sliced or not, blocks stacked or not.
       batch_stats: its batch statistics, `{}` without batch norm.
+      layout: whose names and shapes to write: None for the usual ones, "timm VGG", "torchvision
+        ViT", "transformers ViT", "transformers ResNet" and so on, as errors list them.
 
     Raises:
-      ValueError: another suffix, or arrays that are not of this network.
+      ValueError: another suffix, arrays that are not of this network, or no such layout of it.
     """
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
@@ -163,13 +179,25 @@ def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stat
     if wrong:
         raise ValueError(f"not the parameters of {_describe(model)}: {', '.join(wrong[:4])}")
     family = _family(model)
-    written = "timm distilled ViT" if getattr(model.config, "distilled", False) else WRITTEN[family]
-    (layout,) = (layout for layout in (*LAYOUTS, OWN) if layout.name == written)
+    target = _written(model, layout)
     tensors = {}
     for name, array in arrays.items():
-        tensors |= layout.write(name, array, _spatial(model))
+        tensors |= target.write(name, array, _spatial(model))
     header = {"family": family, "config": _settings(model), "widths": widths}
     save_file(tensors, path, metadata={"format": "pt", "fairjax": json.dumps(header)})
+
+
+def _written(model: Model, name: str | None) -> Layout:
+    """The layout of that name, or the usual one of a network."""
+    family, distilled = _family(model), getattr(model.config, "distilled", False)
+    layouts = [each for each in (*LAYOUTS, OWN) if each.family == family and each.style != "flax"]
+    if name is None:
+        name = "timm distilled ViT" if distilled else WRITTEN[family]
+    for each in layouts:
+        if each.name == name:
+            return each
+    names = ", ".join(repr(each.name) for each in layouts)
+    raise ValueError(f"no layout {name!r} of a {family} network; there are {names}")
 
 
 def _family(model: Model) -> str:
@@ -288,6 +316,20 @@ def _expected(model: Model, widths: dict[str, int]) -> dict[str, tuple[int, ...]
     return shapes
 
 
+def _channels(
+    model: Model, layout: Layout, prefix: str, tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The arrays that tell how many channels each layer has."""
+    found = {}
+    for channels in getattr(model.config, "channel_graph", {}).values():
+        path = channels.outputs[0].path
+        sources = [n if (n := prefix + s) in tensors else s for s in layout.names(path)]
+        if all(source in tensors for source in sources):
+            arrays = [tensors[source] for source in sources]
+            found[path] = layout.read(path, arrays, _spatial(model))
+    return found
+
+
 def _widths(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, int]:
     """Channels left in each layer that has fewer than the network was built with."""
     widths = {}
@@ -295,7 +337,7 @@ def _widths(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, int]:
         slot = channels.outputs[0]
         if slot.path in arrays:
             length = arrays[slot.path].shape[slot.axis]
-            if length != slot.outer * channels.size * slot.inner:
+            if length < slot.outer * channels.size * slot.inner:
                 widths[layer] = length // (slot.outer * slot.inner)
     return widths
 
