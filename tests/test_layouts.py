@@ -1,6 +1,7 @@
 """Layouts of further libraries: logits as theirs, sizes as theirs, files back as theirs."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from tests.golden.filling import arrays_of, filled
 
 REFERENCES = parity.golden()
 KEY = jax.random.key(0)
-SMALL = {"depth": 1, "width": 24, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 1, "width": 24, "num_heads": 3}
 
 
 @pytest.mark.parametrize("case", parity.SMALL_CASES, ids=[c.key for c in parity.SMALL_CASES])

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from tests.golden.filling import arrays_of
 from tests.test_torch_files import Tensor, kinds, names_of_torch, write
 
 KEY = jax.random.key(0)
-SMALL = {"image_size": 32, "width": 8}
+SMALL: dict[str, Any] = {"image_size": 32, "width": 8}
 assert names_of_torch  # a fixture, taken over
 
 

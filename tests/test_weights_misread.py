@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from tests.golden.filling import arrays_of
 from tests.test_torch_files import Tensor, names_of_torch, write
 
 KEY = jax.random.key(0)
-NAME, SMALL = "vit_tiny_patch16_224", {"image_size": 32, "width": 24, "depth": 2}
+NAME = "vit_tiny_patch16_224"
+SMALL: dict[str, Any] = {"image_size": 32, "width": 24, "depth": 2}
 assert names_of_torch  # a fixture, taken over
 
 
@@ -182,7 +184,7 @@ def test_preprocessor_settings_give_the_normalisation_unless_the_caller_does(tmp
     model, weights = load_pretrained(NAME, 3, KEY, path=path, **SMALL)
     assert (model.config.mean, model.config.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert "by preprocessor_config.json" in weights.notes[-1]
-    own = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
+    own: dict[str, Any] = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
     model, weights = load_pretrained(NAME, 3, KEY, path=path, **SMALL, **own)
     assert model.config.mean == (0.1,) * 3
     assert any("trained with mean (0.485" in note for note in weights.notes)
