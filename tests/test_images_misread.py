@@ -90,7 +90,7 @@ def test_the_window_and_the_place_of_decoded_images_are_noted(tmp_path):
         notes = cached_images(paths, 100, cache_dir=tmp_path / "c").notes
         assert notes[0] == (
             "1 of 2 images are not of 8 bits: mapped to 0..255, each from its own smallest to its "
-            "own largest value."
+            "own largest value (DICOM: by the window in the file)."
         )
         assert notes[1].startswith(f"Decoded images (0.1 MiB) are kept in {tmp_path}/c/images-")
     windowed = cached_images(paths, 8, cache_dir=tmp_path / "c", window=(0, 4095)).notes
@@ -208,3 +208,45 @@ def test_a_set_written_for_tensorflow_holds_upright_pictures_of_8_bits(tmp_path)
     assert images[32, 32, 3][20:].mean() > 240 and images[32, 32, 3][:12].mean() < 10
     np.testing.assert_array_equal(images[20, 20, 3], decode_image(table.paths[other], 20))
     assert "tensorflow" not in sys.modules
+
+
+def dicom(path, pixels, kind="MONOCHROME2", **facts):
+    """A CT slice as pydicom writes it."""
+    pydicom = pytest.importorskip("pydicom")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.CTImageStorage, "1.2.3"
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, kind
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.PixelData = pixels.astype("<u2").tobytes()
+    for name, value in facts.items():
+        setattr(data, name, value)
+    data.save_as(path)
+    return path
+
+
+def test_dicom_is_shown_by_its_own_window_in_its_own_units(tmp_path):
+    ramp = np.tile(np.linspace(0, 4000, 20).round(), (20, 1))
+    facts = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 401}
+    path = dicom(tmp_path / "a.dcm", ramp, **facts)
+    low, high = 40 - 0.5 - 200, 40 - 0.5 + 200  # C.11.2.1.2.1
+    expected = np.round(255 * np.clip((ramp - 1024 - low) / (high - low), 0, 1))
+    np.testing.assert_array_equal(decode_image(path, 20)[..., 0], expected)
+    inverse = dicom(tmp_path / "b.dcm", ramp, "MONOCHROME1", **facts)
+    np.testing.assert_array_equal(decode_image(inverse, 20)[..., 0], 255 - expected)
+    given = np.round(255 * np.clip((ramp - 1024) / 1000, 0, 1))
+    np.testing.assert_array_equal(decode_image(path, 20, window=(0, 1000))[..., 0], given)
+    several = dicom(tmp_path / "c.dcm", ramp, NumberOfFrames=2)
+    with pytest.raises(ValueError, match=r"c\.dcm: .*DICOM of 2 frames"):
+        decode_image(several, 20)
+
+
+def test_dicom_without_its_reader_says_how(tmp_path, monkeypatch):
+    (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ValueError, match=r"a\.dcm: .* pip install 'fairjax\[dicom\]'"):
+        decode_image(tmp_path / "a.dcm", 8)

@@ -120,7 +120,7 @@ def cached_images(
 
 
 def _window_note(num_deep: int, count: int, window: tuple[float, float] | None) -> str:
-    how = "each from its own smallest to its own largest value"
+    how = "each from its own smallest to its own largest value (DICOM: by the window in the file)"
     if window is not None:
         how = f"from {window[0]:g} to {window[1]:g}"
     return f"{num_deep} of {count} images are not of 8 bits: mapped to 0..255, {how}."

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fairjax.data.deep_pixels import deep_pixels
+from fairjax.data.dicom import read_dicom
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 """What Pillow may take a file for, whatever its name. For some others (EPS) it starts programs."""
@@ -46,11 +47,11 @@ def decode_image(
     linearly to 0..255 and clipped, never wrapped: one window for all channels of an image.
 
     Args:
-      path: an image of one of `FORMATS`, or `.npy` / `.npz` holding `[H, W]`, `[H, W, 1]` or
-        `[H, W, 3]`.
+      path: an image of one of `FORMATS`, `.npy` / `.npz` holding `[H, W]`, `[H, W, 1]` or
+        `[H, W, 3]`, or `.dcm` (with pydicom, the extra `dicom`).
       size: side of the result in pixels.
       window: the values that become 0 and 255, for pixels that are not 8 bits; None takes the
-        smallest and the largest value of each image.
+        smallest and the largest value of each image, of DICOM the window in the file.
       array_key: which array of an `.npz`; needed if it holds several.
 
     Returns:
@@ -76,6 +77,11 @@ def read_image(
         if path.suffix.lower() in (".npy", ".npz"):
             pixels = _read_array(path, array_key)
             image, is_deep = _from_array(_to_uint8(pixels, window)), pixels.dtype != np.uint8
+        elif path.suffix.lower() in (".dcm", ".dicom"):
+            pixels, own, is_inverse = read_dicom(path, MAX_PIXELS)
+            shown = _to_uint8(pixels, window if window is not None else own)
+            image = _from_array(255 - shown if is_inverse else shown)
+            is_deep = pixels.dtype != np.uint8
         else:
             image, is_deep = _decode_file(path, size, window)
         return Decoded(_fit(image, size), is_deep)
