@@ -6,6 +6,7 @@ import stat
 import struct
 import sys
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,7 +232,12 @@ def dicom(path, pixels, kind="MONOCHROME2", **facts):
 
 def test_dicom_is_shown_by_its_own_window_in_its_own_units(tmp_path):
     ramp = np.tile(np.linspace(0, 4000, 20).round(), (20, 1))
-    facts = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 401}
+    facts: dict[str, Any] = {
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "WindowCenter": 40,
+        "WindowWidth": 401,
+    }
     path = dicom(tmp_path / "a.dcm", ramp, **facts)
     low, high = 40 - 0.5 - 200, 40 - 0.5 + 200  # C.11.2.1.2.1
     expected = np.round(255 * np.clip((ramp - 1024 - low) / (high - low), 0, 1))

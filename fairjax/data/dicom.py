@@ -21,7 +21,7 @@ def read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, tuple[float, fl
     """
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut
+        from pydicom.pixels.processing import apply_modality_lut
     except ImportError:
         raise ValueError(
             "DICOM is read by pydicom: pip install 'fairjax[dicom]', or convert it to a PNG of 16 "
