@@ -83,7 +83,9 @@ def prepare(config: Lesions | Named) -> Callable[[], None]:
     if results_folder(config).resolve() == config.manual_dir.resolve():
         raise ValueError(f"--out must not be the folder of the raw files, {config.manual_dir}")
     phase(f"reading {config.name}")
-    recipe, table = read_named(config.name, config.manual_dir, seed=config.seed)
+    recipe, table = read_named(
+        config.name, config.manual_dir, seed=config.seed, on_error=config.on_error
+    )
     data = image_dataset(
         table,
         config.sensitive or recipe.sensitive,

@@ -13,7 +13,8 @@ from PIL import Image
 
 from fairjax.data import cache, decode
 from fairjax.data.cache import cached_images
-from fairjax.data.decode import decode_image, read_pickled_images
+from fairjax.data.decode import decode_image
+from fairjax.data.pickles import read_pickled_images
 
 
 def smooth(height, width, seed=0):
@@ -127,12 +128,12 @@ def test_a_pickle_is_read_only_on_request_and_only_if_it_holds_arrays(tmp_path):
 
 def test_the_cache_holds_what_decoding_gives_and_is_read_the_second_time(tmp_path, monkeypatch):
     paths = write_images(tmp_path, 70)
-    first, skipped = cached_images(paths, 16, cache_dir=tmp_path / "c", num_workers=3)
+    first, skipped, _ = cached_images(paths, 16, cache_dir=tmp_path / "c", num_workers=3)
     assert skipped == {} and not first.flags.writeable
     for path, row in zip(paths, first, strict=True):
         np.testing.assert_array_equal(row, decode_image(path, 16))
-    monkeypatch.setattr(cache, "decode_image", None)
-    second, _ = cached_images(paths, 16, cache_dir=tmp_path / "c")
+    monkeypatch.setattr(cache, "read_image", None)
+    second, _, _ = cached_images(paths, 16, cache_dir=tmp_path / "c")
     np.testing.assert_array_equal(first, second)
 
 
@@ -143,7 +144,7 @@ def test_a_changed_file_size_or_order_gives_another_cache(tmp_path):
     cached_images(paths, 17, cache_dir=folder)
     cached_images(paths[::-1], 16, cache_dir=folder)
     Image.fromarray(smooth(31, 41, seed=9)).save(paths[0])
-    changed, _ = cached_images(paths, 16, cache_dir=folder)
+    changed, _, _ = cached_images(paths, 16, cache_dir=folder)
     np.testing.assert_array_equal(changed[0], decode_image(paths[0], 16))
     assert len(list(folder.iterdir())) == 4
 
@@ -171,7 +172,7 @@ def test_a_corrupt_image_is_named_with_its_row_or_skipped_and_leaves_no_partial_
         cached_images(paths, 16, where=where, cache_dir=tmp_path / "c")
     assert list((tmp_path / "c").iterdir()) == []
     for _ in range(2):  # built, then read back
-        pixels, skipped = cached_images(paths, 16, cache_dir=tmp_path / "c", on_error="skip")
+        pixels, skipped, _ = cached_images(paths, 16, cache_dir=tmp_path / "c", on_error="skip")
         assert list(skipped) == [3] and "3.png" in skipped[3]
         assert (pixels[3] == 0).all() and pixels[4].any()
 
@@ -194,7 +195,7 @@ def test_what_a_killed_run_left_is_swept_and_an_interrupt_leaves_nothing(tmp_pat
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "decode_image", interrupt)
+    monkeypatch.setattr(cache, "read_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cached_images(paths, 20, cache_dir=folder)
     assert [path.name for path in folder.iterdir()] == [name]
@@ -244,11 +245,11 @@ def test_a_second_start_decodes_nothing_and_reads_few_rows(tmp_path, monkeypatch
     for i in range(1, 2000):
         os.link(tmp_path / "0.png", tmp_path / f"{i}.png")
     paths = sorted(tmp_path.glob("*.png"))
-    first, _ = cached_images(paths, 8, cache_dir=tmp_path / "cache")
+    first, _, _ = cached_images(paths, 8, cache_dir=tmp_path / "cache")
     read = []
     crc32 = zlib.crc32
     monkeypatch.setattr(cache.zlib, "crc32", lambda data: read.append(len(data)) or crc32(data))
-    monkeypatch.setattr(cache, "decode_image", None)
-    again, _ = cached_images(paths, 8, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(cache, "read_image", None)
+    again, _, _ = cached_images(paths, 8, cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(again, first)
     assert len(read) < 600 < len(paths)

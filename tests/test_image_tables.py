@@ -180,7 +180,11 @@ def test_skipped_images_are_in_no_split_and_are_named(folder):
             "line 2: image path '../secret.png' leads outside",
         ),
         ({"Path": lambda i: "/etc/passwd"}, {}, "leads outside"),
-        ({"Path": lambda i: f"pics/none{i}.png"}, {}, "line 2: no image file"),
+        (
+            {"Path": lambda i: f"pics/none{i}.png"},
+            {},
+            r"line 2: no image pics/none0.png .*\(24 missing in all\)",
+        ),
         ({}, {"label": "diagnosis"}, "no column 'diagnosis'; the columns are"),
         ({}, {"sensitive": "race"}, "no column 'race'"),
         ({}, {"sensitive": "age"}, "give age_cuts="),

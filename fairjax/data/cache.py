@@ -12,15 +12,15 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from fairjax.data.decode import decode_image
+from fairjax.data.decode import Decoded, read_image
 
 # Raised when decoding changes what it returns, so that old caches are not taken for new ones.
-_VERSION = 1
+_VERSION = 2
 _CHECKED_ROWS = 512
 _CHUNK = 32
 
@@ -28,6 +28,17 @@ _CHUNK = 32
 def default_cache_dir() -> Path:
     """`fairjax` below `$XDG_CACHE_HOME`, or below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairjax"
+
+
+class CachedImages(NamedTuple):
+    """Decoded images, and what is to be said of them."""
+
+    pixels: UInt8[np.ndarray, "N size size 3"]
+    """A read-only memory map."""
+    skipped: dict[int, str]
+    """Rows that could not be read, and why."""
+    notes: tuple[str, ...]
+    """Where the images are kept, and what was done to those of more than 8 bits."""
 
 
 def cached_images(
@@ -41,7 +52,7 @@ def cached_images(
     on_error: Literal["error", "skip"] = "error",
     num_workers: int | None = None,
     progress: bool | None = None,
-) -> tuple[UInt8[np.ndarray, "N size size 3"], dict[int, str]]:
+) -> CachedImages:
     """Images at one size as a memory map, decoded now or taken from the cache.
 
     The cache is keyed by the path, length and modification time of every file and by the settings.
@@ -58,17 +69,17 @@ def cached_images(
       cache_dir: folder of caches, created where absent; `default_cache_dir()` by default.
       window: see `decode_image`.
       array_key: see `decode_image`.
-      on_error: "error" stops at the first image that cannot be read; "skip" leaves it black and
-        reports it.
+      on_error: "error" stops at the first image that is absent or cannot be read; "skip" leaves it
+        black and reports it.
       num_workers: threads; one per processor by default.
       progress: show a bar on stderr; by default if that is a terminal.
 
     Returns:
-      The read-only memory map, uint8 `[N, size, size, 3]`, and the rows that were skipped with
-      the reason for each.
+      The read-only memory map, uint8 `[N, size, size, 3]`, the rows that were skipped with the
+      reason for each, and notes.
 
     Raises:
-      FileNotFoundError: an image is absent (under either policy).
+      FileNotFoundError: an image is absent, or all of them (under either policy).
       ValueError: an image cannot be read, or there are none.
       OSError: the disk is full.
     """
@@ -89,29 +100,69 @@ def cached_images(
         "array_key": array_key,
         "on_error": on_error,
     }
-    name = f"images-{_fingerprint(paths, where, settings)}"
+    entries = [_identity(path) for path in paths]
+    _check_absent(paths, where, entries, on_error)
+    name = f"images-{_fingerprint(entries, settings)}"
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     shape = (len(paths), size, size, 3)
     found = _open_cache(folder / name, shape)
     if found is None:
-        decode = functools.partial(decode_image, size=size, window=window, array_key=array_key)
-        _build_cache(folder / name, paths, where, shape, decode, on_error, num_workers, progress)
+        read = functools.partial(read_image, size=size, window=window, array_key=array_key)
+        _build_cache(folder / name, paths, where, shape, read, on_error, num_workers, progress)
         found = _open_cache(folder / name, shape)
         if found is None:
             raise OSError(f"{folder / name}: the cache just written cannot be read back")
-    return found
+    pixels, skipped, num_deep = found
+    notes = [_place_note(folder / name, pixels)]
+    if num_deep:
+        notes.insert(0, _window_note(num_deep, len(paths), window))
+    return CachedImages(pixels, skipped, tuple(notes))
 
 
-def _fingerprint(paths: Sequence[Path], where: Sequence[str], settings: dict) -> str:
+def _window_note(num_deep: int, count: int, window: tuple[float, float] | None) -> str:
+    how = "each from its own smallest to its own largest value (DICOM: by the window in the file)"
+    if window is not None:
+        how = f"from {window[0]:g} to {window[1]:g}"
+    return f"{num_deep} of {count} images are not of 8 bits: mapped to 0..255, {how}."
+
+
+def _place_note(folder: Path, pixels: np.ndarray) -> str:
+    """Decoded images of patients stay on the disk, which their owner should know."""
+    place = str(folder)
+    home = str(Path.home())
+    if place.startswith(home + os.sep):
+        place = "~" + place[len(home) :]  # notes are shown to others
+    return f"Decoded images ({pixels.nbytes / 2**20:.1f} MiB) are kept in {place}."
+
+
+def _identity(path: Path) -> str | None:
+    """What identifies a file's contents, or None where there is no file."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # a name too long, a null in it
+        raise ValueError(f"{path}: not a path of an image: {error}") from None
+    return f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+
+
+def _check_absent(
+    paths: Sequence[Path], where: Sequence[str], entries: Sequence[str | None], on_error: str
+) -> None:
+    """Raises FileNotFoundError for absent images, unless they are to be skipped and some remain."""
+    absent = [row for row, entry in enumerate(entries) if entry is None]
+    if absent and (on_error == "error" or len(absent) == len(paths)):
+        raise FileNotFoundError(
+            f"{_at(where[absent[0]])}{paths[absent[0]]}: no such image file "
+            f"({len(absent)} missing in all)"
+        )
+
+
+def _fingerprint(entries: Sequence[str | None], settings: dict) -> str:
     """Short hash of the settings and of what identifies each file's contents."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path, place in zip(paths, where, strict=True):
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{_at(place)}{path}: no such image file") from None
-        entry = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        digest.update(entry.encode(errors="surrogateescape"))
+    for entry in entries:
+        digest.update((entry or "absent\n").encode(errors="surrogateescape"))
     return digest.hexdigest()[:24]
 
 
@@ -129,7 +180,9 @@ def _checksum(pixels: np.ndarray) -> int:
     return zlib.crc32(np.asarray(sums, np.uint32).tobytes())
 
 
-def _open_cache(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]] | None:
+def _open_cache(
+    folder: Path, shape: tuple[int, ...]
+) -> tuple[np.ndarray, dict[int, str], int] | None:
     """A cache that is whole, or None."""
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
@@ -138,7 +191,8 @@ def _open_cache(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[
             return None
         if _checksum(pixels) != facts["checksum"]:
             return None
-        return pixels, {int(row): reason for row, reason in facts["skipped"].items()}
+        skipped = {int(row): reason for row, reason in facts["skipped"].items()}
+        return pixels, skipped, int(facts["deep"])
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
@@ -148,7 +202,7 @@ def _build_cache(
     paths: Sequence[Path],
     where: Sequence[str],
     shape: tuple[int, ...],
-    decode: Callable[[Path], np.ndarray],
+    read: Callable[[Path], Decoded],
     on_error: str,
     num_workers: int | None,
     progress: bool | None,
@@ -161,9 +215,9 @@ def _build_cache(
     partial.mkdir()
     try:
         pixels = _allocate(partial / "pixels.npy", shape)
-        skipped = _fill(pixels, paths, where, decode, on_error, num_workers, progress)
+        skipped, num_deep = _fill(pixels, paths, where, read, on_error, num_workers, progress)
         pixels.flush()
-        facts = {"checksum": _checksum(pixels), "skipped": skipped}
+        facts = {"checksum": _checksum(pixels), "skipped": skipped, "deep": num_deep}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         del pixels
         shutil.rmtree(folder, ignore_errors=True)  # only a damaged one can be there
@@ -204,24 +258,26 @@ def _fill(
     pixels: np.ndarray,
     paths: Sequence[Path],
     where: Sequence[str],
-    decode: Callable[[Path], np.ndarray],
+    read: Callable[[Path], Decoded],
     on_error: str,
     num_workers: int | None,
     progress: bool | None,
-) -> dict[int, str]:
-    """Decode all images in place; returns the rows skipped and why."""
+) -> tuple[dict[int, str], int]:
+    """Decode all images in place; returns the rows skipped and why, and how many are deep."""
     import tqdm
 
-    skipped = {}
+    skipped, deep = {}, set()
 
     def work(start: int) -> int:
         stop = min(start + _CHUNK, len(paths))
         for row in range(start, stop):
             try:
-                pixels[row] = decode(paths[row])
-            except ValueError as error:
+                pixels[row], is_deep = read(paths[row])
+                if is_deep:
+                    deep.add(row)
+            except (ValueError, FileNotFoundError) as error:
                 if on_error == "error":
-                    raise ValueError(f"{_at(where[row])}{error}") from None
+                    raise type(error)(f"{_at(where[row])}{error}") from None
                 skipped[row] = str(error)
         return stop - start
 
@@ -237,4 +293,4 @@ def _fill(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return skipped
+    return skipped, len(deep)

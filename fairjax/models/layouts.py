@@ -26,6 +26,8 @@ class Layout(NamedTuple):
     style: Literal["torch", "flax", "own"] = "torch"
     """torch: kernels are `[out, in, ...]` and leaves are named as torch names them; flax: heads are
     an axis of their own; own: names and arrays are ours."""
+    body: str = ""
+    """What a written file has before all names but the classifier's."""
 
     def names(self, path: str) -> tuple[str, ...]:
         """The names under which a file holds our `path`."""
@@ -51,18 +53,32 @@ class Layout(NamedTuple):
             arrays = [array.reshape(*array.shape[:-2], -1) for array in arrays]
         elif path.endswith("attn/proj/kernel"):
             arrays = [array.reshape(-1, array.shape[-1]) for array in arrays]
+        if len(arrays) == 2 and path.startswith("head/"):
+            # the mean of two classifiers is one that reads both tokens
+            mean = [array / 2 for array in arrays]
+            return np.concatenate(mean) if path.endswith("kernel") else mean[0] + mean[1]
         return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
 
     def write(self, path: str, array: np.ndarray, spatial: int) -> dict[str, np.ndarray]:
-        """The inverse of `read`, for the layouts in `WRITTEN`."""
+        """The inverse of `read`, for layouts in the style of torch and our own."""
         if self.style == "own":
             return {path: array}
+        names = self.names(path)
         if path == _FLATTENED and spatial > 1:
             array = array.reshape(spatial, -1, array.shape[-1]).swapaxes(0, 1)
             array = array.reshape(-1, array.shape[-1])
+        if len(names) == 2 and path.startswith("head/"):  # of a distilled network, see `read`
+            arrays = np.split(2 * array, 2) if path.endswith("kernel") else [array, array]
+        else:
+            arrays = np.split(array, len(names), axis=-1)
         if path.endswith("kernel"):
-            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        return {self.names(path)[0]: np.ascontiguousarray(array)}
+            arrays = [a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T for a in arrays]
+            if names[0].startswith("pre_logits"):  # timm's convolutions over VGG's whole map
+                side = round(spatial**0.5) if path == _FLATTENED else 1
+                arrays = [a.reshape(len(a), -1, side, side) for a in arrays]
+        prefix = "" if path.startswith("head/") else self.body
+        arrays = map(np.ascontiguousarray, arrays)
+        return {prefix + name: array for name, array in zip(names, arrays, strict=True)}
 
 
 _TORCH_LEAVES = {
@@ -76,7 +92,7 @@ _FLATTENED = "classifier/0/kernel"
 
 
 def _from_torch(path: str, array: np.ndarray, spatial: int) -> np.ndarray:
-    if path in ("cls_token", "pos_embed"):
+    if path in ("cls_token", "dist_token", "reg_token", "pos_embed"):
         return array.reshape(1, -1, array.shape[-1])  # CLIP leaves out axes of length 1
     if not path.endswith("kernel"):
         return array
@@ -122,6 +138,42 @@ def _transformers_vit(block: str, attention: str, proj: str, fc1: str, fc2: str)
     )
 
 
+_SCALES = (
+    (r"^blocks/(\d+)/attn/gamma", r"blocks/\1/ls1/gamma"),
+    (r"^blocks/(\d+)/mlp/gamma", r"blocks/\1/ls2/gamma"),
+)
+"""timm's names of what layer scale multiplies by."""
+
+_BERT = _transformers_vit(
+    r"encoder/layer/\1",
+    "attention/attention/(query|key|value)",
+    "attention/output/dense",
+    "intermediate/dense",
+    "output/dense",
+)
+
+_TORCHVISION_VIT = (
+    (r"^blocks/(\d+)/norm([12])/", r"encoder/layers/encoder_layer_\1/ln_\2/"),
+    (r"^blocks/(\d+)/attn/qkv/", r"encoder/layers/encoder_layer_\1/self_attention/in_proj_"),
+    (r"^blocks/(\d+)/attn/proj/", r"encoder/layers/encoder_layer_\1/self_attention/out_proj/"),
+    (r"^blocks/(\d+)/mlp/fc1/", r"encoder/layers/encoder_layer_\1/mlp/0/"),
+    (r"^blocks/(\d+)/mlp/fc2/", r"encoder/layers/encoder_layer_\1/mlp/3/"),
+    (r"^patch_embed/proj/", r"conv_proj/"),
+    (r"^cls_token$", r"class_token"),
+    (r"^pos_embed$", r"encoder/pos_embedding"),
+    (r"^norm/", r"encoder/ln/"),
+    (r"^head/", r"heads/head/"),
+)
+
+_DINOV2 = (
+    (r"^blocks/(\d+)/norm([12])/", r"encoder/layer/\1/norm\2/"),
+    (r"^blocks/(\d+)/attn/gamma", r"encoder/layer/\1/layer_scale1/lambda1"),
+    (r"^blocks/(\d+)/mlp/gamma", r"encoder/layer/\1/layer_scale2/lambda1"),
+    (r"^blocks/(\d+)/mlp/", r"encoder/layer/\1/mlp/"),
+    (r"^reg_token$", r"embeddings/reg_token"),
+    *_BERT,
+)
+
 _CLIP = (
     (r"^blocks/(\d+)/norm([12])/", r"transformer/resblocks/\1/ln_\2/"),
     (r"^blocks/(\d+)/attn/qkv/", r"transformer/resblocks/\1/attn/in_proj_"),
@@ -153,18 +205,32 @@ def _npz_vit(attention: str, norm2: str, mlp: str, position: str) -> Rules:
 
 
 LAYOUTS = (
-    Layout("timm ViT", "vit", r"blocks\.0\.attn\.qkv\.weight", ()),
+    Layout(
+        "timm distilled ViT",
+        "vit",
+        r"dist_token",
+        ((r"^head/", "(head|head_dist)/"),),
+    ),
+    Layout("timm ViT", "vit", r"blocks\.0\.attn\.qkv\.weight", _SCALES),
+    Layout("torchvision ViT", "vit", r"conv_proj\.weight", _TORCHVISION_VIT),
+    Layout("transformers DINOv2", "vit", r"encoder\.layer\.0\.layer_scale1\.lambda1", _DINOV2),
+    Layout(
+        "transformers DeiT",
+        "vit",
+        r"embeddings\.distillation_token",
+        (
+            (r"^dist_token$", "embeddings/distillation_token"),
+            (r"^head/", "(cls_classifier|distillation_classifier)/"),
+            *_BERT,
+        ),
+        body="deit.",
+    ),
     Layout(
         "transformers ViT",
         "vit",
         r"encoder\.layer\.0\.attention\.attention\.query\.weight",
-        _transformers_vit(
-            r"encoder/layer/\1",
-            "attention/attention/(query|key|value)",
-            "attention/output/dense",
-            "intermediate/dense",
-            "output/dense",
-        ),
+        _BERT,
+        body="vit.",
     ),
     Layout(
         "transformers 5 ViT",
@@ -215,6 +281,7 @@ LAYOUTS = (
         "resnet",
         r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight",
         _resnet_rules(),
+        body="resnet.",
     ),
     Layout(
         "timm VGG",
@@ -249,6 +316,14 @@ LAYOUTS = (
     Layout("fairjax table network", "mlp", r"head\.weight", ()),
 )
 """In the order in which they are tried."""
+
+ALIASES = (
+    (r"(^|\.)register_tokens$", r"\1reg_token"),  # DINOv2 as its authors publish it
+    (r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT-III, likewise
+    (r"(encoder_layer_\d+\.mlp)\.linear_1\.", r"\1.0."),  # torchvision before 0.14
+    (r"(encoder_layer_\d+\.mlp)\.linear_2\.", r"\1.3."),
+)
+"""Older or original names of the same tensors, as patterns and what a layout calls them."""
 
 OWN = Layout("own network", "own", r".+", (), style="own")
 

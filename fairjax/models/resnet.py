@@ -17,6 +17,10 @@ _NAMES: dict[str, dict[str, Any]] = {
     "resnet18": {"depths": (2, 2, 2, 2)},
     "resnet34": {"depths": (3, 4, 6, 3)},
     "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
+    "resnet101": {"depths": (3, 4, 23, 3), "bottleneck": True},
+    "resnet152": {"depths": (3, 8, 36, 3), "bottleneck": True},
+    "wide_resnet50_2": {"depths": (3, 4, 6, 3), "bottleneck": True, "inner": 2},
+    "wide_resnet101_2": {"depths": (3, 4, 23, 3), "bottleneck": True, "inner": 2},
 }
 
 
@@ -32,12 +36,16 @@ class ResNetConfig:
     """1x1, 3x3 (strided), 1x1 convolutions with a fourfold output instead of two 3x3."""
     width: int = 64
     """Channels of the stem and of the first stage; doubles with each stage."""
+    inner: int = 1
+    """How many times as wide a bottleneck is inside, of wide networks."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self):
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if self.inner < 1 or (self.inner > 1 and not self.bottleneck):
+            raise ValueError(f"inner must be 1, or more with bottleneck=True, got {self.inner}")
         if self.image_size < 32:
             raise ValueError(f"image_size must be at least 32, got {self.image_size}")
 
@@ -50,7 +58,8 @@ class ResNetConfig:
             num_out = width * (4 if self.bottleneck else 1)
             for i in range(depth):
                 stride = 2 if stage and not i else 1
-                spec = BlockSpec(f"layer{stage + 1}", str(i), num_in, width, num_out, stride)
+                inner = width * self.inner
+                spec = BlockSpec(f"layer{stage + 1}", str(i), num_in, inner, num_out, stride)
                 blocks.append(spec)
                 num_in = num_out
         return tuple(blocks)
@@ -105,7 +114,8 @@ class BlockSpec:
 
 
 def resnet_config(name: str, num_classes: int, **overrides: Any) -> ResNetConfig | None:
-    """The configuration behind `resnet18`, `resnet34` or `resnet50`, or None."""
+    """The configuration behind `resnet50` or `wide_resnet50_2.tv_in1k`, or None."""
+    name = name.partition(".")[0]  # a tag names a set of weights
     if name not in _NAMES:
         return None
     return ResNetConfig(num_classes=num_classes, **(_NAMES[name] | overrides))

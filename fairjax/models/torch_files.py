@@ -1,7 +1,8 @@
 """Tensors in the files of `torch.save`, read without torch; nothing in a file is executed.
 
 Such a file is a pickle, which may name any function and have it called. Here it may name what
-`_allowed` lists and nothing else; tensors come back as NumPy arrays.
+`_allowed` lists and nothing else; tensors come back as NumPy arrays. Training scripts keep settings
+and scores beside them: what is known to be harmless is admitted, and nothing of it is made.
 """
 
 import collections
@@ -27,6 +28,51 @@ _DTYPES = {
     "Bool": np.dtype(np.bool_),
 }
 """By the first part of the name of a storage."""
+
+
+_BESIDE = (
+    *(("argparse", "Namespace"), ("_codecs", "encode"), ("collections", "defaultdict")),
+    *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath")),
+    *(("pathlib._local", name) for name in ("Path", "PosixPath", "WindowsPath")),
+    *(("datetime", name) for name in ("datetime", "date", "timedelta")),
+    *(("builtins", name) for name in ("set", "frozenset", "complex", "bytearray", "slice")),
+    *(("__builtin__", name) for name in ("set", "frozenset", "complex", "bytearray", "slice")),
+    *(("numpy", name) for name in ("dtype", "ndarray")),
+    *(
+        (f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    *(("torch", name) for name in ("device", "dtype", "float32", "float16", "bfloat16", "int64")),
+    ("torch.torch_version", "TorchVersion"),
+)
+"""What lies beside tensors in checkpoints: admitted, and replaced by `Beside`."""
+
+
+class Beside:
+    """Stands for something harmless that is no tensor; whatever is done to it does nothing."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> "Beside":
+        """Take any arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **settings: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Nothing."""
+
+    def extend(self, values: Any) -> None:
+        """Nothing."""
+
+    def add(self, value: Any) -> None:
+        """Nothing."""
 
 
 class _Tensor(NamedTuple):
@@ -64,14 +110,19 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
     Made anew for every pickle: one that tampers with these functions spoils only its own.
     """
-    return {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch", "Size"): tuple,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: _Tensor(
-            storage, offset, size, stride
-        ),
-        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-    } | {("torch", f"{name}Storage"): name for name in _DTYPES}
+    return (
+        dict.fromkeys(_BESIDE, Beside)
+        | {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch", "Size"): tuple,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: (
+                _Tensor(storage, offset, size, stride)
+            ),
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+            ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
+        }
+        | {("torch", f"{name}Storage"): name for name in _DTYPES}
+    )
 
 
 class _Unpickler(pickle.Unpickler):

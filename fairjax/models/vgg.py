@@ -21,10 +21,25 @@ from fairjax.models.layers import (
 from fairjax.models.model import Model
 from fairjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, image_preprocess
 
-_VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+
+def _features(depths: tuple[int, ...]) -> tuple[int | str, ...]:
+    """Convolutions of five stages, each of which ends in a pooling."""
+    stages = zip((64, 128, 256, 512, 512), depths, strict=True)
+    return tuple(each for width, depth in stages for each in (*[width] * depth, "M"))
+
+
+_DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 _NAMES: dict[str, dict[str, Any]] = {
-    "vgg11": {},
-    "vgg11_bn": {"batch_norm": True},
+    **{name: {"features": _features(depths)} for name, depths in _DEPTHS.items()},
+    **{
+        f"{name}_bn": {"features": _features(depths), "batch_norm": True}
+        for name, depths in _DEPTHS.items()
+    },
     "vgg_micro": {
         "image_size": 64,
         "features": (16, "M", 32, "M", 64, 64, "M", 128, 128, "M"),
@@ -41,7 +56,7 @@ class VGGConfig:
 
     num_classes: int
     image_size: int = 224
-    features: tuple[int | str, ...] = _VGG11
+    features: tuple[int | str, ...] = _features(_DEPTHS["vgg11"])
     """Output channels of each 3x3 convolution; "M" halves the map."""
     classifier: tuple[int, ...] = (4096, 4096)
     """Units of the two hidden layers between the pooled map and the head."""
@@ -92,7 +107,8 @@ class VGGConfig:
 
 
 def vgg_config(name: str, num_classes: int, **overrides: Any) -> VGGConfig | None:
-    """The configuration behind `vgg11`, `vgg11_bn` or `vgg_micro` (64 px), or None."""
+    """The configuration behind `vgg11`, `vgg16_bn.tv_in1k` or `vgg_micro` (64 px), or None."""
+    name = name.partition(".")[0]  # a tag names a set of weights
     if name not in _NAMES:
         return None
     return VGGConfig(num_classes=num_classes, **(_NAMES[name] | overrides))

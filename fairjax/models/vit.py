@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
@@ -15,23 +14,8 @@ from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dr
 from fairjax.models.model import Model
 from fairjax.models.preprocess import (
     IMAGE_REMEDY,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     as_floats,
     image_preprocess,
-)
-
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_SIZES = {
-    "tiny": {"width": 192, "depth": 12, "num_heads": 3},
-    "small": {"width": 384, "depth": 12, "num_heads": 6},
-    "base": {"width": 768, "depth": 12, "num_heads": 12},
-    "large": {"width": 1024, "depth": 24, "num_heads": 16},
-    "huge": {"width": 1280, "depth": 32, "num_heads": 16},
-}
-_NAME = re.compile(
-    r"vit_(tiny|small|base|large|huge)_patch(8|14|16|32)(_clip(_quickgelu)?)?_(\d+)(?:\.(\w+))?"
 )
 
 
@@ -51,6 +35,15 @@ class ViTConfig:
     norm_pre: bool = False
     """CLIP: normalise after adding positions, no bias in the patch embedding."""
     quick_gelu: bool = False
+    distilled: bool = False
+    """DeiT: a second class token, and a classifier that reads both, side by side."""
+    num_registers: int = 0
+    """DINOv2: tokens without a position, between the class token and the patches."""
+    class_position: bool = True
+    """Whether class tokens have positions too; not in DeiT-III nor, in timm, beside registers."""
+    layer_scale: bool = False
+    """DeiT-III, DINOv2: a factor for each channel of what a block adds, `attn/gamma` and
+    `mlp/gamma`."""
     norm_eps: float = 1e-6
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -81,6 +74,22 @@ class ViTConfig:
                 raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if self.num_registers < 0 or (self.distilled and self.pool == "mean"):
+            raise ValueError(
+                "num_registers must be at least 0, and a distilled network reads its class tokens "
+                f'(pool="cls"), got {self.num_registers} and pool={self.pool!r}'
+            )
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Tokens that a classifier reads: the class token, and that of a distilled network."""
+        return 1 + self.distilled
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens with a position."""
+        patches = (self.image_size // self.patch_size) ** 2
+        return patches + self.num_class_tokens * self.class_position
 
     @property
     def channel_graph(self) -> dict[str, Channels]:
@@ -108,52 +117,28 @@ class ViTConfig:
         return graph
 
 
-def vit_config(name: str, num_classes: int, **overrides: Any) -> ViTConfig | None:
-    """The configuration behind a timm name such as `vit_base_patch16_clip_224`, or None.
-
-    `vit_micro` is fairjax's own: patch 8 at 64 px, 6 blocks of width 96. Whatever follows a dot
-    names a set of weights; `.dino` and `.mae` were trained with ImageNet's mean and deviation.
-    """
-    if name == "vit_micro":
-        values: dict[str, Any] = {
-            "image_size": 64,
-            "patch_size": 8,
-            "width": 96,
-            "depth": 6,
-            "num_heads": 3,
-        }
-    elif match := _NAME.fullmatch(name):
-        size, patch, clip, quick, image, tag = match.groups()
-        values = {**_SIZES[size], "patch_size": int(patch), "image_size": int(image)}
-        if clip:
-            values |= {"norm_pre": True, "norm_eps": 1e-5, "quick_gelu": bool(quick)}
-            values |= {"mean": _CLIP_MEAN, "std": _CLIP_STD}
-        elif tag in ("dino", "mae"):
-            values |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    else:
-        return None
-    return ViTConfig(num_classes=num_classes, **(values | overrides))
-
-
 def vit(config: ViTConfig) -> Model:
     """Vision transformer as pure functions.
 
-    `apply` takes normalised float32 `[B, S, S, 3]` images, or `[B, 1 + patches, D]` tokens that
-    enter below the lowest block present (what a frozen prefix put into `out`). `blocks` may be
-    stacked on a leading axis `[L]` (as `init` makes them; scanned) or a dict by block number (see
-    `fairjax.trees.unstack_blocks`; a Python loop, in which leaves that are not differentiated
-    cost no gradient and nothing is propagated below the lowest trained block).
+    `apply` takes normalised float32 `[B, S, S, 3]` images, or `[B, T, D]` tokens (class tokens,
+    registers, patches) that enter below the lowest block present (what a frozen prefix put into
+    `out`). `blocks` may be stacked on a leading axis `[L]` (as `init` makes them; scanned) or a
+    dict by block number (see `fairjax.trees.unstack_blocks`; a Python loop, in which leaves that
+    are not differentiated cost no gradient and nothing is propagated below the lowest trained
+    block).
 
     Args:
       config: sizes and options; `vit_config` makes them from timm's names.
 
     Returns:
       A `Model`. `out` holds `tokens` `[B, T, D]` after the last block and `pooled` `[B, D]` before
-      the head; with unstacked blocks also `blocks/i` `[B, T, D]`, `blocks/i/attn` `[B, T, D]` (the
-      heads side by side, before the projection) and `blocks/i/mlp/fc1` `[B, T, 4 D]` before GELU.
-      With `train=True` and a `dropout` or `drop_path` rate, `apply` needs a `key`.
+      the head (`[B, 2 D]` of a distilled network); with unstacked blocks also `blocks/i`
+      `[B, T, D]`, `blocks/i/attn` `[B, T, D]` (the heads side by side, before the projection) and
+      `blocks/i/mlp/fc1` `[B, T, 4 D]` before GELU. With `train=True` and a `dropout` or
+      `drop_path` rate, `apply` needs a `key`.
 
-    Source: Dosovitskiy et al., ICLR 2021; layout, names and defaults of timm's VisionTransformer.
+    Source: Dosovitskiy et al., ICLR 2021; layout, names and defaults of timm's VisionTransformer;
+    Touvron et al. 2021 (DeiT) and 2022 (DeiT-III), Darcet et al. 2024 (registers).
     """
 
     make_block, make_trunk = functools.partial(_Block, config), functools.partial(_Trunk, config)
@@ -214,6 +199,7 @@ def vit(config: ViTConfig) -> Model:
     return Model(init, apply, config, preprocess)
 
 
+_GAMMA = 1e-5  # of layer scale, as DINOv2 starts
 _STD = 0.02  # of kernels and positions at the start, as timm draws them
 
 
@@ -242,11 +228,14 @@ class _Trunk(nnx.Module):
     """What surrounds the blocks: embedding below, pooling and classifier above."""
 
     def __init__(self, config: ViTConfig, draws: Draws):
-        num_tokens = 1 + (config.image_size // config.patch_size) ** 2
         self.config = config
         self.patch_embed = _PatchEmbed(config, draws)
         self.cls_token = nnx.Param(draws.normal(1e-6, 1, 1, config.width))
-        self.pos_embed = nnx.Param(draws.normal(_STD, 1, num_tokens, config.width))
+        if config.distilled:
+            self.dist_token = nnx.Param(draws.normal(_STD, 1, 1, config.width))
+        if config.num_registers:
+            self.reg_token = nnx.Param(draws.normal(1e-6, 1, config.num_registers, config.width))
+        self.pos_embed = nnx.Param(draws.normal(_STD, 1, config.num_positions, config.width))
         if config.norm_pre:
             self.norm_pre = LayerNorm(config.width, draws=draws, eps=config.norm_eps)
         norm = LayerNorm(config.width, draws=draws, eps=config.norm_eps)
@@ -254,24 +243,44 @@ class _Trunk(nnx.Module):
             self.fc_norm = norm
         else:
             self.norm = norm
-        self.head = Linear(config.width, config.num_classes, draws=draws, std=_STD)
+        width = config.width * config.num_class_tokens
+        self.head = Linear(width, config.num_classes, draws=draws, std=_STD)
 
     def embed(self, images: jax.Array, key: jax.Array | None) -> jax.Array:
         config = self.config
         check_images(images, config.image_size)
         x = self.patch_embed(images.astype(config.dtype))
-        cls_token = jnp.broadcast_to(
-            self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
-        )
-        x = jnp.concatenate([cls_token, x], axis=1) + self.pos_embed[...].astype(x.dtype)
+        positions = self.pos_embed[...].astype(x.dtype)
+        if not config.class_position:
+            x = x + positions
+        classes = [self.cls_token, self.dist_token] if config.distilled else [self.cls_token]
+        x = jnp.concatenate([*(_for_all(token, x) for token in classes), x], axis=1)
+        if config.class_position:
+            x = x + positions
+        if config.num_registers:
+            count = config.num_class_tokens
+            x = jnp.concatenate([x[:, :count], _for_all(self.reg_token, x), x[:, count:]], axis=1)
         x = dropout(x, config.dropout, key)
         return self.norm_pre(x) if config.norm_pre else x
 
     def pool(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         if self.config.pool == "mean":
-            return self.fc_norm(jnp.mean(x[:, 1:], axis=1))
+            return self.fc_norm(jnp.mean(x[:, 1 + self.config.num_registers :], axis=1))
+        if self.config.distilled:
+            return self.norm(x[:, :2]).reshape(x.shape[0], -1)
         return self.norm(x[:, 0])
+
+
+def _for_all(token: Any, x: jax.Array) -> jax.Array:
+    """A token `[1, n, D]` for each example of `[B, T, D]`."""
+    token = token[...].astype(x.dtype)
+    return jnp.broadcast_to(token, (x.shape[0], *token.shape[1:]))
+
+
+def _scaled(layer: Any, x: jax.Array) -> jax.Array:
+    """The output of a layer times its factors, where it has some."""
+    return x * layer.gamma[...].astype(x.dtype)[None, None] if hasattr(layer, "gamma") else x
 
 
 class _Attention(nnx.Module):
@@ -280,6 +289,8 @@ class _Attention(nnx.Module):
         self.head_width = width // config.num_heads
         self.qkv = Linear(width, 3 * width, draws=draws, std=_STD)
         self.proj = Linear(width, width, draws=draws, std=_STD)
+        if config.layer_scale:
+            self.gamma = nnx.Param(draws.full(_GAMMA, width))
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch, tokens, _ = x.shape
@@ -295,7 +306,7 @@ class _Attention(nnx.Module):
         # softmax's division after the product: once per head's channel, not once per token
         heads = (heads / jnp.sum(weights, -1, keepdims=True)).astype(x.dtype)
         heads = heads.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
-        return self.proj(heads), heads
+        return _scaled(self, self.proj(heads)), heads
 
 
 class _Mlp(nnx.Module):
@@ -304,11 +315,13 @@ class _Mlp(nnx.Module):
         self.config = config
         self.fc1 = Linear(config.width, hidden, draws=draws, std=_STD)
         self.fc2 = Linear(hidden, config.width, draws=draws, std=_STD)
+        if config.layer_scale:
+            self.gamma = nnx.Param(draws.full(_GAMMA, config.width))
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         hidden = self.fc1(x)
         x = hidden * jax.nn.sigmoid(1.702 * hidden) if self.config.quick_gelu else gelu(hidden)
-        return self.fc2(dropout(x, self.config.dropout, key)), hidden
+        return _scaled(self, self.fc2(dropout(x, self.config.dropout, key))), hidden
 
 
 class _Block(nnx.Module):

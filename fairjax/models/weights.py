@@ -4,25 +4,32 @@ import dataclasses
 import json
 import pathlib
 import re
-import zipfile
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
+from fairjax.models.adapt import (
+    FIRST,
+    check_numbers,
+    fit_positions,
+    spread_grey,
+    unwrap_head,
+    usual_name,
+)
+from fairjax.models.beside import check_facts, facts_of
 from fairjax.models.efficientnet import EfficientNetConfig
 from fairjax.models.layouts import LAYOUTS, OWN, WRITTEN, Layout
 from fairjax.models.mlp import MLPConfig
 from fairjax.models.model import Model
 from fairjax.models.resnet import ResNetConfig
-from fairjax.models.torch_files import read_torch_file
 from fairjax.models.vgg import VGGConfig
 from fairjax.models.vit import ViTConfig
+from fairjax.models.weight_files import read_weight_file
 from fairjax.trees import is_unstacked, stack_blocks, unstack_blocks
 
 _FAMILIES = {
@@ -34,12 +41,10 @@ _FAMILIES = {
 }
 """By configuration; networks of one's own, of any other, are "own"."""
 _HARMLESS = re.compile(
-    r"num_batches_tracked|^pooler\.|^mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
+    r"num_batches_tracked|^pooler\.|(^|\.)mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
 )
 """Names that may be left over: counters, decoders, poolers, the norm of the other pooling, CLIP's
 projection to the space that it shares with text."""
-_NESTED = ("state_dict", "model_state_dict", "model", "teacher")
-"""Where training scripts keep the state dict inside a .pth file."""
 
 
 class Weights(NamedTuple):
@@ -51,7 +56,14 @@ class Weights(NamedTuple):
     """What was replaced, resized or left out, one sentence each."""
 
 
-def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) -> Weights:
+def load_weights(
+    path: str | pathlib.Path,
+    model: Model,
+    key: Key[Array, ""],
+    *,
+    weights_key: str | None = None,
+    grey: Literal["error", "spread"] = "error",
+) -> Weights:
     """Read the parameters of `model` from a file written by another library or by `save_weights`.
 
     The layout is recognised by its names: timm, torchvision and Hugging Face transformers
@@ -67,6 +79,10 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
       model: a network of the same architecture; channels that `save_weights` recorded as removed
         are taken into account.
       key: typed PRNG key for a fresh classifier.
+      weights_key: which state dict of a checkpoint that holds several, such as "state_dict_ema"
+        and "state_dict"; None takes the average, as timm does, and says so in the notes.
+      grey: what to do with a network that takes one channel: "error", or "spread" its first
+        kernel, a third of it on each colour, so that it sees their mean.
 
     Returns:
       `Weights(params, batch_stats, notes)`, float32 whatever the precision of the file. Transformer
@@ -75,13 +91,29 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
     Raises:
       FileNotFoundError: no such file.
       ValueError: the file is damaged or of an unknown kind or layout, belongs to another
-        architecture, or lacks, has too many or misshapes parameters (the first few are named).
+        architecture by its tensors, its header, its name or a `config.json` beside it, lacks, has
+        too many or misshapes parameters (the first few are named), or holds NaN.
     """
     path = pathlib.Path(path)
-    tensors, widths = _read(path)
+    tensors, header, notes = read_weight_file(path, weights_key)
+    if _family(model) == "vit":
+        tensors = {usual_name(name): tensor for name, tensor in tensors.items()}
     layout, prefix = _detect(path, tensors, _family(model))
-    expected = _expected(model, widths)
-    found, used, problems, notes = _collect(model, layout, prefix, tensors, expected)
+    notes = [*notes, *check_facts(path, model.config, facts_of(path, header))]
+    try:
+        widths = header.get("widths")
+        if widths is None:  # trained further elsewhere: whoever saved it kept the shapes only
+            widths = _widths(model, _channels(model, layout, prefix, tensors))
+            notes += [f"{layer} has {n} channels left" for layer, n in widths.items()]
+        expected = _expected(model, widths)
+        if grey == "spread":
+            tensors = spread_grey(layout, prefix, tensors, expected, notes)
+        unwrap_head(model, layout, prefix, tensors, notes)
+        found, used, problems = _collect(model, layout, prefix, tensors, expected, notes)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        # tensors with other axes than their names have anywhere else, a header that is not ours
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: does not fit {_describe(model)}: {reason}") from None
     left_over = sorted(set(tensors) - used)
     foreign = [name for name in left_over if not name.startswith(prefix)]
     inside = [name.removeprefix(prefix) for name in left_over if name.startswith(prefix)]
@@ -95,6 +127,7 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
         raise ValueError(
             f"{path}: {layout.name} weights do not fit {_describe(model)}; {'; '.join(reasons)}"
         )
+    check_numbers(path, found)
     if foreign:
         notes.append(f"ignored {len(foreign)} tensors outside {prefix!r}, such as {foreign[0]}")
     fresh = {name: shape for name, shape in expected.items() if name not in found}
@@ -104,22 +137,32 @@ def load_weights(path: str | pathlib.Path, model: Model, key: Key[Array, ""]) ->
     return _assemble(model, found, tuple(notes))
 
 
-def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stats: Any) -> None:
+def save_weights(
+    path: str | pathlib.Path,
+    model: Model,
+    params: Any,
+    batch_stats: Any,
+    *,
+    layout: str | None = None,
+) -> None:
     """Write parameters as .safetensors under the names that timm or torchvision use.
 
     PyTorch reads the file with `load_state_dict`; networks of one's own keep their own names and
     arrays. The header's `fairjax` entry is JSON: the configuration, and under `widths` the channels
     that are left of each pruned layer, from which a PyTorch user builds the narrower network and
     `load_weights` knows what to expect. Reading the file back gives the same arrays bit by bit.
+    `OPEN_IN_TORCH` of `fairjax.models.torch_card` opens a pruned one in PyTorch.
 
     Args:
       path: where to write; must end in .safetensors.
       model: the network, as it was before any channel was removed.
       params: its parameters, float32, masked or sliced or not, blocks stacked or not.
       batch_stats: its batch statistics, `{}` without batch norm.
+      layout: whose names and shapes to write: None for the usual ones, "timm VGG", "torchvision
+        ViT", "transformers ViT", "transformers ResNet" and so on, as errors list them.
 
     Raises:
-      ValueError: another suffix, or arrays that are not of this network.
+      ValueError: another suffix, arrays that are not of this network, or no such layout of it.
     """
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
@@ -136,50 +179,29 @@ def save_weights(path: str | pathlib.Path, model: Model, params: Any, batch_stat
     if wrong:
         raise ValueError(f"not the parameters of {_describe(model)}: {', '.join(wrong[:4])}")
     family = _family(model)
-    (layout,) = (layout for layout in (*LAYOUTS, OWN) if layout.name == WRITTEN[family])
+    target = _written(model, layout)
     tensors = {}
     for name, array in arrays.items():
-        tensors |= layout.write(name, array, _spatial(model))
+        tensors |= target.write(name, array, _spatial(model))
     header = {"family": family, "config": _settings(model), "widths": widths}
     save_file(tensors, path, metadata={"format": "pt", "fairjax": json.dumps(header)})
 
 
+def _written(model: Model, name: str | None) -> Layout:
+    """The layout of that name, or the usual one of a network."""
+    family, distilled = _family(model), getattr(model.config, "distilled", False)
+    layouts = [each for each in (*LAYOUTS, OWN) if each.family == family and each.style != "flax"]
+    if name is None:
+        name = "timm distilled ViT" if distilled else WRITTEN[family]
+    for each in layouts:
+        if each.name == name:
+            return each
+    names = ", ".join(repr(each.name) for each in layouts)
+    raise ValueError(f"no layout {name!r} of a {family} network; there are {names}")
+
+
 def _family(model: Model) -> str:
     return _FAMILIES.get(type(model.config), "own")
-
-
-def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Arrays of a file by name, and the widths `save_weights` recorded."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weight file")
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="np") as file:
-                header = json.loads((file.metadata() or {}).get("fairjax", "{}"))
-                names = file.keys()
-                return {name: file.get_tensor(name) for name in names}, header.get("widths", {})
-        except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}, {}
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: damaged or not an npz of arrays ({error})") from None
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return _read_torch(path), {}
-    raise ValueError(f"{path}: unknown kind of file; accepted are .safetensors, .npz, .pth")
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The state dict of a torch file, found one level down if need be."""
-    state = read_torch_file(path)
-    for name in _NESTED:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
-    return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
 
 
 def _detect(path: pathlib.Path, tensors: dict[str, Any], family: str) -> tuple[Layout, str]:
@@ -209,12 +231,13 @@ def _collect(
     prefix: str,
     tensors: dict[str, np.ndarray],
     expected: dict[str, tuple[int, ...]],
-) -> tuple[dict[str, Any], set[str], dict[str, list[str]], list[str]]:
-    """Our arrays, the names they came from, what is wrong with the others, and remarks.
+    notes: list[str],
+) -> tuple[dict[str, Any], set[str], dict[str, list[str]]]:
+    """Our arrays, the names they came from, and what is wrong with the others; remarks go to notes.
 
     A classifier or `fc_norm` that is absent or of another size is not wrong: it is made afresh.
     """
-    found, used, notes = {}, set(), []
+    found, used = {}, set()
     replaceable = (f"{model.head}/", "fc_norm/")
     problems: dict[str, list[str]] = {"missing": [], "of the wrong shape": []}
     for name, shape in expected.items():
@@ -228,12 +251,14 @@ def _collect(
         arrays = [tensors[source] for source in sources]
         array = layout.read(name, arrays, _spatial(model))
         if name == "pos_embed":
-            array = _resize_positions(array, shape, notes)
+            array = fit_positions(model, array, found, shape, notes)
         if array.shape == shape:
             found[name] = array
         elif not is_head:
-            problems["of the wrong shape"].append(f"{sources[0]} {array.shape}, expected {shape}")
-    return found, used, problems, notes
+            remedy = ' (grey="spread" takes one channel)' if array.shape[2:3] == (1,) else ""
+            said = f"{sources[0]} {array.shape}, expected {shape}"
+            problems["of the wrong shape"].append(said + remedy * (name in FIRST))
+    return found, used, problems
 
 
 def _spatial(model: Model) -> int:
@@ -291,6 +316,20 @@ def _expected(model: Model, widths: dict[str, int]) -> dict[str, tuple[int, ...]
     return shapes
 
 
+def _channels(
+    model: Model, layout: Layout, prefix: str, tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The arrays that tell how many channels each layer has."""
+    found = {}
+    for channels in getattr(model.config, "channel_graph", {}).values():
+        path = channels.outputs[0].path
+        sources = [n if (n := prefix + s) in tensors else s for s in layout.names(path)]
+        if all(source in tensors for source in sources):
+            arrays = [tensors[source] for source in sources]
+            found[path] = layout.read(path, arrays, _spatial(model))
+    return found
+
+
 def _widths(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, int]:
     """Channels left in each layer that has fewer than the network was built with."""
     widths = {}
@@ -298,26 +337,9 @@ def _widths(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, int]:
         slot = channels.outputs[0]
         if slot.path in arrays:
             length = arrays[slot.path].shape[slot.axis]
-            if length != slot.outer * channels.size * slot.inner:
+            if length < slot.outer * channels.size * slot.inner:
                 widths[layer] = length // (slot.outer * slot.inner)
     return widths
-
-
-def _resize_positions(array: np.ndarray, shape: tuple[int, ...], notes: list[str]) -> np.ndarray:
-    """Position embeddings `[1, 1 + n * n, D]` for another grid; without a class token it gets 0."""
-    if array.shape == shape or array.ndim != 3 or array.shape[-1] != shape[-1]:
-        return array
-    side = round((array.shape[1] - 1) ** 0.5)
-    if array.shape[1] == round(array.shape[1] ** 0.5) ** 2:
-        array = np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
-        side = round((array.shape[1] - 1) ** 0.5)
-    new = round((shape[1] - 1) ** 0.5)
-    if new != side:
-        notes.append(f"position embeddings resized from {side} x {side} to {new} x {new}")
-        grid = jnp.asarray(array[:, 1:].reshape(1, side, side, -1), jnp.float32)
-        grid = jax.image.resize(grid, (1, new, new, shape[-1]), "cubic", antialias=True)
-        array = np.concatenate([array[:, :1], np.asarray(grid).reshape(1, new * new, -1)], axis=1)
-    return array
 
 
 def _fresh(

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from fairjax.models import Model, Weights, image_model, load_weights
 from tests.golden.filling import filled, noise
 
-GOLDEN = pathlib.Path(__file__).parent / "models.npz"
+GOLDEN = ("models.npz", "layouts.npz")
 NUM_CLASSES = 5
 
 
@@ -57,12 +57,32 @@ CASES = (
     Case("vision_transformer", "vit_tiny_patch16_224", {"depth": 2}),
     Case("big_vision", "vit_tiny_patch16_224", {"depth": 2}),
 )
+_SMALL = {"depth": 2, "width": 48, "num_heads": 3, "image_size": 64}
+_DINOV2 = _SMALL | {"image_size": 56}
+SMALL_CASES = (
+    Case("timm", "deit_tiny_patch16_224", _SMALL),
+    Case("timm", "deit3_small_patch16_224", _SMALL),
+    Case("timm", "vit_small_patch14_dinov2", _DINOV2),
+    Case("timm", "vit_small_patch14_reg4_dinov2", _DINOV2),
+    Case("timm", "vit_small_patch14_reg4_dinov2", _DINOV2 | {"image_size": 84}, "at 84"),
+    Case("timm", "deit_tiny_distilled_patch16_224", _SMALL),
+    Case("timm", "deit_tiny_distilled_patch16_224", _SMALL | {"image_size": 96}, "at 96"),
+    Case("torchvision", "vit_b_16", _SMALL),
+    Case("torchvision", "wide_resnet50_2", {"depths": (1, 1, 1, 1), "image_size": 64}),
+    Case("transformers", "deit_tiny_distilled_patch16_224", _SMALL | {"norm_eps": 1e-12}),
+    Case("transformers", "vit_small_patch14_dinov2", _DINOV2),
+    Case("transformers", "vit_small_patch14_reg4_dinov2", _DINOV2),
+)
+"""Of `make_layouts.py`: small, for what differs in names and tokens and not in size."""
 
 
 def golden() -> dict[str, np.ndarray]:
     """Everything the reference libraries computed."""
-    with np.load(GOLDEN) as file:
-        return dict(file)
+    found: dict[str, np.ndarray] = {}
+    for name in GOLDEN:
+        with np.load(pathlib.Path(__file__).parent / name) as file:
+            found |= dict(file)
+    return found
 
 
 def images(size: int, batch: int = 2) -> jax.Array:

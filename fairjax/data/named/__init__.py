@@ -10,7 +10,13 @@ from fairjax.data.image_tables import ImageTable, image_dataset
 from fairjax.data.lesion_files import refuse_synthetic
 from fairjax.data.named.faces import UTKFACE
 from fairjax.data.named.recipe import Recipe as Recipe
-from fairjax.data.named.recipe import has_prepared, read_prepared, require_files
+from fairjax.data.named.recipe import (
+    check_present,
+    has_files,
+    has_prepared,
+    read_prepared,
+    require_files,
+)
 from fairjax.data.named.scans import CHEXPERT, GF3300, OASIS1, OL3I, PAPILA
 from fairjax.data.named.skin import (
     FITZPATRICK17K,
@@ -40,14 +46,21 @@ RECIPES = {
 _SEEDS = 2**32  # scikit-learn takes seeds below this
 
 
-def read_named(name: str, manual_dir: str | Path, *, seed: int = 0) -> tuple[Recipe, ImageTable]:
+def read_named(
+    name: str,
+    manual_dir: str | Path,
+    *,
+    seed: int = 0,
+    on_error: Literal["error", "skip"] = "error",
+) -> tuple[Recipe, ImageTable]:
     """Recipe and table of a named set, nothing decoded yet.
 
     Args:
       name: one of `RECIPES`.
-      manual_dir: folder with the downloaded files.
+      manual_dir: folder with the downloaded files, or with the one folder that has them.
       seed: added to the seeds of the published split: 0 gives that split, any other number one
         that is drawn in the same way. Splits that come with the files stay as they are.
+      on_error: "skip" leaves absent images in the table, for `cached_images` to skip and count.
 
     Raises:
       ValueError: no such set, a file does not hold what it should, or the folder holds synthetic
@@ -58,7 +71,8 @@ def read_named(name: str, manual_dir: str | Path, *, seed: int = 0) -> tuple[Rec
         raise ValueError(f"no data set {name!r}; there are {', '.join(RECIPES)}")
     if not 0 <= seed < _SEEDS:
         raise ValueError(f"seed must be a whole number in [0, 2**32), got {seed}")
-    recipe, folder = RECIPES[name], Path(manual_dir)
+    recipe, given = RECIPES[name], Path(manual_dir)
+    folder = _folder_of(recipe, given)
     if recipe is not SYNTHETIC_LESIONS:
         refuse_synthetic(name, (folder,))
     if recipe.prepared is not None and has_prepared(folder):
@@ -73,6 +87,11 @@ def read_named(name: str, manual_dir: str | Path, *, seed: int = 0) -> tuple[Rec
         first, second = recipe.seeds or (0, 0)
         seeds = (first + seed) % _SEEDS, (second + seed) % _SEEDS
         table = recipe.read(folder, seeds)
+    if on_error == "error":
+        check_present(table)
+    if folder != given:
+        notes = (f"The files lie one folder deeper, in {folder.name}.", *table.notes)
+        table = dataclasses.replace(table, notes=notes)
     if recipe is not SYNTHETIC_LESIONS:
         holders = {path.parent for path in table.paths}
         below = {f for p in holders for f in (p, *p.parents) if f.is_relative_to(folder)}
@@ -83,6 +102,15 @@ def read_named(name: str, manual_dir: str | Path, *, seed: int = 0) -> tuple[Rec
         note = drawn if seeds is not None and recipe.seeds is not None else given
         table = dataclasses.replace(table, notes=(*table.notes, note))
     return recipe, table
+
+
+def _folder_of(recipe: Recipe, folder: Path) -> Path:
+    """The folder, or the only one inside it that holds all files where it holds none itself."""
+    if not folder.is_dir() or has_prepared(folder) or has_files(folder, recipe.files):
+        return folder
+    inside = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+    fitting = [each for each in inside if has_prepared(each) or has_files(each, recipe.files)]
+    return fitting[0] if len(fitting) == 1 else folder
 
 
 def load_named(
@@ -118,7 +146,7 @@ def load_named(
       ValueError: no such set or attribute, or a file does not hold what it should.
       FileNotFoundError: files are missing; the message lists them.
     """
-    recipe, table = read_named(name, manual_dir, seed=seed)
+    recipe, table = read_named(name, manual_dir, seed=seed, on_error=on_error)
     names = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive or recipe.sensitive)
     return image_dataset(
         table,

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fairjax.data.decode import decode_image
+from fairjax.data.decode import decode_image, upright_png
 from fairjax.data.image_tables import ImageTable
 from fairjax.data.named.recipe import Recipe
 
@@ -17,7 +17,8 @@ _ARRAY_SIZE = 256
 class NamedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Images as they are on disk, with label, attributes and split of a recipe.
 
-    JPEG and PNG files are copied byte by byte; arrays and GIFs become PNGs of 256 pixels a side.
+    JPEG and PNG files are copied byte by byte, unless EXIF turns them or they have more than 8
+    bits: those become upright PNGs. Arrays and GIFs become PNGs of 256 pixels a side.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -54,7 +55,7 @@ class NamedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for row in map(int, rows):
             path = table.paths[row]
             example = {
-                "image": str(path) if path.suffix.lower() in _COPIED else self._as_png(path),
+                "image": self._image(path),
                 "label": int(table.labels[row]),
                 "id": path.stem if table.ids is None else str(table.ids[row]),
             }
@@ -63,9 +64,13 @@ class NamedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 example[name] = len(column.values) if code < 0 else code
             yield row, example
 
-    def _as_png(self, path: Path) -> io.BytesIO:
+    def _image(self, path: Path) -> str | io.BytesIO:
+        """The file, or a PNG that looks as our own readers decode it."""
         from PIL import Image
 
+        if path.suffix.lower() in _COPIED:
+            png = upright_png(path, self._recipe.window)
+            return str(path) if png is None else io.BytesIO(png)
         pixels = decode_image(
             path, _ARRAY_SIZE, window=self._recipe.window, array_key=self._recipe.array_key
         )

@@ -15,7 +15,7 @@ _RACES = ("White", "Black", "Asian", "Indian", "Other")
 def _read_utkface(folder: Path, seeds: Seeds) -> ImageTable:
     """Files named age_gender_race_date; names that lack a part are dropped and counted."""
     paths, facts, dropped = [], [], 0
-    for path in sorted(folder.rglob("*.jpg")):
+    for path in sorted(folder.rglob("*.[jJ][pP][gG]")):
         parts = re.match(r"(\d{1,3})_([01])_([0-4])_", path.name)
         if parts is None:
             dropped += 1

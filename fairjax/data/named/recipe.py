@@ -1,6 +1,7 @@
 """What a named data set is: where it comes from, and how its raw files become an `ImageTable`."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fairjax.data.attributes import cells, find_column, read_attribute
 from fairjax.data.columns import tidy
 from fairjax.data.csvfile import Column, Table, join, read_csv, show
 from fairjax.data.dataset import SPLITS
-from fairjax.data.image_files import SUFFIXES, path_below
+from fairjax.data.image_files import SUFFIXES, find_images
 from fairjax.data.image_tables import ImageTable
 from fairjax.data.values import key
 
@@ -63,39 +64,67 @@ class Recipe:
     array_key: str | None = None
 
 
+_TABLES = (".csv", ".tab", ".tsv", ".csv.gz", ".txt")
+"""Suffixes under which the same table is given away."""
+
+
 def require_files(folder: Path, files: Sequence[str]) -> None:
     """Raises FileNotFoundError that lists every pattern without a match below the folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    missing = [name for name in files if next(folder.glob(name), None) is None]
+    missing = [name for name in files if _match(folder, name) is None]
     if missing:
         raise FileNotFoundError(f"{folder}: missing {', '.join(missing)}")
 
 
-def find_images(
-    folders: Sequence[Path], names: Sequence[str], where: Sequence[str]
-) -> tuple[Path, ...]:
-    """The file of each name, with any usual suffix, in the first folder that has it.
+def _match(folder: Path, pattern: str) -> Path | None:
+    """A file of that pattern: in any case, of a kindred suffix, or images one folder deeper."""
+    stem, suffix = os.path.splitext(pattern)
+    kindred = next((kind for kind in (SUFFIXES, _TABLES) if suffix in kind), (suffix,))
+    patterns = [pattern, *(f"{stem}{each}" for each in kindred if each)]
+    if "/*" in stem and suffix in SUFFIXES:
+        patterns += [f"{stem.rpartition('/')[0]}/*/{p.rpartition('/')[2]}" for p in patterns]
+    for each in patterns:
+        letters = (f"[{c.lower()}{c.upper()}]" if c.isascii() and c.isalpha() else c for c in each)
+        if (found := next(folder.glob("".join(letters)), None)) is not None:
+            return found
+    return None
 
-    Raises:
-      FileNotFoundError: some are absent; the message counts them and names the first.
+
+def table_file(folder: Path, name: str) -> Path:
+    """The file of a table, under its name or a kindred one (`.tab`, another case)."""
+    return folder / name if (folder / name).is_file() else _match(folder, name) or folder / name
+
+
+def has_files(folder: Path, files: Sequence[str]) -> bool:
+    """Whether every pattern has a match below the folder."""
+    return all(_match(folder, name) is not None for name in files)
+
+
+def named_images(
+    folder: Path, below: Sequence[str], names: Sequence[str], where: Sequence[str]
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """`find_images` in the folders of a set, or in the only folder inside one that holds no file.
+
+    Absent ones stay in, for `read_named` or `cached_images` to name or to skip.
     """
-    listed = [
-        {entry.name: entry for entry in sorted(folder.iterdir())} if folder.is_dir() else {}
-        for folder in folders
-    ]
-    found, missing = [], []
-    for name, place in zip(names, where, strict=True):
-        hits = (files.get(name + suffix) for files in listed for suffix in SUFFIXES)
-        path = next((hit for hit in hits if hit is not None), None)
-        if path is None:
-            missing.append(f"{place}: no image {name}")
-        else:
-            found.append(path)
-    if missing:
-        places = " or ".join(map(str, folders))
-        raise FileNotFoundError(f"{missing[0]} in {places} ({len(missing)} missing in all)")
-    return tuple(found)
+    return find_images([_innermost(folder / each) for each in below], names, where, absent="keep")
+
+
+def _innermost(folder: Path) -> Path:
+    entries = [] if not folder.is_dir() else [e for e in folder.iterdir() if e.name[0] not in "._"]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
+
+
+def check_present(table: ImageTable) -> None:
+    """Raises FileNotFoundError that counts the absent images and names the first."""
+    absent = [row for row, path in enumerate(table.paths) if not path.is_file()]
+    if absent:
+        place, path = table.where[absent[0]], table.paths[absent[0]]
+        raise FileNotFoundError(
+            f"{place}: no image {path.name} in {path.parent} ({len(absent)} missing in all); "
+            'on_error="skip" goes on without them'
+        )
 
 
 def places(table: Table) -> tuple[str, ...]:
@@ -173,20 +202,10 @@ def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
             attributes[name] = read_attribute(table, name)
             told += [name] if name in lowered else []
     names = cells(table, find_column(table, form.image))
-    paths, missing = [], []
-    for name, place in zip(names, where, strict=True):
-        relative = path_below(folder, name, place)
-        hits = (folder / root / relative for root in form.roots)
-        path = next((hit for hit in hits if hit.is_file()), None)
-        if path is None:
-            missing.append(f"{place}: no image {name}")
-        else:
-            paths.append(path)
-    if missing:
-        raise FileNotFoundError(f"{missing[0]} in {folder} ({len(missing)} missing in all)")
+    paths, found = find_images([folder / r for r in form.roots], names, where, absent="keep")
     return ImageTable(
         name=recipe.name,
-        paths=tuple(paths),
+        paths=paths,
         where=where,
         labels=labels_from(table, form.label, classes),
         label_names=recipe.label_names,
@@ -195,5 +214,9 @@ def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
             split: np.flatnonzero(table.file_of_row == i).astype(np.int32)
             for i, split in enumerate(SPLITS)
         },
-        notes=("Read from prepared CSVs, with their split.", *spelling_notes(table, *told)),
+        notes=(
+            "Read from prepared CSVs, with their split.",
+            *found,
+            *spelling_notes(table, *told),
+        ),
     )

@@ -15,13 +15,14 @@ from fairjax.data.named.recipe import (
     Recipe,
     Seeds,
     coded,
-    find_images,
     keep,
     labels_from,
     map_column,
+    named_images,
     places,
     present,
     spelling_notes,
+    table_file,
 )
 from fairjax.data.rawtable import read_sheet
 from fairjax.data.splits import split_by_id
@@ -46,9 +47,10 @@ def _read_papila(folder: Path, seeds: Seeds) -> ImageTable:
         raise ValueError(f"{folder}: the clinical tables hold no diagnosis of 0 or 1")
     ids, ages, sexes, labels, names, where = zip(*rows, strict=True)
     ids = np.array(ids)
+    paths, found = named_images(folder, ("FundusImages",), names, where)
     return ImageTable(
         name="papila",
-        paths=find_images([folder / "FundusImages"], names, where),
+        paths=paths,
         where=where,
         labels=np.array(labels, np.int32),
         label_names=PAPILA.label_names,
@@ -58,7 +60,7 @@ def _read_papila(folder: Path, seeds: Seeds) -> ImageTable:
         },
         ids=ids,
         splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=seeds),
-        notes=(f"Dropped {dropped} suspicious eyes (diagnosis 2).", *_unread_note(unread)),
+        notes=(f"Dropped {dropped} suspicious eyes (diagnosis 2).", *found, *_unread_note(unread)),
     )
 
 
@@ -130,15 +132,15 @@ PAPILA = Recipe(
 
 def _read_ol3i(folder: Path, seeds: Seeds) -> ImageTable:
     """Slices as `.npy`, named by a path below the folder."""
-    table = read_csv(folder / "ol3i.csv")
+    table = read_csv(table_file(folder, "ol3i.csv"))
     names = [name.removeprefix("/") for name in cells(table, find_column(table, "path"))]
     where = places(table)
     ids = np.array(cells(table, "patient_id") if "patient_id" in table.columns else names)
+    files = [Path(name).name for name in names]
+    paths, found = named_images(folder, ("Image_Slices", ""), files, where)
     return ImageTable(
         name="ol3i",
-        paths=find_images(
-            [folder / "Image_Slices", folder], [Path(name).name for name in names], where
-        ),
+        paths=paths,
         where=where,
         labels=labels_from(table, "label_1y", {"0": 0, "1": 1, "0.0": 0, "1.0": 1}),
         label_names=OL3I.label_names,
@@ -147,6 +149,7 @@ def _read_ol3i(folder: Path, seeds: Seeds) -> ImageTable:
         splits=split_by_id(ids, seeds=seeds),
         notes=(
             f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",
+            *found,
             *spelling_notes(table, "sex"),
         ),
     )
@@ -182,23 +185,17 @@ def _ratings(table: Table, name: str) -> list[float]:
 def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
     """The transverse atlas slice of each subject whose dementia rating is known."""
     notes: list[str] = []
-    table = read_csv(folder / "oasis_cross-sectional.csv")
+    table = read_csv(table_file(folder, "oasis_cross-sectional.csv"))
     table.require(("ID", "M/F", "Age", "CDR"))
     table = keep(table, present(table, "CDR"), "no dementia rating", notes)
     where, subjects = places(table), cells(table, "ID")
     slices = {path.name.partition("_mpr")[0]: path for path in folder.rglob("*_gfc_tra_90.gif")}
     slices |= {path.stem: path for path in folder.rglob("OAS1_*.npy")}
-    missing = [i for i, subject in enumerate(subjects) if subject not in slices]
-    if missing:
-        raise FileNotFoundError(
-            f"{where[missing[0]]}: no {subjects[missing[0]]}*_gfc_tra_90.gif below {folder} "
-            f"({len(missing)} missing in all)"
-        )
     ids = np.array([subject.rpartition("_MR")[0] or subject for subject in subjects])
     rating = np.array(_ratings(table, "CDR"))[table.columns["CDR"].codes]
     return ImageTable(
         name="oasis1",
-        paths=tuple(slices[subject] for subject in subjects),
+        paths=tuple(slices.get(s, folder / f"{s}*_gfc_tra_90.gif") for s in subjects),
         where=where,
         labels=(rating > 0).astype(np.int32),
         label_names=OASIS1.label_names,
@@ -232,7 +229,7 @@ OASIS1 = Recipe(
 def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
     """Training and validation files pooled and split anew by patient, as both share a source."""
     columns = ("Path", "Sex", "Age", "No Finding")
-    tables = [read_csv(folder / f"{part}.csv") for part in ("train", "valid")]
+    tables = [read_csv(table_file(folder, f"{part}.csv")) for part in ("train", "valid")]
     for table in tables:
         table.require(columns)
     table = join([table.select(columns) for table in tables])
@@ -240,12 +237,7 @@ def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
     named = map(path_below, [folder] * len(table), cells(table, "Path"), where)
     # Paths begin with the name of the release's folder, wherever the user has put it.
     inside = [Path(*p.parts[str(p).startswith("CheXpert") :]) for p in named]
-    paths = tuple(folder / path for path in inside)
-    missing = [row for row, path in enumerate(paths) if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{where[missing[0]]}: no image {paths[missing[0]]} ({len(missing)} missing in all)"
-        )
+    paths, moved = named_images(folder, ("",), list(map(str, inside)), where)
     ids = np.array(
         [next((p for p in path.parts if p.startswith("patient")), "") for path in inside]
     )
@@ -267,6 +259,7 @@ def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
         splits=split_by_id(ids, seeds=seeds),
         notes=(
             f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",
+            *moved,
             *spelling_notes(table, "Sex"),
         ),
     )

@@ -15,13 +15,14 @@ from fairjax.data.named.recipe import (
     Recipe,
     Seeds,
     coded,
-    find_images,
     keep,
     labels_from,
     map_column,
+    named_images,
     places,
     present,
     spelling_notes,
+    table_file,
 )
 from fairjax.data.splits import split_by_id
 
@@ -31,22 +32,23 @@ _DX = {"akiec": 1, "mel": 1, "bcc": 0, "bkl": 0, "df": 0, "nv": 0, "vasc": 0}
 def _read_ham10000(folder: Path, seeds: Seeds) -> ImageTable:
     """Rows without age or sex are dropped; sex "unknown" stays as unknown, as in MEDFAIR."""
     notes: list[str] = []
-    table = read_csv(folder / "HAM10000_metadata.csv")
+    table = read_csv(table_file(folder, "HAM10000_metadata.csv"))
     table.require(("lesion_id", "image_id", "dx", "age", "sex"))
     table = keep(table, present(table, "age", "sex"), "no age or no sex", notes)
-    where = places(table)
+    where, names = places(table), cells(table, "image_id")
     folders = ("HAM10000_images_part_1", "HAM10000_images_part_2", "HAM10000_images")
+    paths, found = named_images(folder, folders, names, where)
     ids = np.array(cells(table, "lesion_id"))
     return ImageTable(
         name="ham10000",
-        paths=find_images([folder / f for f in folders], cells(table, "image_id"), where),
+        paths=paths,
         where=where,
         labels=labels_from(table, "dx", _DX),
         label_names=HAM10000.label_names,
         attributes={"sex": read_attribute(table, "sex"), **_ages(table, "age")},
         ids=ids,
         splits=split_by_id(ids, seeds=seeds),
-        notes=(*notes, *spelling_notes(table, "dx", "sex")),
+        notes=(*notes, *found, *spelling_notes(table, "dx", "sex")),
     )
 
 
@@ -72,7 +74,7 @@ HAM10000 = Recipe(
 def _read_fitzpatrick(folder: Path) -> tuple[Table, tuple[Path, ...], dict[str, Column], list]:
     """What both forms share; unknown skin types (-1) are dropped."""
     notes: list[str] = []
-    table = read_csv(folder / "fitzpatrick17k.csv")
+    table = read_csv(table_file(folder, "fitzpatrick17k.csv"))
     table.require(("md5hash", "fitzpatrick_scale", "label", "three_partition_label"))
     types = {f"{t}{tail}": t for t in range(1, 7) for tail in ("", ".0")}
     known = np.array([t in types for t in cells(table, "fitzpatrick_scale")])
@@ -82,7 +84,9 @@ def _read_fitzpatrick(folder: Path) -> tuple[Table, tuple[Path, ...], dict[str, 
         "skin_binary": coded(("types I-III", "types IV-VI"), scale > 3),
         "skin_type": coded([f"type {r}" for r in ("I", "II", "III", "IV", "V", "VI")], scale - 1),
     }
-    paths = find_images([folder / "images"], cells(table, "md5hash"), places(table))
+    names = cells(table, "md5hash")
+    paths, found = named_images(folder, ("images",), names, places(table))
+    notes += found
     notes += spelling_notes(table, "three_partition_label", "label")
     return table, paths, attributes, notes
 
@@ -158,8 +162,8 @@ _ISIC_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 
 def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
     """Ground truth is one-hot; images without a lesion id count as lesions of their own."""
-    truth = read_csv(folder / "ISIC_2019_Training_GroundTruth.csv")
-    facts = read_csv(folder / "ISIC_2019_Training_Metadata.csv")
+    truth = read_csv(table_file(folder, "ISIC_2019_Training_GroundTruth.csv"))
+    facts = read_csv(table_file(folder, "ISIC_2019_Training_Metadata.csv"))
     truth.require(("image", *_ISIC_CLASSES))
     facts.require(("image", "age_approx", "lesion_id", "sex"))
     names = cells(truth, "image")
@@ -174,9 +178,10 @@ def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
         raise ValueError(f"{truth.where(int(wrong.argmax()))}: not exactly one class is 1")
     values, codes = facts.columns["lesion_id"]
     ids = np.array([values[c] if c >= 0 else n for c, n in zip(codes, names, strict=True)])
+    paths, found = named_images(folder, ("ISIC_2019_Training_Input",), names, places(truth))
     return ImageTable(
         name="isic2019",
-        paths=find_images([folder / "ISIC_2019_Training_Input"], names, places(truth)),
+        paths=paths,
         where=places(truth),
         labels=one_hot.argmax(axis=1).astype(np.int32),
         label_names=_ISIC_CLASSES,
@@ -191,6 +196,7 @@ def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
         notes=(
             "The published split is lost; this one is 8/1/1 by lesion, seeds "
             f"{seeds[0]} and {seeds[1]}.",
+            *found,
             *spelling_notes(facts, "sex"),
         ),
     )
@@ -219,9 +225,10 @@ def _read_synthetic(folder: Path, seeds: Seeds) -> ImageTable:
     table.require(("image_id", "lesion_id", "diagnosis", "skin_tone", "age", "sex"))
     where = places(table)
     classes = {name: k for k, name in enumerate(SYNTHETIC_LESIONS.label_names)}
+    paths, found = named_images(folder, (IMAGES,), cells(table, "image_id"), where)
     return ImageTable(
         name="synthetic_lesions",
-        paths=find_images([folder / IMAGES], cells(table, "image_id"), where),
+        paths=paths,
         where=where,
         labels=labels_from(table, "diagnosis", classes),
         label_names=SYNTHETIC_LESIONS.label_names,
@@ -233,6 +240,7 @@ def _read_synthetic(folder: Path, seeds: Seeds) -> ImageTable:
         ids=np.array(cells(table, "lesion_id")),
         notes=(
             "synthetic images, no patients",
+            *found,
             *spelling_notes(table, "diagnosis", "skin_tone", "sex"),
         ),
     )

@@ -1,0 +1,109 @@
+"""Layouts of further libraries: logits as theirs, sizes as theirs, files back as theirs."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fairjax.models import image_model, load_pretrained, load_weights, save_weights
+from tests.golden import parity
+from tests.golden.filling import arrays_of, filled
+
+REFERENCES = parity.golden()
+KEY = jax.random.key(0)
+SMALL: dict[str, Any] = {"depth": 1, "width": 24, "num_heads": 3}
+
+
+@pytest.mark.parametrize("case", parity.SMALL_CASES, ids=[c.key for c in parity.SMALL_CASES])
+def test_logits_equal_those_of_the_library(case):
+    assert parity.logit_error(case, REFERENCES) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "count"), json.loads(str(REFERENCES["counts"])).items())
+def test_networks_have_as_many_parameters_as_the_librarys(name, count):
+    params, _ = jax.eval_shape(image_model(name, parity.NUM_CLASSES).init, KEY)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_a_tag_names_weights_and_not_another_network():
+    for name in ("resnet50.a1_in1k", "vgg16_bn.tv_in1k", "wide_resnet50_2.tv2_in1k"):
+        assert image_model(name, 2).config == image_model(name.partition(".")[0], 2).config
+    with pytest.raises(ValueError, match="unknown model 'resnetaa50'; known are .*wide_resnet50_2"):
+        image_model("resnetaa50", 2)
+
+
+TIMM = [case for case in parity.SMALL_CASES if case.source == "timm" and not case.variant]
+
+
+@pytest.mark.parametrize("case", TIMM, ids=[case.key for case in TIMM])
+def test_what_timm_wrote_is_written_back_bit_by_bit(case, tmp_path):
+    model, weights = parity.load(case, REFERENCES)
+    save_weights(tmp_path / "w.safetensors", model, weights.params, weights.batch_stats)
+    shapes = json.loads(str(REFERENCES[f"{case.key}/shapes"]))
+    written = load_file(tmp_path / "w.safetensors")
+    assert {name: list(tensor.shape) for name, tensor in written.items()} == shapes
+    for name, tensor in written.items():
+        if not name.endswith("head.bias") and "head_dist" not in name:
+            np.testing.assert_array_equal(tensor, filled(name, tensor.shape), err_msg=name)
+    again = load_weights(tmp_path / "w.safetensors", model, KEY)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(weights.params), strict=True)
+    )
+
+
+def test_a_distilled_network_keeps_the_mean_of_its_two_classifiers(tmp_path):
+    case = next(c for c in parity.SMALL_CASES if c.key == "timm/deit_tiny_distilled_patch16_224")
+    model, weights = parity.load(case, REFERENCES)
+    save_weights(tmp_path / "w.safetensors", model, weights.params, {})
+    tensors = load_file(tmp_path / "w.safetensors")
+    theirs = filled("head.bias", (5,)) + filled("head_dist.bias", (5,))
+    np.testing.assert_allclose(tensors["head.bias"] + tensors["head_dist.bias"], theirs, atol=1e-6)
+
+
+def test_a_distilled_file_does_not_pass_for_a_plain_one(tmp_path):
+    model = image_model("deit_tiny_distilled_patch16_224", 3, image_size=64, **SMALL)
+    save_weights(tmp_path / "w.safetensors", model, *arrays_of(model))
+    tensors = load_file(tmp_path / "w.safetensors")
+    save_file(tensors, tmp_path / "plain.safetensors")
+    plain = image_model("deit_tiny_patch16_224", 3, image_size=96, **SMALL)
+    with pytest.raises(ValueError, match="18 tokens are not 1 .* but 2 .* 4..2"):
+        load_weights(tmp_path / "plain.safetensors", plain, KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "renames"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {"reg_token": "register_tokens"}),
+        ("deit3_small_patch16_224", {".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}),
+    ],
+)
+def test_names_of_the_authors_own_files_are_known(name, renames, tmp_path):
+    model = image_model(name, 3, **SMALL)
+    params, _ = arrays_of(model)
+    save_weights(tmp_path / "w.safetensors", model, params, {})
+    tensors = load_file(tmp_path / "w.safetensors")
+    for ours, theirs in renames.items():
+        tensors = {key.replace(ours, theirs): tensor for key, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    found = load_weights(tmp_path / "theirs.safetensors", model, KEY)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(params), strict=True)
+    )
+
+
+def test_transformers_configs_of_the_new_kinds_are_obeyed(tmp_path):
+    case = next(c for c in parity.SMALL_CASES if c.key == "transformers/vit_small_patch14_dinov2")
+    path = parity.write_like_library(case, REFERENCES, str(tmp_path))
+    config = {"model_type": "dinov2", "hidden_size": 48, "num_attention_heads": 3, "mlp_ratio": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
+    model, weights = load_pretrained(case.name, 3, KEY, path=path, **case.overrides)
+    assert model.config.norm_eps == 1e-5
+    assert "norm_eps=1e-05, by config.json" in weights.notes
+    (tmp_path / "config.json").write_text(json.dumps(config | {"use_swiglu_ffn": True}))
+    with pytest.raises(ValueError, match="use_swiglu_ffn=True is not known here"):
+        load_pretrained(case.name, 3, KEY, path=path, **case.overrides)
