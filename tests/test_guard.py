@@ -57,6 +57,16 @@ def test_large_sums_are_right_through_any_room_and_after_jax_is_imported():
     assert run(code).stdout == "1073741824 1073741824\n"
 
 
+def test_sums_are_right_with_the_options_of_convolution_networks():
+    code = LARGE_SUM.replace("jax.jit(squares)", "jax.jit(squares, compiler_options=options)")
+    options = (
+        "import fairjax\nfrom fairjax.models import compiler_options, image_model\n"
+        "options = compiler_options(image_model('vgg_micro', 2))\n"
+        "import jaxlib\nassert jaxlib.__version__ != '0.10.2' or options\n"
+    )
+    assert run(options + code).stdout == "1073741824 1073741824\n"
+
+
 def test_sums_of_rank_seven_are_right():
     assert run("import fairjax\n" + RANK_SEVEN).stdout == "True\n"
 

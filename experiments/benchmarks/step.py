@@ -34,7 +34,7 @@ from experiments.timing import (
     step_flops,
     utilisation,
 )
-from fairjax.models import Model, image_model, save_weights
+from fairjax.models import Model, compiler_options, image_model, save_weights
 from fairjax.train import Batch, TrainState, init_train, make_step, start_train
 from fairjax.trees import unstack_blocks
 
@@ -213,7 +213,7 @@ def _make_steps(model: Model, count: int) -> Any:
 
         return jax.lax.scan(one, state, length=count)
 
-    return jax.jit(run, donate_argnums=0)
+    return jax.jit(run, donate_argnums=0, compiler_options=compiler_options(model))
 
 
 def _torch_steps(

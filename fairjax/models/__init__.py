@@ -2,6 +2,7 @@
 
 from fairjax.models.channels import Channels as Channels
 from fairjax.models.channels import Slot as Slot
+from fairjax.models.compiling import compiler_options as compiler_options
 from fairjax.models.efficientnet import EfficientNetConfig as EfficientNetConfig
 from fairjax.models.export import load_inference as load_inference
 from fairjax.models.export import save_inference as save_inference

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from fairjax.models import Model, compiler_options
+
 
 def compiled(fn: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
     """`fn(*settings, ...)` jitted over the arguments that follow.
@@ -16,9 +18,15 @@ def compiled(fn: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
     try:
         return _cached(fn, *settings)
     except TypeError:  # only of hashing: nothing is traced before the program is called
-        return jax.jit(functools.partial(fn, *settings))
+        return _jit(fn, settings)
 
 
 @functools.lru_cache(maxsize=64)
 def _cached(fn: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
-    return jax.jit(functools.partial(fn, *settings))
+    return _jit(fn, settings)
+
+
+def _jit(fn: Callable[..., Any], settings: tuple[Any, ...]) -> Callable[..., Any]:
+    models = [compiler_options(each) for each in settings if isinstance(each, Model)]
+    options = models[0] if models else None
+    return jax.jit(functools.partial(fn, *settings), compiler_options=options)

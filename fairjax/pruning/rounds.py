@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from fairjax.data import Dataset, Examples
-from fairjax.models import Model, Weights
+from fairjax.models import Model, Weights, compiler_options
 from fairjax.pruning.compiled import compiled
 from fairjax.pruning.evaluate import (
     Proposal,
@@ -349,8 +349,8 @@ class PruneRounds:
     @functools.cached_property
     def _programs(self):
         """`(start, epoch)` of the population of finalists, compiled once for all rounds."""
-        recipe, graph, mesh = self.recipe, graph_of(self.model), self._mesh
-        assert recipe is not None  # only fine-tuning asks
+        recipe: Any = self.recipe  # there is one where networks are fine-tuned
+        graph, mesh, options = graph_of(self.model), self._mesh, compiler_options(self.model)
         sampler = recipe.make_sampler(self.data)
         optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
         step = recipe.make_step(recipe.make_model(self.model), optimizer, self.data)
@@ -373,7 +373,7 @@ class PruneRounds:
             )
             return states, kept
 
-        @functools.partial(jax.jit, donate_argnums=0)
+        @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
         def epoch(states, mask, active, train):
             return fit_population(
                 step,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fairjax.data import Dataset
-from fairjax.models import Model, Weights
+from fairjax.models import Model, Weights, compiler_options
 from fairjax.train.loop import fit, init_fit
 from fairjax.train.recipe import Recipe
 from fairjax.train.step import start_train
@@ -51,7 +51,7 @@ def train_network(
         train = start_train(params, batch_stats, optimizer, ema=recipe.ema_decay is not None)
         return init_fit(train, sampler, key)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(model))
     def epoch(state, train):
         return fit(step, state, train, sampler, num_epochs=1, augment=recipe.augment)
 

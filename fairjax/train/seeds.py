@@ -11,7 +11,7 @@ import numpy as np
 
 from fairjax import trees
 from fairjax.data import Dataset, Examples
-from fairjax.models import Model, Weights
+from fairjax.models import Model, Weights, compiler_options
 from fairjax.sharding import candidate_mesh, dealing_order, everywhere, shard_candidates, spread
 from fairjax.train.logits import population_logits
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
@@ -355,7 +355,7 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
 
     train, val = (everywhere(data.examples(split), mesh) for split in ("train", "val"))
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(model))
     def epoch_on_device(states, active, train, rest):
         states, _ = fit_population(
             step, states, train, sampler, num_epochs=1, frozen=rest, active=active, **options
