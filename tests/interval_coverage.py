@@ -100,7 +100,13 @@ def simulate(key, table, shares, *, num_groups, num_splits, num_examples):
 
         prepared = jax.vmap(jax.vmap(prepare))(logits)
         intervals = functools.partial(comparison._intervals, shown=SHOWN, table_fn=metrics.tabulate)
-        found = {"ours": intervals(prepared, keys[4], num_replicates=NUM_REPLICATES)}
+        everyone = jnp.arange(num_examples, dtype=jnp.int32)
+        drawn = {  # one network, so that there is nothing to draw but its examples
+            "examples": everyone[None],
+            "splits": jnp.array([num_examples], jnp.int32),
+            "strata": jnp.append(jnp.zeros_like(everyone), jnp.int32(1)),
+        }
+        found = {"ours": intervals(prepared, keys[4], num_replicates=NUM_REPLICATES, **drawn)}
 
         def plain(weights):
             rows = jax.vmap(lambda one: metrics.evaluate(one, weights))(
