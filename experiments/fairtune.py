@@ -232,9 +232,9 @@ def make_recipe(config: Config) -> train.Recipe:
 
 def load_network(config: Config, num_classes: int) -> tuple[models.Model, models.Weights]:
     """The pre-trained network with a fresh classifier."""
-    key, how = jax.random.key(config.seeds.start), {"image_size": config.image_size}
+    key = jax.random.key(config.seeds.start)
     model, weights = models.load_pretrained(
-        config.model, num_classes, key, path=config.weights, **how
+        config.model, num_classes, key, path=config.weights, image_size=config.image_size
     )
     if config.space == "lora":
         params = fairtune.add_lora(weights.params, key, rank=config.lora_rank)

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 
 from experiments.run import Run
 from experiments.tracking import Tracker, flat_numbers
+
+
+EVENT = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ def events(folder: Path) -> dict[tuple[str, int], float]:
         rest = path.read_bytes()
         while rest:
             (length,) = struct.unpack("<Q", rest[:8])
-            event = Event.FromString(rest[12 : 12 + length])
+            event = EVENT.FromString(rest[12 : 12 + length])
             found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
             rest = rest[16 + length :]
     return found

@@ -16,7 +16,7 @@ def figure(draw: Callable[[Any], None], *, size: tuple[float, float] = (8.0, 3.2
     from matplotlib.figure import Figure
 
     # no formulas: a group may be called "$5 to $10"
-    settings = {"svg.hashsalt": "fairjax", "svg.fonttype": "none", "text.parse_math": False}
+    settings: Any = {"svg.hashsalt": "fairjax", "svg.fonttype": "none", "text.parse_math": False}
     with matplotlib.rc_context(settings):
         canvas = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(canvas)
