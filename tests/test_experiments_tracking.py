@@ -13,7 +13,6 @@ from tensorboardX.proto import event_pb2
 from experiments.run import Run
 from experiments.tracking import Tracker, flat_numbers
 
-
 EVENT = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 
 

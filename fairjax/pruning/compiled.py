@@ -6,8 +6,6 @@ from typing import Any
 
 import jax
 
-from fairjax.models import Model, compiler_options
-
 
 def compiled(fn: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
     """`fn(*settings, ...)` jitted over the arguments that follow.
@@ -18,15 +16,9 @@ def compiled(fn: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
     try:
         return _cached(fn, *settings)
     except TypeError:  # only of hashing: nothing is traced before the program is called
-        return _jit(fn, settings)
+        return jax.jit(functools.partial(fn, *settings))
 
 
 @functools.lru_cache(maxsize=64)
 def _cached(fn: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
-    return _jit(fn, settings)
-
-
-def _jit(fn: Callable[..., Any], settings: tuple[Any, ...]) -> Callable[..., Any]:
-    models = [compiler_options(each) for each in settings if isinstance(each, Model)]
-    options = models[0] if models else None
-    return jax.jit(functools.partial(fn, *settings), compiler_options=options)
+    return jax.jit(functools.partial(fn, *settings))
