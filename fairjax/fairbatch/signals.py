@@ -14,15 +14,18 @@ def measure(
 ) -> CellSums:
     """Sums of cross-entropies (signal "loss") or of wrong arg-max predictions ("rate").
 
-    Both against the example's own label and against the positive class.
+    Both against the example's own label and against the positive class. Logits that hold nan make
+    the sums of their own cell nan, and of no other.
     """
     num_classes, num_groups = state.shares.shape
     _check_outputs(logits, labels, group, weights, num_classes)
     labels, group = labels.astype(jnp.int32), group.astype(jnp.int32)  # small ids would overflow
     preds, rate = predictions(logits), state.signal == RATE
+    failed = jnp.isnan(logits).any(-1)  # its arg-max is the class that comes first
 
     def against(wanted):
-        return select(rate, (preds != wanted).astype(jnp.float32), cross_entropy(logits, wanted))
+        wrong = jnp.where(failed, jnp.nan, (preds != wanted).astype(jnp.float32))
+        return select(rate, wrong, cross_entropy(logits, wanted))
 
     values = against(labels), against(jnp.full_like(labels, positive_class))
     cell_ids = jnp.arange(num_classes * num_groups, dtype=jnp.int32)
@@ -40,9 +43,16 @@ def measure(
     if weights is not None:
         cells = cells * weights[None]
     # two products with a vector: XLA:CPU fuses these, and takes ten times as long for a matrix
-    sums = cells.sum(1), *(jnp.matmul(cells, value, precision="highest") for value in values)
+    sums = cells.sum(1), *(_cell_sums(cells, value) for value in values)
     count, value, positive = (x.reshape(num_classes, num_groups) for x in sums)
     return CellSums(count, value, positive, losses)
+
+
+def _cell_sums(cells: jax.Array, values: jax.Array) -> jax.Array:
+    """`cells @ values`, where a nan or inf reaches its own cells only: 0 times nan is nan."""
+    finite = jnp.isfinite(values)
+    sums = jnp.matmul(cells, jnp.where(finite, values, 0.0), precision="highest")
+    return sums + jnp.where((cells > 0) & ~finite[None], values[None], 0.0).sum(1)
 
 
 def _check_outputs(logits, labels, group, weights, num_classes: int) -> None:

@@ -51,12 +51,12 @@ from fairjax.metrics.rates import true_positive_rate as true_positive_rate
 from fairjax.metrics.resampling import Intervals as Intervals
 from fairjax.metrics.resampling import bootstrap as bootstrap
 from fairjax.metrics.resampling import resampling_weights as resampling_weights
+from fairjax.metrics.sentences import small_cells as small_cells
+from fairjax.metrics.sentences import undefined as undefined
 from fairjax.metrics.summary import Measured as Measured
 from fairjax.metrics.summary import Prepared as Prepared
 from fairjax.metrics.summary import evaluate as evaluate
 from fairjax.metrics.summary import fairness_metrics as fairness_metrics
 from fairjax.metrics.summary import measure as measure
 from fairjax.metrics.summary import prepare as prepare
-from fairjax.metrics.summary import small_cells as small_cells
 from fairjax.metrics.summary import tabulate as tabulate
-from fairjax.metrics.summary import undefined as undefined

@@ -2,26 +2,30 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Int
 
 from fairjax.metrics.counts import (
     Array,
+    Ids,
     Weights,
     check_examples,
+    device_logits,
     divide,
     example_weights,
+    finite_sums,
     group_sums,
     weigh,
 )
 
 
 def calibration_terms(
-    logits: Float[Array, "N K"], *, labels: Int[Array, " N"], num_bins: int
+    logits: Float[jax.Array, "N K"], *, labels: Int[jax.Array, " N"], num_bins: int
 ) -> tuple[Float[jax.Array, " N"], Int[jax.Array, " N"]]:
     """Confidence minus correctness `[N]`, and the confidence bin int32 `[N]` of each example."""
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
-    confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(-1)
+    confidence = jax.nn.softmax(logits).max(-1)
     correct = (logits.argmax(-1) == labels).astype(jnp.float32)
     bins = jnp.clip(jnp.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
     return confidence - correct, bins.astype(jnp.int32)
@@ -37,22 +41,26 @@ def binned_calibration_error(
     num_bins: int,
 ) -> Float[jax.Array, " G"]:
     """ECE per group `[G]` from `calibration_terms`: sum over bins of |weighted excess|, over n."""
-    values = jax.nn.one_hot(bins, num_bins) * weigh(excess, weights)[:, None]
-    values = jnp.concatenate([values, weights[:, None]], axis=1)
-    sums = group_sums(values, group=group, num_groups=num_groups)
-    return divide(jnp.abs(sums[:, :-1]).sum(-1), sums[:, -1])
+    unknown = jnp.isnan(excess) & (weights > 0)
+    excess = weigh(jnp.where(unknown, 0.0, excess), weights)
+    counted = jnp.stack([weights, unknown.astype(jnp.float32)], axis=1)
+    values = jnp.concatenate([jax.nn.one_hot(bins, num_bins) * excess[:, None], counted], axis=1)
+    sums = finite_sums(values, group=group, num_groups=num_groups)
+    error = divide(jnp.abs(sums[:, :-2]).sum(-1), sums[:, -2])
+    return jnp.where(sums[:, -1] > 0, jnp.nan, error)
 
 
 def group_calibration_error(
     logits: Float[Array, "N K"],
     *,
-    labels: Int[Array, " N"],
-    group: Int[Array, " N"],
+    labels: Ids,
+    group: Ids,
     num_groups: int,
     num_bins: int = 15,
     weights: Weights | None = None,
 ) -> Float[jax.Array, " G"]:
-    """Expected calibration error within each group, `[G]`; nan for an empty group.
+    """Expected calibration error within each group, `[G]`; nan for an empty group
+    and for one with a row of logits that holds nan, inf or nothing but -inf.
 
     In [0, 1], 0 is calibrated. The mean gap between confidence (largest softmax probability) and
     accuracy over equal-width bins `(low, high]`, each weighted by its examples. Small groups read
@@ -70,13 +78,15 @@ def group_calibration_error(
       float32 `[G]`. Safe under jit and vmap.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, lengths differ or are 0, or `num_bins` is below 1.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0, an id that is not traced is
+        out of range, or `num_bins` is below 1.
 
     Source: Guo et al. 2017, equation 3.
     """
-    check_examples(
+    logits, labels, group, weights = check_examples(
         num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
     )
+    logits, labels = device_logits(logits), jnp.asarray(labels).astype(jnp.int32)
     weights = example_weights(weights, len(labels))
     excess, bins = calibration_terms(logits, labels=labels, num_bins=num_bins)
     return binned_calibration_error(
@@ -87,13 +97,12 @@ def group_calibration_error(
 def expected_calibration_error(
     logits: Float[Array, "N K"],
     *,
-    labels: Int[Array, " N"],
+    labels: Ids,
     num_bins: int = 15,
     weights: Weights | None = None,
 ) -> Float[jax.Array, ""]:
     """Expected calibration error of everyone, a scalar; see `group_calibration_error`."""
-    check_examples(logits=logits, labels=labels)
-    group = jnp.zeros(labels.shape, jnp.int32)
+    group = np.zeros(len(labels), np.int32)
     return group_calibration_error(
         logits, labels=labels, group=group, num_groups=1, num_bins=num_bins, weights=weights
     )[0]
@@ -102,12 +111,13 @@ def expected_calibration_error(
 def group_brier_score(
     logits: Float[Array, "N K"],
     *,
-    labels: Int[Array, " N"],
-    group: Int[Array, " N"],
+    labels: Ids,
+    group: Ids,
     num_groups: int,
     weights: Weights | None = None,
 ) -> Float[jax.Array, " G"]:
-    """Mean squared error of the probabilities within each group, `[G]`; nan for an empty group.
+    """Mean squared error of the probabilities within each group, `[G]`; nan for an empty group
+    and for one with a row of logits that holds nan, inf or nothing but -inf.
 
     0 is perfect. For two classes (p - label)^2 in [0, 1]; for more the sum over classes, in
     [0, 2].
@@ -123,16 +133,18 @@ def group_brier_score(
       float32 `[G]`. Safe under jit and vmap.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, lengths differ or are 0.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0, or an id that is not traced
+        is out of range.
 
     Source: Brier 1950; same scale as `sklearn.metrics.brier_score_loss`.
     """
-    check_examples(
+    logits, labels, group, weights = check_examples(
         num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
     )
+    logits, labels = device_logits(logits), jnp.asarray(labels).astype(jnp.int32)
     weights = example_weights(weights, len(labels))
     num_classes = logits.shape[-1]
-    error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, num_classes)
+    error = jax.nn.softmax(logits) - jax.nn.one_hot(labels, num_classes)
     squared = jnp.square(error).sum(-1) * (0.5 if num_classes == 2 else 1.0)
     total, n = group_sums(
         jnp.stack([weigh(squared, weights), weights], axis=1), group=group, num_groups=num_groups
@@ -141,9 +153,8 @@ def group_brier_score(
 
 
 def brier_score(
-    logits: Float[Array, "N K"], *, labels: Int[Array, " N"], weights: Weights | None = None
+    logits: Float[Array, "N K"], *, labels: Ids, weights: Weights | None = None
 ) -> Float[jax.Array, ""]:
     """Brier score of everyone, a scalar; see `group_brier_score`."""
-    check_examples(logits=logits, labels=labels)
-    group = jnp.zeros(labels.shape, jnp.int32)
+    group = np.zeros(len(labels), np.int32)
     return group_brier_score(logits, labels=labels, group=group, num_groups=1, weights=weights)[0]
