@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from fairjax.metrics.counts import (
     Array,
@@ -36,7 +36,7 @@ def binned_calibration_error(
     bins: Int[jax.Array, " N"],
     weights: Float[jax.Array, " N"],
     *,
-    group: Int[Array, " N"],
+    group: Integer[Array, " N"],
     num_groups: int,
     num_bins: int,
 ) -> Float[jax.Array, " G"]:
