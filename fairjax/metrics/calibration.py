@@ -90,7 +90,7 @@ def group_calibration_error(
     weights = example_weights(weights, len(labels))
     excess, bins = calibration_terms(logits, labels=labels, num_bins=num_bins)
     return binned_calibration_error(
-        excess, bins, weights, group=group, num_groups=num_groups, num_bins=num_bins
+        excess, bins, weights, group=jnp.asarray(group), num_groups=num_groups, num_bins=num_bins
     )
 
 
@@ -102,7 +102,7 @@ def expected_calibration_error(
     weights: Weights | None = None,
 ) -> Float[jax.Array, ""]:
     """Expected calibration error of everyone, a scalar; see `group_calibration_error`."""
-    group = np.zeros(len(labels), np.int32)
+    group = np.zeros(np.shape(logits)[:1], np.int32)
     return group_calibration_error(
         logits, labels=labels, group=group, num_groups=1, num_bins=num_bins, weights=weights
     )[0]
@@ -156,5 +156,5 @@ def brier_score(
     logits: Float[Array, "N K"], *, labels: Ids, weights: Weights | None = None
 ) -> Float[jax.Array, ""]:
     """Brier score of everyone, a scalar; see `group_brier_score`."""
-    group = np.zeros(len(labels), np.int32)
+    group = np.zeros(np.shape(logits)[:1], np.int32)
     return group_brier_score(logits, labels=labels, group=group, num_groups=1, weights=weights)[0]

@@ -176,8 +176,8 @@ def _measure(
 ) -> tuple[Prepared, dict[str, jax.Array]]:
     """Every network prepared, and its metrics; leaves `[R, S, ...]`."""
 
-    def one(*outputs_and_ids):
-        prepared = prepare_scored(*outputs_and_ids, num_groups)
+    def one(logits, scores, labels, group):
+        prepared = prepare_scored(logits, scores, labels, group, num_groups)
         return prepared, table_fn(measure(prepared))
 
     in_axes = (0, 0, None, None)

@@ -18,8 +18,13 @@ Array = jax.Array | np.ndarray
 class Column(Protocol):
     """A column of a table, such as a Series of pandas."""
 
+    def __len__(self) -> int:
+        """How many values it has."""
+        ...
+
     def to_numpy(self) -> Any:
         """Its values as an array of NumPy."""
+        ...
 
 
 Ids = Integer[Array, " N"] | Sequence[int] | Column
@@ -52,7 +57,8 @@ def group_sums(
     values = jnp.asarray(values).astype(jnp.float32)
     up, down = (~(values < jnp.inf)), (~(values > -jnp.inf))  # a nan is both
     parts = [jnp.where(up | down, 0.0, values), up.astype(jnp.float32), down.astype(jnp.float32)]
-    sums = finite_sums(jnp.concatenate(parts, axis=1), group=group, num_groups=num_groups)
+    stacked = jnp.concatenate(parts, axis=1)
+    sums = finite_sums(stacked, group=jnp.asarray(group), num_groups=num_groups)
     total, ups, downs = jnp.split(sums, 3, axis=1)
     return total + jnp.where(ups > 0, jnp.inf, 0.0) + jnp.where(downs > 0, -jnp.inf, 0.0)
 
@@ -211,7 +217,7 @@ def device_logits(logits: Float[Array, "*axes K"]) -> Float[jax.Array, "*axes K"
     return jnp.asarray(logits).astype(jnp.float32)
 
 
-def example_weights(weights: Array | None, num_examples: int) -> jax.Array:
+def example_weights(weights: Any, num_examples: int) -> jax.Array:
     """`weights` as float32, or ones for every example."""
     if weights is None:
         return jnp.ones(num_examples, jnp.float32)

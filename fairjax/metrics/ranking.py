@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def runs(values: jax.Array, *more: jax.Array) -> tuple[jax.Array, jax.Array]:
     return start, end
 
 
-def ordered(scores: Array, axis: int) -> jax.Array:
+def ordered(scores: Any, axis: int) -> jax.Array:
     """Scores on the device in the order that they have, of their column along `axis`.
 
     Wide numbers of NumPy, float64 and int64, come as float32 ranks (exact for 2^24 different
@@ -110,9 +111,7 @@ def rank_scores(
     return rank_checked(ordered(scores, axis=0), labels, group, num_groups)
 
 
-def rank_checked(
-    scores: jax.Array, labels: Array, group: Array | None, num_groups: int
-) -> RankedScores:
+def rank_checked(scores: jax.Array, labels: Any, group: Any, num_groups: int) -> RankedScores:
     """`rank_scores` of what is known to fit."""
     labels = jnp.asarray(labels)
     group = jnp.zeros(labels.shape, jnp.int32) if group is None else jnp.asarray(group)

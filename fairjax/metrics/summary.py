@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ def auc_scores(logits: Float[Array, "*axes K"]) -> jax.Array:
 
 
 def prepare_scored(
-    logits: jax.Array, scores: jax.Array, labels: Array, group: Array, num_groups: int
+    logits: jax.Array, scores: jax.Array, labels: Any, group: Any, num_groups: int
 ) -> Prepared:
     """`prepare` of what is known to fit, with the `auc_scores` of the logits."""
     num_classes = logits.shape[1]
