@@ -1,5 +1,7 @@
 """What FairBatch looks at: sums over cells, what the cells compare, and the step that follows."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,10 +51,11 @@ def measure(
 
 
 def _cell_sums(cells: jax.Array, values: jax.Array) -> jax.Array:
-    """`cells @ values`, where a nan or inf reaches its own cells only: 0 times nan is nan."""
+    """`cells @ values`, nan for the cells alone that hold a nan or inf: 0 times nan is nan."""
+    total = functools.partial(jnp.matmul, cells, precision="highest")
     finite = jnp.isfinite(values)
-    sums = jnp.matmul(cells, jnp.where(finite, values, 0.0), precision="highest")
-    return sums + jnp.where((cells > 0) & ~finite[None], values[None], 0.0).sum(1)
+    unknown = total((~finite).astype(jnp.float32))
+    return jnp.where(unknown > 0, jnp.nan, total(jnp.where(finite, values, 0.0)))
 
 
 def _check_outputs(logits, labels, group, weights, num_classes: int) -> None:
