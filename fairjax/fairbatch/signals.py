@@ -6,9 +6,8 @@ import numpy as np
 
 from fairjax.fairbatch.state import BOTH, CRITERIA, ODDS, OPPORTUNITY, PARITY, RATE, FairBatchState
 from fairjax.losses import cross_entropy, predictions
+from fairjax.metrics.counts import mark, unmark
 from fairjax.sampling import CellSums, select
-
-_TOO_LARGE = 1e18
 
 
 def measure(
@@ -45,20 +44,11 @@ def measure(
     if weights is not None:
         cells = cells * weights[None]
     # two products with a vector: XLA:CPU fuses these, and takes ten times as long for a matrix
-    sums = cells.sum(1), *(_cell_sums(cells, value) for value in values)
+    values = (mark(value, ~jnp.isfinite(value)) for value in values)
+    sums = (jnp.matmul(cells, value, precision="highest") for value in values)
+    sums = cells.sum(1), *(unmark(each) for each in sums)
     count, value, positive = (x.reshape(num_classes, num_groups) for x in sums)
     return CellSums(count, value, positive, losses)
-
-
-def _cell_sums(cells: jax.Array, values: jax.Array) -> jax.Array:
-    """`cells @ values`, nan for the cells alone that hold a nan or inf.
-
-    Times 0 these would reach every cell. A number too large for a sum of losses stands for them:
-    finding their cells by a product of its own would take twice the time.
-    """
-    values = jnp.where(jnp.isfinite(values), values, jnp.finfo(jnp.float32).max)
-    sums = jnp.matmul(cells, values, precision="highest")
-    return jnp.where(sums < _TOO_LARGE, sums, jnp.nan)
 
 
 def _check_outputs(logits, labels, group, weights, num_classes: int) -> None:

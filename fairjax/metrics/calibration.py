@@ -15,6 +15,8 @@ from fairjax.metrics.counts import (
     example_weights,
     finite_sums,
     group_sums,
+    mark,
+    unmark,
     weigh,
 )
 
@@ -41,13 +43,11 @@ def binned_calibration_error(
     num_bins: int,
 ) -> Float[jax.Array, " G"]:
     """ECE per group `[G]` from `calibration_terms`: sum over bins of |weighted excess|, over n."""
-    unknown = jnp.isnan(excess) & (weights > 0)
-    excess = weigh(jnp.where(unknown, 0.0, excess), weights)
-    counted = jnp.stack([weights, unknown.astype(jnp.float32)], axis=1)
-    values = jnp.concatenate([jax.nn.one_hot(bins, num_bins) * excess[:, None], counted], axis=1)
+    excess = mark(weigh(excess, weights), jnp.isnan(excess) & (weights > 0))
+    values = jax.nn.one_hot(bins, num_bins) * excess[:, None]
+    values = jnp.concatenate([values, weights[:, None]], axis=1)
     sums = finite_sums(values, group=group, num_groups=num_groups)
-    error = divide(jnp.abs(sums[:, :-2]).sum(-1), sums[:, -2])
-    return jnp.where(sums[:, -1] > 0, jnp.nan, error)
+    return divide(unmark(jnp.abs(sums[:, :-1]).sum(-1)), sums[:, -1])
 
 
 def group_calibration_error(

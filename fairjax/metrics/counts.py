@@ -83,6 +83,19 @@ def finite_sums(
     return blocks.reshape(num_groups, v)
 
 
+def mark(values: jax.Array, unknown: jax.Array) -> jax.Array:
+    """Put a number too large for any sum of `values` where they are unknown.
+
+    A nan would reach every group of a product; this one reaches its own, see `unmark`.
+    """
+    return jnp.where(unknown, 1e30, values)
+
+
+def unmark(sums: jax.Array) -> jax.Array:
+    """Sums, nan for those that hold a number put by `mark`."""
+    return jnp.where(sums < 1e18, sums, jnp.nan)
+
+
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """`numerator / denominator`, nan unless the denominator is positive; differentiable."""
     defined = denominator > 0

@@ -19,6 +19,8 @@ from fairjax.metrics.counts import (
     example_weights,
     finite_sums,
     is_wide,
+    mark,
+    unmark,
 )
 
 Scores = Real[Array, " N"] | Real[Array, "N K"] | Sequence[float] | Column
@@ -172,12 +174,12 @@ def ranked_auc(ranked: RankedScores, weights: Weights | None = None) -> Float[ja
         at_group = below.at[ranked.group_start].get(mode="promise_in_bounds")
         # Differences of whole numbers are exact; only the products below are rounded.
         beaten = (at_start - at_group) + 0.5 * (at_end - at_start)
-        unknown = (is_nan & (w > 0)).astype(jnp.float32)
-        values = jnp.stack([w_pos * beaten, w_pos, w_neg, unknown], axis=1)
-        wins, num_pos, num_neg, num_unknown = finite_sums(
+        wins = mark(w_pos * beaten, is_nan & (w > 0))
+        values = jnp.stack([wins, w_pos, w_neg], axis=1)
+        wins, num_pos, num_neg = finite_sums(
             values, group=ranked.group, num_groups=ranked.num_groups
         ).T
-        return divide(divide(wins, num_pos), num_neg), num_unknown > 0
+        return divide(divide(wins, num_pos), num_neg), jnp.isnan(unmark(wins))
 
     auc, unknown = jax.vmap(one_class)(
         ranked.order, ranked.positive, ranked.is_nan, ranked.tie_start, ranked.tie_end

@@ -22,8 +22,8 @@ from fairjax.metrics.counts import (
     device_logits,
     divide,
     example_weights,
+    finite_sums,
     group_counts,
-    group_sums,
     is_wide,
     weigh,
 )
@@ -177,11 +177,14 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
     )
     pooled = counts.pooled()
     diverged = p.diverged & (weights > 0)
-    loss_sums, num_diverged = group_sums(
-        jnp.stack([weigh(p.loss, weights), diverged.astype(jnp.float32)], axis=1),
+    endless = jnp.isinf(p.loss) & (weights > 0)  # the label was given a probability of 0
+    counted = [weigh(jnp.where(jnp.isfinite(p.loss), p.loss, 0.0), weights), endless, diverged]
+    loss_sums, num_endless, num_diverged = finite_sums(
+        jnp.stack([values.astype(jnp.float32) for values in counted], axis=1),
         group=p.group,
         num_groups=p.num_groups,
     ).T
+    loss_sums = jnp.where(num_endless > 0, jnp.inf, loss_sums)
     everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
     error = binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)
     group = {
