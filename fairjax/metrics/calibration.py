@@ -1,5 +1,7 @@
 """How honest the predicted probabilities are: expected calibration error and Brier score."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from fairjax.metrics.counts import (
     unmark,
     weigh,
 )
+from fairjax.metrics.outputs import Logits, Probs, logits_of
 
 
 def calibration_terms(
@@ -51,8 +54,9 @@ def binned_calibration_error(
 
 
 def group_calibration_error(
-    logits: Float[Array, "N K"],
+    logits: Logits | None = None,
     *,
+    probs: Probs | None = None,
     labels: Ids,
     group: Ids,
     num_groups: int,
@@ -67,7 +71,8 @@ def group_calibration_error(
     high: with n examples even perfect probabilities give about sqrt(num_bins / n).
 
     Args:
-      logits: float `[N, K]`.
+      logits: float `[N, K]`; or instead of them
+      probs: float `[N]`, the probability of class 1, or `[N, K]`, of every class.
       labels: int `[N]`.
       group: int `[N]` in `[0, G)`.
       num_groups: G.
@@ -79,10 +84,11 @@ def group_calibration_error(
 
     Raises:
       ValueError: shapes or dtypes do not fit, lengths differ or are 0, an id that is not traced is
-        out of range, or `num_bins` is below 1.
+        out of range, `logits` are probabilities, or `num_bins` is below 1.
 
     Source: Guo et al. 2017, equation 3.
     """
+    logits = logits_of(logits, probs, num_classes=None, weights=weights)
     logits, labels, group, weights = check_examples(
         num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
     )
@@ -95,22 +101,23 @@ def group_calibration_error(
 
 
 def expected_calibration_error(
-    logits: Float[Array, "N K"],
+    logits: Logits | None = None,
     *,
+    probs: Probs | None = None,
     labels: Ids,
     num_bins: int = 15,
     weights: Weights | None = None,
 ) -> Float[jax.Array, ""]:
     """Expected calibration error of everyone, a scalar; see `group_calibration_error`."""
-    group = np.zeros(np.shape(logits)[:1], np.int32)
-    return group_calibration_error(
-        logits, labels=labels, group=group, num_groups=1, num_bins=num_bins, weights=weights
-    )[0]
+    group = np.zeros(len(labels), np.int32)
+    options: dict[str, Any] = {"num_groups": 1, "num_bins": num_bins, "weights": weights}
+    return group_calibration_error(logits, probs=probs, labels=labels, group=group, **options)[0]
 
 
 def group_brier_score(
-    logits: Float[Array, "N K"],
+    logits: Logits | None = None,
     *,
+    probs: Probs | None = None,
     labels: Ids,
     group: Ids,
     num_groups: int,
@@ -123,7 +130,8 @@ def group_brier_score(
     [0, 2].
 
     Args:
-      logits: float `[N, K]`.
+      logits: float `[N, K]`; or instead of them
+      probs: float `[N]`, the probability of class 1, or `[N, K]`, of every class.
       labels: int `[N]`.
       group: int `[N]` in `[0, G)`.
       num_groups: G.
@@ -133,11 +141,12 @@ def group_brier_score(
       float32 `[G]`. Safe under jit and vmap.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, lengths differ or are 0, or an id that is not traced
-        is out of range.
+      ValueError: shapes or dtypes do not fit, lengths differ or are 0, an id that is not traced is
+        out of range, or `logits` are probabilities.
 
     Source: Brier 1950; same scale as `sklearn.metrics.brier_score_loss`.
     """
+    logits = logits_of(logits, probs, num_classes=None, weights=weights)
     logits, labels, group, weights = check_examples(
         num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
     )
@@ -153,8 +162,13 @@ def group_brier_score(
 
 
 def brier_score(
-    logits: Float[Array, "N K"], *, labels: Ids, weights: Weights | None = None
+    logits: Logits | None = None,
+    *,
+    probs: Probs | None = None,
+    labels: Ids,
+    weights: Weights | None = None,
 ) -> Float[jax.Array, ""]:
     """Brier score of everyone, a scalar; see `group_brier_score`."""
-    group = np.zeros(np.shape(logits)[:1], np.int32)
-    return group_brier_score(logits, labels=labels, group=group, num_groups=1, weights=weights)[0]
+    group = np.zeros(len(labels), np.int32)
+    options: dict[str, Any] = {"num_groups": 1, "weights": weights}
+    return group_brier_score(logits, probs=probs, labels=labels, group=group, **options)[0]

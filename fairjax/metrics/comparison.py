@@ -11,6 +11,7 @@ from jaxtyping import Array as JaxArray
 from jaxtyping import Bool, Float, Int, Key
 
 from fairjax.metrics.counts import Array, Ids, check_examples, device_logits
+from fairjax.metrics.outputs import logits_of
 from fairjax.metrics.resampling import Intervals, bootstrap
 from fairjax.metrics.summary import (
     Measured,
@@ -100,7 +101,7 @@ def compare_rows(
     -f(-e) and f(e); Fang and Santos 2019 say why the bootstrap fails, the slope is Hong and
     Li's (2018).
 
-    >>> logits, ids = np.eye(2, dtype="float32")[None, None, [0, 1, 1, 0]], np.array([0, 1, 0, 1])
+    >>> logits, ids = 9.0 * np.eye(2)[None, None, [0, 1, 1, 0]], np.array([0, 1, 0, 1])
     >>> settings = {"shown": ["accuracy"], "num_replicates": 9, "key": jax.random.key(0)}
     >>> result = compare_rows(logits, labels=ids, group=ids * 0, num_groups=1, **settings)
     >>> result.metrics["accuracy"].tolist(), result.change.upper["accuracy"].tolist()
@@ -108,7 +109,7 @@ def compare_rows(
     """
     if np.ndim(logits) != 4 or 0 in np.shape(logits):
         raise ValueError(f"logits must be [R, S, N, K], none of them 0, got {np.shape(logits)}")
-    check_examples(logits=logits[0, 0])
+    logits_of(logits[0, 0], num_classes=None, weights=None)  # to refuse what are none
     num_seeds, num_classes = np.shape(logits)[1], np.shape(logits)[3]
     labels, group = check_examples(
         num_groups=num_groups, num_classes=num_classes, labels=labels, group=group

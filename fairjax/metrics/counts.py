@@ -127,6 +127,12 @@ _FORMS = {
         (1, 2),
         "; give the scores of class 1 as [N], such as scores[:, 0]",
     ),
+    "probs": _Form(
+        "floating [N], or [N, K] with K >= 2",
+        (jnp.floating,),
+        (1, 2),
+        "; give class numbers as preds=, and the probabilities of class 1 as [N]",
+    ),
     "values": _Form("real [N, V]", (jnp.floating, jnp.integer), (2,)),
     "weights": _Form("real [N]", (jnp.floating, jnp.integer, jnp.bool_), (1,)),
     "preds": _IDS._replace(remedy="; give class numbers, such as logits.argmax(-1)"),
@@ -147,10 +153,10 @@ def check_examples(
       num_groups: G, at least 1.
       num_classes: K; the columns of `logits` or `scores`, or 2 for `scores [N]`, if None.
       **arrays: by name, of JAX or what NumPy makes an array of, such as lists and columns of
-        pandas. `logits` are floating `[N, K]` with K >= 2; `scores` numbers `[N]` or `[N, K]` with
-        K >= 2; `values` numbers `[N, V]`; `weights` finite numbers `[N]`, not negative; `preds` and
-        `labels` integers `[N]` in `[0, K)`, `group` in `[0, G)`; where a weight is 0, any
-        integers. None is passed over.
+        pandas. `logits` are floating `[N, K]` with K >= 2; `probs` floating and `scores` numbers
+        `[N]` or `[N, K]` with K >= 2; `values` numbers `[N, V]`; `weights` finite numbers `[N]`,
+        not negative; `preds` and `labels` integers `[N]` in `[0, K)`, `group` in `[0, G)`; where a
+        weight is 0, any integers. None is passed over.
 
     Returns:
       The arrays in the order of the arguments; None stays None.
@@ -171,7 +177,7 @@ def check_examples(
         fits = array.ndim in form.num_axes and any(
             jnp.issubdtype(array.dtype, kind) for kind in form.kinds
         )
-        if name in ("logits", "scores") and array.ndim == 2:
+        if name in ("logits", "probs", "scores") and array.ndim == 2:
             fits &= array.shape[1] >= 2
             num_classes = array.shape[1] if num_classes is None else num_classes
         if not fits:
@@ -188,12 +194,12 @@ def check_examples(
 
 def _check_values(arrays: dict[str, Any], counts: dict[str, int | None]) -> None:
     """Refuse weights that are none, and ids outside `[0, count)` of examples that have weight."""
-    weights = _seen(arrays.get("weights"))
+    weights = seen(arrays.get("weights"))
     if weights is not None and not (np.isfinite(weights) & (weights >= 0)).all():
         wrong = np.unique(weights[~(np.isfinite(weights) & (weights >= 0))])[:3]
         raise ValueError(f"weights must be finite and not negative, got {wrong.tolist()}")
     for name, count in counts.items():
-        ids = _seen(arrays.get(name))
+        ids = seen(arrays.get(name))
         if ids is None:
             continue
         if weights is not None:
@@ -204,7 +210,7 @@ def _check_values(arrays: dict[str, Any], counts: dict[str, int | None]) -> None
             raise ValueError(f"{name} must {accepted}, got {found}")
 
 
-def _seen(array: Any) -> np.ndarray | None:
+def seen(array: Any) -> np.ndarray | None:
     """The values where this process has them all: not of tracers, nor of parts elsewhere."""
     if array is None or isinstance(array, Tracer):
         return None

@@ -27,6 +27,7 @@ from fairjax.metrics.counts import (
     is_wide,
     weigh,
 )
+from fairjax.metrics.outputs import Logits, Probs, logits_of
 from fairjax.metrics.ranking import RankedScores, ordered, rank_checked, ranked_auc
 from fairjax.metrics.rates import group_max, group_min, rate_difference
 
@@ -45,6 +46,7 @@ class Prepared:
       diverged: bool `[N]`, whether the logits hold nan, inf or nothing but -inf.
       ranked, ranked_by_group: the scores sorted among everyone and within groups.
       num_groups, num_classes: G and K.
+      scored: whether there are more than predictions: scores to rank, and probabilities.
     """
 
     preds: jax.Array
@@ -58,22 +60,29 @@ class Prepared:
     ranked_by_group: RankedScores
     num_groups: int = dataclasses.field(metadata={"static": True})
     num_classes: int = dataclasses.field(metadata={"static": True})
+    scored: bool = dataclasses.field(default=True, metadata={"static": True})
 
 
 def prepare(
-    logits: Float[Array, "N K"],
+    logits: Logits | None = None,
     *,
+    probs: Probs | None = None,
+    preds: Ids | None = None,
     labels: Ids,
     group: Ids,
     num_groups: int,
+    num_classes: int | None = None,
 ) -> Prepared:
     """Do once what does not depend on example weights, for many calls of `evaluate`.
 
     Args:
-      logits: float `[N, K]`, K >= 2.
+      logits: float `[N, K]`, K >= 2; or instead of them
+      probs: float `[N]` or `[N, K]`; or
+      preds: int `[N]`; all as in `fairness_metrics`.
       labels: int `[N]` in `[0, K)`.
       group: int `[N]` in `[0, G)`.
       num_groups: G.
+      num_classes: K of `preds`, 2 if None.
 
     Returns:
       Prepared, a pytree that passes through jit, vmap and scan.
@@ -81,10 +90,13 @@ def prepare(
     Raises:
       ValueError: as `fairness_metrics`.
     """
+    scored = preds is None
+    logits = logits_of(logits, probs, preds, num_classes=num_classes, weights=None)
     logits, labels, group = check_examples(
         num_groups=num_groups, logits=logits, labels=labels, group=group
     )
-    return prepare_scored(device_logits(logits), auc_scores(logits), labels, group, num_groups)
+    scores = auc_scores(logits)
+    return prepare_scored(device_logits(logits), scores, labels, group, num_groups, scored)
 
 
 def auc_scores(logits: Float[Array, "*axes K"]) -> jax.Array:
@@ -102,7 +114,12 @@ def auc_scores(logits: Float[Array, "*axes K"]) -> jax.Array:
 
 
 def prepare_scored(
-    logits: jax.Array, scores: jax.Array, labels: Any, group: Any, num_groups: int
+    logits: jax.Array,
+    scores: jax.Array,
+    labels: Any,
+    group: Any,
+    num_groups: int,
+    scored: bool = True,
 ) -> Prepared:
     """`prepare` of what is known to fit, with the `auc_scores` of the logits."""
     num_classes = logits.shape[1]
@@ -122,6 +139,7 @@ def prepare_scored(
         ranked_by_group=rank_checked(scores, labels, group, num_groups),
         num_groups=num_groups,
         num_classes=num_classes,
+        scored=scored,
     )
 
 
@@ -148,7 +166,8 @@ class Measured(NamedTuple):
     group: dict[str, jax.Array]
     """float32 `[G]`: group_accuracy, group_auc, group_loss, n_diverged."""
     overall: dict[str, jax.Array]
-    """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece."""
+    """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece. Of predictions without scores
+    neither holds auc, loss or ece."""
 
 
 def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
@@ -185,20 +204,20 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
         num_groups=p.num_groups,
     ).T
     loss_sums = jnp.where(num_endless > 0, jnp.inf, loss_sums)
-    everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
-    error = binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)
-    group = {
-        "group_accuracy": rates.accuracy(counts),
-        "group_auc": ranked_auc(p.ranked_by_group, weights),
-        "group_loss": divide(loss_sums, counts.n),
-    }
+    group = {"group_accuracy": rates.accuracy(counts)}
     overall = {
         "accuracy": rates.accuracy(pooled)[0],
         "balanced_accuracy": rates.balanced_accuracy(pooled)[0],
         "macro_f1": rates.macro_f1(pooled)[0],
-        "auc": ranked_auc(p.ranked, weights)[0],
-        "ece": error[0],
     }
+    if p.scored:
+        everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
+        error = binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)
+        group |= {
+            "group_auc": ranked_auc(p.ranked_by_group, weights),
+            "group_loss": divide(loss_sums, counts.n),
+        }
+        overall |= {"auc": ranked_auc(p.ranked, weights)[0], "ece": error[0]}
     # A diverged model still has an argmax: make all its metrics undefined, so that it cannot win.
     measured = Measured(rates.rates_of(counts), group, overall)
     measured = jax.tree.map(lambda value: jnp.where(diverged.any(), jnp.nan, value), measured)
@@ -226,9 +245,6 @@ def tabulate(measured: Measured) -> dict[str, jax.Array]:
         **group,
         "worst_group_accuracy": group_min(group["group_accuracy"]),
         "accuracy_gap": rate_difference(group["group_accuracy"]),
-        "worst_group_auc": group_min(group["group_auc"]),
-        "auc_gap": rate_difference(group["group_auc"]),
-        "max_group_loss": group_max(group["group_loss"]),
         "equal_opportunity_difference": rates.equal_opportunity_difference(given),
         "equal_opportunity_deviation": rates.equal_opportunity_deviation(given),
         "equalized_odds_difference": rates.equalized_odds_difference(given),
@@ -236,18 +252,30 @@ def tabulate(measured: Measured) -> dict[str, jax.Array]:
         "demographic_parity_difference": rates.demographic_parity_difference(given),
         "demographic_parity_deviation": rates.demographic_parity_deviation(given),
     }
+    if "group_auc" in group:
+        metrics |= {
+            "worst_group_auc": group_min(group["group_auc"]),
+            "auc_gap": rate_difference(group["group_auc"]),
+            "max_group_loss": group_max(group["group_loss"]),
+        }
     return metrics | {"n": given.n, "n_per_label": given.per_label}
 
 
 def fairness_metrics(
-    logits: Float[Array, "N K"],
+    logits: Logits | None = None,
     *,
+    probs: Probs | None = None,
+    preds: Ids | None = None,
     labels: Ids,
     group: Ids,
     num_groups: int,
+    num_classes: int | None = None,
     weights: Weights | None = None,
 ) -> dict[str, jax.Array]:
     """Accuracy, ranking, calibration and fairness of one model on one whole split.
+
+    Give what the model gave, exactly one of logits, probabilities and predictions; of predictions
+    alone there is no AUC, loss or calibration error, and their entries are left out.
 
     Predictions are the largest logit; AUC scores are the logit difference for two classes, the
     softmax of each class against the rest for more. Undefined values are nan and never counted as
@@ -258,9 +286,12 @@ def fairness_metrics(
     Args:
       logits: float `[N, K]`, K >= 2; NumPy's float64 is ranked as such. Under vmap, a
         population's `[P, N, K]` is sorted once per candidate, whatever the number of groups.
+      probs: float `[N]`, the probability of class 1, or `[N, K]`, of every class.
+      preds: int `[N]` in `[0, K)`.
       labels: int `[N]` in `[0, K)`.
       group: int `[N]` in `[0, G)`.
       num_groups: G.
+      num_classes: K of `preds`, 2 if None.
       weights: float `[N]`, 0 for padding; ones if None.
 
     Returns:
@@ -274,26 +305,28 @@ def fairness_metrics(
 
     Raises:
       ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0; an
-        id that is not traced is out of range, such as labels -1 and 1 or groups 1 and 2 of two.
+        id that is not traced is out of range, such as labels -1 and 1 or groups 1 and 2 of two;
+        `logits` are probabilities, or `probs` are none.
 
-    >>> logits, labels = jnp.eye(2)[jnp.array([0, 1, 1, 1])], jnp.array([0, 1, 0, 1])
-    >>> group = jnp.array([0, 0, 1, 1])
-    >>> metrics = fairness_metrics(logits, labels=labels, group=group, num_groups=2)
+    >>> preds, labels, group = [0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 1]
+    >>> metrics = fairness_metrics(preds=preds, labels=labels, group=group, num_groups=2)
     >>> float(metrics["accuracy"]), float(metrics["equalized_odds_difference"])
     (0.75, 1.0)
     """
+    scored = preds is None
+    logits = logits_of(logits, probs, preds, num_classes=num_classes, weights=weights)
     logits, labels, group, weights = check_examples(
         num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
     )
     scores = None
     if is_wide(logits):  # ranked before it becomes float32
         scores, logits = auc_scores(logits), device_logits(logits)
-    return _compiled(logits, scores, labels, group, weights, num_groups=num_groups)
+    return _compiled(logits, scores, labels, group, weights, num_groups=num_groups, scored=scored)
 
 
-@functools.partial(jax.jit, static_argnames="num_groups")
-def _compiled(logits, scores, labels, group, weights, *, num_groups):
+@functools.partial(jax.jit, static_argnames=("num_groups", "scored"))
+def _compiled(logits, scores, labels, group, weights, *, num_groups, scored):
     """`fairness_metrics`; operation by operation it takes half a minute."""
     scores = auc_scores(logits) if scores is None else scores
-    prepared = prepare_scored(device_logits(logits), scores, labels, group, num_groups)
+    prepared = prepare_scored(device_logits(logits), scores, labels, group, num_groups, scored)
     return evaluate(prepared, weights)
