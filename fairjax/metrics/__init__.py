@@ -16,6 +16,9 @@ from fairjax.metrics.counts import GroupCounts as GroupCounts
 from fairjax.metrics.counts import GroupRates as GroupRates
 from fairjax.metrics.counts import group_counts as group_counts
 from fairjax.metrics.counts import group_sums as group_sums
+from fairjax.metrics.group_table import GroupTable as GroupTable
+from fairjax.metrics.group_table import group_table as group_table
+from fairjax.metrics.naming import name_groups as name_groups
 from fairjax.metrics.pruning_variants import dp_scp as dp_scp
 from fairjax.metrics.pruning_variants import eodd as eodd
 from fairjax.metrics.pruning_variants import eodd_scp as eodd_scp
