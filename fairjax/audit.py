@@ -16,7 +16,7 @@ from fairjax.metrics.outputs import Logits, Probs, logits_of
 
 CRITERIA = ("demographic_parity", "equal_opportunity", "equalized_odds")
 NUM_BINS = 10
-FRONTIER_ROWS = 20_000  # that thresholds are chosen on; more cost seconds and change little
+FRONTIER_ROWS = 10_000  # that thresholds are chosen on; more cost seconds and change little
 _CURVE = 200  # points of a ROC curve that are kept
 
 
@@ -217,7 +217,7 @@ def read_predictions(
         numbers = _numbers(text[str(score)], str(score), path)
         if log_odds:
             arguments["logits"] = np.stack([np.zeros_like(numbers), numbers], axis=1)
-        elif 0 <= numbers.min() and numbers.max() <= 1:
+        elif numbers.min() >= 0 and numbers.max() <= 1:
             arguments["probs"] = numbers
         else:
             raise ValueError(
@@ -239,7 +239,9 @@ def _binary(cells: np.ndarray, name: str, positive: str | None, path) -> tuple[n
         raise ValueError(f"{path}: {name} holds {shown}; say which value is class 1 (--positive)")
     positive = canonical(positive)
     if len(found) > 2 or (len(found) == 2 and positive not in found):
-        raise ValueError(f"{path}: {name} must hold {positive!r} and one other value, found {shown}")
+        raise ValueError(
+            f"{path}: {name} must hold {positive!r} and one other value, found {shown}"
+        )
     return np.array([values[cell] == positive for cell in cells]).astype(np.int64), positive
 
 
@@ -250,7 +252,9 @@ def _numbers(cells: np.ndarray, name: str, path) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{path}: {name} must hold numbers: {error}") from None
     if not np.isfinite(numbers).all():
-        raise ValueError(f"{path}: {name} must hold finite numbers, got {cells[~np.isfinite(numbers)][0]!r}")
+        raise ValueError(
+            f"{path}: {name} must hold finite numbers, got {cells[~np.isfinite(numbers)][0]!r}"
+        )
     return numbers
 
 

@@ -20,7 +20,9 @@ def audit_figures(found: Audit) -> dict[str, str]:
     names = [found.table.groups[g] for g in sorted(largest[:MAX_GROUPS])]
     if found.calibration:
         curves = {name: found.calibration[name][:, :2] for name in names}
-        drawn["Calibration by group"] = _curves(curves, "predicted probability", "share of positives")
+        drawn["Calibration by group"] = _curves(
+            curves, "predicted probability", "share of positives"
+        )
     if found.roc:
         curves = {name: found.roc[name] for name in names}
         drawn["ROC by group"] = _curves(curves, "false-positive rate", "true-positive rate")
