@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fairjax import thresholds
@@ -78,8 +79,9 @@ def audit(
         num_replicates=num_replicates,
         seed=seed,
     )
-    if len(table.groups) < 3:
-        raise ValueError(f"an audit compares groups, all examples are {table.groups[0]!r}")
+    first, *others = table.groups
+    if len(others) < 2:
+        raise ValueError(f"an audit compares groups, all examples are {first!r}")
     if preds is not None:
         note = "Predictions alone have no AUC, calibration, ROC and thresholds: give scores."
         return Audit(table, {}, {}, {}, (*table.notes, note))
@@ -145,10 +147,7 @@ def _frontier(scores, labels, group, table: GroupTable, max_gaps, seed):
         )
         for criterion in CRITERIA
     }
-    found = {
-        criterion: thresholds.GroupThresholds(*map(np.asarray, choice))
-        for criterion, choice in found.items()
-    }
+    found = jax.device_get(found)
     return found, notes
 
 

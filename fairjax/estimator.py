@@ -158,7 +158,8 @@ class FairBatchClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row, `[N]`."""
-        return self.classes_[self._logits(X).argmax(1)]
+        best = self._logits(X).argmax(1)  # first, for it says if nothing is fitted
+        return self.classes_[best]
 
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -232,13 +233,15 @@ class GroupThresholds(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """
         check_choice("criterion", self.criterion, thresholds.CRITERIA)
         validate_data(self, X, y, skip_check_array=True)
-        y = column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"), warn=True)
+        as_given: Any = {"ensure_2d": False, "dtype": None, "input_name": "y"}
+        y = column_or_1d(check_array(y, **as_given), warn=True)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind != "binary":
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
-        self.estimator_ = clone(self._inner()).fit(X, y)
+        inner: Any = clone(self._inner())
+        self.estimator_ = inner.fit(X, y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         group, names = _groups(sensitive_features, len(labels))
         self.thresholds_ = {}
@@ -313,7 +316,7 @@ def _groups(sensitive_features: Any, num_rows: int) -> tuple[np.ndarray, tuple[s
     return named.ids, named.names
 
 
-def _as_scores(values: np.ndarray) -> np.ndarray:
+def _as_scores(values: Any) -> np.ndarray:
     """Finite float32 scores `[N]` of the second class: log-odds of probabilities `[N, 2]`."""
     if values.ndim == 2:
         tiny = np.finfo(np.float64).tiny

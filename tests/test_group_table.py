@@ -1,5 +1,7 @@
 """The table by group: worked numbers, fairlearn, the library's own metrics, intervals."""
 
+from typing import Any
+
 import fairlearn.metrics
 import jax.numpy as jnp
 import numpy as np
@@ -74,9 +76,10 @@ def test_intersections_have_the_values_of_fairlearn_and_of_fairness_metrics(kind
         sample_params={"auc": {}},
         sensitive_features=FRAME,
     )
+    by_group: Any = frame.by_group
     names = [tuple(name.split(" & ")) for name in order]
     for name in set(table.rates) - {"auc", "ece"}:
-        close(table.rates[name].estimate[:-1], [frame.by_group[name][each] for each in names])
+        close(table.rates[name].estimate[:-1], [by_group[name][each] for each in names])
         close(table.rates[name].estimate[-1], frame.overall[name])
     named = m.name_groups(FRAME)
     own = m.fairness_metrics(**{kind: given}, labels=LABELS, group=named.ids, num_groups=6)

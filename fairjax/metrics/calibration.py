@@ -88,13 +88,13 @@ def group_calibration_error(
 
     Source: Guo et al. 2017, equation 3.
     """
-    logits = logits_of(logits, probs, num_classes=None, weights=weights)
-    logits, labels, group, weights = check_examples(
-        num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
+    given = logits_of(logits, probs, num_classes=None, weights=weights)
+    _, labels, group, weights = check_examples(
+        num_groups=num_groups, logits=given, labels=labels, group=group, weights=weights
     )
-    logits, labels = device_logits(logits), jnp.asarray(labels).astype(jnp.int32)
+    given, labels = device_logits(given), jnp.asarray(labels).astype(jnp.int32)
     weights = example_weights(weights, len(labels))
-    excess, bins = calibration_terms(logits, labels=labels, num_bins=num_bins)
+    excess, bins = calibration_terms(given, labels=labels, num_bins=num_bins)
     return binned_calibration_error(
         excess, bins, weights, group=jnp.asarray(group), num_groups=num_groups, num_bins=num_bins
     )
@@ -146,14 +146,14 @@ def group_brier_score(
 
     Source: Brier 1950; same scale as `sklearn.metrics.brier_score_loss`.
     """
-    logits = logits_of(logits, probs, num_classes=None, weights=weights)
-    logits, labels, group, weights = check_examples(
-        num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
+    given = logits_of(logits, probs, num_classes=None, weights=weights)
+    _, labels, group, weights = check_examples(
+        num_groups=num_groups, logits=given, labels=labels, group=group, weights=weights
     )
-    logits, labels = device_logits(logits), jnp.asarray(labels).astype(jnp.int32)
+    given, labels = device_logits(given), jnp.asarray(labels).astype(jnp.int32)
     weights = example_weights(weights, len(labels))
-    num_classes = logits.shape[-1]
-    error = jax.nn.softmax(logits) - jax.nn.one_hot(labels, num_classes)
+    num_classes = given.shape[-1]
+    error = jax.nn.softmax(given) - jax.nn.one_hot(labels, num_classes)
     squared = jnp.square(error).sum(-1) * (0.5 if num_classes == 2 else 1.0)
     total, n = group_sums(
         jnp.stack([weigh(squared, weights), weights], axis=1), group=group, num_groups=num_groups

@@ -113,32 +113,33 @@ def group_table(
     if num_replicates < 2:
         raise ValueError(f"num_replicates must be at least 2, got {num_replicates}")
     scored = preds is None
-    logits = np.asarray(logits_of(logits, probs, preds, num_classes=2, weights=None))
-    logits, labels = check_examples(logits=logits, labels=labels)
-    if logits.shape[1] != 2:
-        raise ValueError(f"group_table is for two classes, got {logits.shape[1]}")
-    if wrong := int((~np.isfinite(logits.max(1))).sum()):
+    given = np.asarray(logits_of(logits, probs, preds, num_classes=2, weights=None))
+    _, checked = check_examples(logits=given, labels=labels)
+    truth = np.asarray(checked)
+    if given.shape[1] != 2:
+        raise ValueError(f"group_table is for two classes, got {given.shape[1]}")
+    if wrong := int((~np.isfinite(given.max(1))).sum()):
         raise ValueError(
-            f"{wrong} of {len(logits)} predictions are nan or infinite (first: row "
-            f"{int((~np.isfinite(logits.max(1))).argmax())}); leave these rows out"
+            f"{wrong} of {len(given)} predictions are nan or infinite (first: row "
+            f"{int((~np.isfinite(given.max(1))).argmax())}); leave these rows out"
         )
     named = name_groups(sensitive_features)
-    if len(named.ids) != len(labels):
-        raise ValueError(f"sensitive_features are of {len(named.ids)} rows, labels {len(labels)}")
+    if len(named.ids) != len(truth):
+        raise ValueError(f"sensitive_features are of {len(named.ids)} rows, labels {len(truth)}")
     if lost := int((named.ids < 0).sum()):
         raise ValueError(
-            f"sensitive_features are missing in {lost} of {len(labels)} rows (first: row "
+            f"sensitive_features are missing in {lost} of {len(truth)} rows (first: row "
             f"{int((named.ids < 0).argmax())}); leave these out, or name them, such as 'unknown'"
         )
-    replicates = _Replicates(logits, np.asarray(labels), named.ids, len(named.names), scored)
+    replicates = _Replicates(given, truth, named.ids, len(named.names), scored)
     whole = {
         name: values[0]
-        for name, values in replicates.rates(np.ones((1, len(labels)), np.float32)).items()
+        for name, values in replicates.rates(np.ones((1, len(truth)), np.float32)).items()
     }
-    drawn = [replicates.rates(w) for w in _weights(len(labels), num_replicates, seed)]
+    drawn = [replicates.rates(w) for w in _weights(len(truth), num_replicates, seed)]
     drawn = {name: np.concatenate([part[name] for part in drawn]) for name in whole}
     rates = {name: _percentiles(whole[name], drawn[name], drawn[name]) for name in whole}
-    positives = np.bincount(named.ids[np.asarray(labels) == 1], minlength=len(named.names))
+    positives = np.bincount(named.ids[truth == 1], minlength=len(named.names))
     n = np.bincount(named.ids, minlength=len(named.names))
     n, positives = (np.append(counts, counts.sum()) for counts in (n, positives))
     groups = (*named.names, EVERYONE)

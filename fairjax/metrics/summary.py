@@ -91,12 +91,12 @@ def prepare(
       ValueError: as `fairness_metrics`.
     """
     scored = preds is None
-    logits = logits_of(logits, probs, preds, num_classes=num_classes, weights=None)
-    logits, labels, group = check_examples(
-        num_groups=num_groups, logits=logits, labels=labels, group=group
+    given = logits_of(logits, probs, preds, num_classes=num_classes, weights=None)
+    _, labels, group = check_examples(
+        num_groups=num_groups, logits=given, labels=labels, group=group
     )
-    scores = auc_scores(logits)
-    return prepare_scored(device_logits(logits), scores, labels, group, num_groups, scored)
+    scores = auc_scores(given)
+    return prepare_scored(device_logits(given), scores, labels, group, num_groups, scored)
 
 
 def auc_scores(logits: Float[Array, "*axes K"]) -> jax.Array:
@@ -314,14 +314,14 @@ def fairness_metrics(
     (0.75, 1.0)
     """
     scored = preds is None
-    logits = logits_of(logits, probs, preds, num_classes=num_classes, weights=weights)
-    logits, labels, group, weights = check_examples(
-        num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
+    given = logits_of(logits, probs, preds, num_classes=num_classes, weights=weights)
+    _, labels, group, weights = check_examples(
+        num_groups=num_groups, logits=given, labels=labels, group=group, weights=weights
     )
     scores = None
-    if is_wide(logits):  # ranked before it becomes float32
-        scores, logits = auc_scores(logits), device_logits(logits)
-    return _compiled(logits, scores, labels, group, weights, num_groups=num_groups, scored=scored)
+    if is_wide(given):  # ranked before it becomes float32
+        scores, given = auc_scores(given), device_logits(given)
+    return _compiled(given, scores, labels, group, weights, num_groups=num_groups, scored=scored)
 
 
 @functools.partial(jax.jit, static_argnames=("num_groups", "scored"))
