@@ -5,7 +5,7 @@
 Prints one table row per claim as soon as it is measured: seconds of both sides (medians over paired
 runs that take turns), their ratio with its range, compile time apart, and the quality that both
 reached. `--out` appends one JSON object per claim to a file. Needs PyTorch, in the extra
-`baselines`; `metrics` needs fairlearn instead, `regret` and `splits` nothing.
+`baselines`; `metrics` and `estimator` need fairlearn instead, `regret` and `splits` nothing.
 """
 
 import ast
@@ -27,7 +27,13 @@ from experiments.run import main
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
 NAMES = tuple(name for name in MODULES if not name.startswith("_"))  # others serve several rows
-NEEDED = {"metrics": ("fairlearn",), "images": ("torch", "torchvision"), "regret": (), "splits": ()}
+NEEDED = {
+    "metrics": ("fairlearn",),
+    "estimator": ("fairlearn",),
+    "images": ("torch", "torchvision"),
+    "regret": (),
+    "splits": (),
+}
 """Packages of the other side, where it is not PyTorch alone."""
 
 

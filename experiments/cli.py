@@ -117,12 +117,16 @@ def _meant(hint: Any) -> tuple[type, Range]:
     return hint if isinstance(hint, type) else object, Range()
 
 
-def parse(presets: Mapping[str, Any], description: str) -> Any:
+def parse(presets: Mapping[str, Any] | type, description: str) -> Any:
     """The configuration that `[PRESET] [--option value ...]` asks for; the first is the default.
+
+    Of a configuration's type instead of presets: the one that `[--option value ...]` asks for.
 
     Leaves with status 0 after --help, and with status 2 and a message on stderr for an unknown
     preset or option.
     """
+    if isinstance(presets, type):
+        return tyro.cli(presets, prog=shlex.join(program()), description=description)
     args, default = sys.argv[1:], next(iter(presets))
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         args = [default, *args]

@@ -39,7 +39,7 @@ class Terminated(BaseException):
 
 def main(
     prepare: Callable[[Any], Callable[[], Any]],
-    presets: Mapping[str, Any],
+    presets: Mapping[str, Any] | type,
     *,
     description: str,
 ) -> None:

@@ -44,6 +44,7 @@ def _guard_sums(jaxlib: str) -> None:
 _guard_sums(version("jaxlib"))
 
 # The guard comes before every import that could start JAX.
+from fairjax.audit import audit as audit
 from fairjax.data import load_csv as load_csv
 from fairjax.data import load_image_table as load_image_table
 from fairjax.fairbatch import fairbatch as fairbatch

@@ -6,6 +6,7 @@ import numpy as np
 
 from fairjax.fairbatch.state import BOTH, CRITERIA, ODDS, OPPORTUNITY, PARITY, RATE, FairBatchState
 from fairjax.losses import cross_entropy, predictions
+from fairjax.metrics.counts import mark, unmark
 from fairjax.sampling import CellSums, select
 
 
@@ -14,15 +15,18 @@ def measure(
 ) -> CellSums:
     """Sums of cross-entropies (signal "loss") or of wrong arg-max predictions ("rate").
 
-    Both against the example's own label and against the positive class.
+    Both against the example's own label and against the positive class. Logits that hold nan make
+    the sums of their own cell nan, and of no other.
     """
     num_classes, num_groups = state.shares.shape
     _check_outputs(logits, labels, group, weights, num_classes)
     labels, group = labels.astype(jnp.int32), group.astype(jnp.int32)  # small ids would overflow
     preds, rate = predictions(logits), state.signal == RATE
+    failed = jnp.isnan(logits).any(-1)  # its arg-max is the class that comes first
 
     def against(wanted):
-        return select(rate, (preds != wanted).astype(jnp.float32), cross_entropy(logits, wanted))
+        wrong = jnp.where(failed, jnp.nan, (preds != wanted).astype(jnp.float32))
+        return select(rate, wrong, cross_entropy(logits, wanted))
 
     values = against(labels), against(jnp.full_like(labels, positive_class))
     cell_ids = jnp.arange(num_classes * num_groups, dtype=jnp.int32)
@@ -40,7 +44,9 @@ def measure(
     if weights is not None:
         cells = cells * weights[None]
     # two products with a vector: XLA:CPU fuses these, and takes ten times as long for a matrix
-    sums = cells.sum(1), *(jnp.matmul(cells, value, precision="highest") for value in values)
+    values = (mark(value, ~jnp.isfinite(value)) for value in values)
+    sums = (jnp.matmul(cells, value, precision="highest") for value in values)
+    sums = cells.sum(1), *(unmark(each) for each in sums)
     count, value, positive = (x.reshape(num_classes, num_groups) for x in sums)
     return CellSums(count, value, positive, losses)
 

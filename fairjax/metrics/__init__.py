@@ -16,6 +16,9 @@ from fairjax.metrics.counts import GroupCounts as GroupCounts
 from fairjax.metrics.counts import GroupRates as GroupRates
 from fairjax.metrics.counts import group_counts as group_counts
 from fairjax.metrics.counts import group_sums as group_sums
+from fairjax.metrics.group_table import GroupTable as GroupTable
+from fairjax.metrics.group_table import group_table as group_table
+from fairjax.metrics.naming import name_groups as name_groups
 from fairjax.metrics.pruning_variants import dp_scp as dp_scp
 from fairjax.metrics.pruning_variants import eodd as eodd
 from fairjax.metrics.pruning_variants import eodd_scp as eodd_scp
@@ -51,12 +54,12 @@ from fairjax.metrics.rates import true_positive_rate as true_positive_rate
 from fairjax.metrics.resampling import Intervals as Intervals
 from fairjax.metrics.resampling import bootstrap as bootstrap
 from fairjax.metrics.resampling import resampling_weights as resampling_weights
+from fairjax.metrics.sentences import small_cells as small_cells
+from fairjax.metrics.sentences import undefined as undefined
 from fairjax.metrics.summary import Measured as Measured
 from fairjax.metrics.summary import Prepared as Prepared
 from fairjax.metrics.summary import evaluate as evaluate
 from fairjax.metrics.summary import fairness_metrics as fairness_metrics
 from fairjax.metrics.summary import measure as measure
 from fairjax.metrics.summary import prepare as prepare
-from fairjax.metrics.summary import small_cells as small_cells
 from fairjax.metrics.summary import tabulate as tabulate
-from fairjax.metrics.summary import undefined as undefined

@@ -10,9 +10,18 @@ import numpy as np
 from jaxtyping import Array as JaxArray
 from jaxtyping import Bool, Float, Int, Key
 
-from fairjax.metrics.counts import Array, check_examples
+from fairjax.metrics.counts import Array, Ids, check_examples, device_logits
+from fairjax.metrics.outputs import logits_of
 from fairjax.metrics.resampling import Intervals, bootstrap
-from fairjax.metrics.summary import Measured, Prepared, measure, prepare, tabulate, with_counts
+from fairjax.metrics.summary import (
+    Measured,
+    Prepared,
+    auc_scores,
+    measure,
+    prepare_scored,
+    tabulate,
+    with_counts,
+)
 
 TableFn = Callable[[Measured], dict[str, jax.Array]]
 _STEP = 0.1  # share of a replicate's deviation at which a slope is taken
@@ -32,8 +41,8 @@ class Comparison(NamedTuple):
 def compare_rows(
     logits: Float[Array, "R S n K"],
     *,
-    labels: Int[Array, " N"],
-    group: Int[Array, " N"],
+    labels: Ids,
+    group: Ids,
     num_groups: int,
     shown: Sequence[str],
     num_replicates: int,
@@ -92,7 +101,7 @@ def compare_rows(
     -f(-e) and f(e); Fang and Santos 2019 say why the bootstrap fails, the slope is Hong and
     Li's (2018).
 
-    >>> logits, ids = np.eye(2, dtype="float32")[None, None, [0, 1, 1, 0]], np.array([0, 1, 0, 1])
+    >>> logits, ids = 9.0 * np.eye(2)[None, None, [0, 1, 1, 0]], np.array([0, 1, 0, 1])
     >>> settings = {"shown": ["accuracy"], "num_replicates": 9, "key": jax.random.key(0)}
     >>> result = compare_rows(logits, labels=ids, group=ids * 0, num_groups=1, **settings)
     >>> result.metrics["accuracy"].tolist(), result.change.upper["accuracy"].tolist()
@@ -100,14 +109,18 @@ def compare_rows(
     """
     if np.ndim(logits) != 4 or 0 in np.shape(logits):
         raise ValueError(f"logits must be [R, S, N, K], none of them 0, got {np.shape(logits)}")
-    check_examples(num_groups=num_groups, labels=labels, group=group)
-    num_seeds = np.shape(logits)[1]
+    logits_of(logits[0, 0], num_classes=None, weights=None)  # to refuse what are none
+    num_seeds, num_classes = np.shape(logits)[1], np.shape(logits)[3]
+    labels, group = check_examples(
+        num_groups=num_groups, num_classes=num_classes, labels=labels, group=group
+    )
     if examples is None:
         examples = np.broadcast_to(np.arange(len(labels)), (num_seeds, len(labels)))
     _check_splits(np.shape(logits), np.asarray(examples), splits, len(labels))
     examples = jnp.asarray(examples, jnp.int32)
     prepared, metrics = _measure(
-        jnp.asarray(logits),
+        device_logits(logits),
+        auc_scores(logits),
         jnp.asarray(labels)[examples],
         jnp.asarray(group)[examples],
         num_groups=num_groups,
@@ -155,6 +168,7 @@ def _check_splits(shape, examples: np.ndarray, splits, num_examples: int) -> Non
 @functools.partial(jax.jit, static_argnames=("num_groups", "table_fn"))
 def _measure(
     logits: jax.Array,
+    scores: jax.Array,
     labels: jax.Array,
     group: jax.Array,
     *,
@@ -163,11 +177,12 @@ def _measure(
 ) -> tuple[Prepared, dict[str, jax.Array]]:
     """Every network prepared, and its metrics; leaves `[R, S, ...]`."""
 
-    def one(logits, labels, group):
-        prepared = prepare(logits, labels=labels, group=group, num_groups=num_groups)
+    def one(logits, scores, labels, group):
+        prepared = prepare_scored(logits, scores, labels, group, num_groups)
         return prepared, table_fn(measure(prepared))
 
-    return jax.vmap(jax.vmap(one), in_axes=(0, None, None))(logits, labels, group)
+    in_axes = (0, 0, None, None)
+    return jax.vmap(jax.vmap(one), in_axes=in_axes)(logits, scores, labels, group)
 
 
 @functools.partial(jax.jit, static_argnames=("shown", "num_replicates", "table_fn"))

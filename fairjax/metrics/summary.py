@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+import scipy.special
+from jaxtyping import Float
 
 from fairjax.metrics import rates
 from fairjax.metrics.calibration import binned_calibration_error, calibration_terms
@@ -16,20 +16,22 @@ from fairjax.metrics.counts import (
     Array,
     GroupCounts,
     GroupRates,
+    Ids,
     Weights,
     check_examples,
+    device_logits,
     divide,
     example_weights,
+    finite_sums,
     group_counts,
-    group_sums,
+    is_wide,
     weigh,
 )
-from fairjax.metrics.ranking import RankedScores, rank_scores, ranked_auc
+from fairjax.metrics.outputs import Logits, Probs, logits_of
+from fairjax.metrics.ranking import RankedScores, ordered, rank_checked, ranked_auc
 from fairjax.metrics.rates import group_max, group_min, rate_difference
 
 NUM_BINS = 15
-FEW = 20  # examples of a cell: a rate of fewer moves by more than 5 points with each
-_NAMED = 6  # cells of one sentence
 
 
 @jax.tree_util.register_dataclass
@@ -41,9 +43,10 @@ class Prepared:
       preds, labels, group: int32 `[N]`.
       loss: cross-entropy of each example, float32 `[N]`.
       excess, bins: confidence minus correctness, float32 `[N]`, and its bin, int32 `[N]`.
-      diverged: bool `[N]`, whether the logits hold nan or inf.
+      diverged: bool `[N]`, whether the logits hold nan, inf or nothing but -inf.
       ranked, ranked_by_group: the scores sorted among everyone and within groups.
       num_groups, num_classes: G and K.
+      scored: whether there are more than predictions: scores to rank, and probabilities.
     """
 
     preds: jax.Array
@@ -57,35 +60,70 @@ class Prepared:
     ranked_by_group: RankedScores
     num_groups: int = dataclasses.field(metadata={"static": True})
     num_classes: int = dataclasses.field(metadata={"static": True})
+    scored: bool = dataclasses.field(default=True, metadata={"static": True})
 
 
 def prepare(
-    logits: Float[Array, "N K"],
+    logits: Logits | None = None,
     *,
-    labels: Int[Array, " N"],
-    group: Int[Array, " N"],
+    probs: Probs | None = None,
+    preds: Ids | None = None,
+    labels: Ids,
+    group: Ids,
     num_groups: int,
+    num_classes: int | None = None,
 ) -> Prepared:
     """Do once what does not depend on example weights, for many calls of `evaluate`.
 
     Args:
-      logits: float `[N, K]`, K >= 2.
+      logits: float `[N, K]`, K >= 2; or instead of them
+      probs: float `[N]` or `[N, K]`; or
+      preds: int `[N]`; all as in `fairness_metrics`.
       labels: int `[N]` in `[0, K)`.
       group: int `[N]` in `[0, G)`.
       num_groups: G.
+      num_classes: K of `preds`, 2 if None.
 
     Returns:
       Prepared, a pytree that passes through jit, vmap and scan.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0.
+      ValueError: as `fairness_metrics`.
     """
-    check_examples(num_groups=num_groups, logits=logits, labels=labels, group=group)
+    scored = preds is None
+    given = logits_of(logits, probs, preds, num_classes=num_classes, weights=None)
+    _, labels, group = check_examples(
+        num_groups=num_groups, logits=given, labels=labels, group=group
+    )
+    scores = auc_scores(given)
+    return prepare_scored(device_logits(given), scores, labels, group, num_groups, scored)
+
+
+def auc_scores(logits: Float[Array, "*axes K"]) -> jax.Array:
+    """Scores of `logits [..., N, K]`: `[..., N]` for two classes, else `[..., N, K]`.
+
+    The difference of two logits orders examples as softmax does, without its ties near 0 and 1.
+    """
+    wide = is_wide(logits)
+    logits = logits if wide else jnp.asarray(logits)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if logits.shape[-1] == 2:
+            return ordered(logits[..., 1] - logits[..., 0], axis=-1)
+        softmax = scipy.special.softmax if wide else jax.nn.softmax
+        return ordered(softmax(logits, axis=-1), axis=-2)
+
+
+def prepare_scored(
+    logits: jax.Array,
+    scores: jax.Array,
+    labels: Any,
+    group: Any,
+    num_groups: int,
+    scored: bool = True,
+) -> Prepared:
+    """`prepare` of what is known to fit, with the `auc_scores` of the logits."""
     num_classes = logits.shape[1]
-    logits = jnp.asarray(logits).astype(jnp.float32)
     labels, group = jnp.asarray(labels).astype(jnp.int32), jnp.asarray(group).astype(jnp.int32)
-    # The difference of two logits orders examples as softmax does, without its ties near 0 and 1.
-    scores = logits[:, 1] - logits[:, 0] if num_classes == 2 else jax.nn.softmax(logits)
     log_probs = jax.nn.log_softmax(logits)
     excess, bins = calibration_terms(logits, labels=labels, num_bins=NUM_BINS)
     return Prepared(
@@ -95,11 +133,13 @@ def prepare(
         loss=-jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0],
         excess=excess,
         bins=bins,
-        diverged=~jnp.isfinite(logits).all(-1),
-        ranked=rank_scores(scores, labels=labels),
-        ranked_by_group=rank_scores(scores, labels=labels, group=group, num_groups=num_groups),
+        # A probability of 0 is a logit of -inf: no failure, as long as another class has the rest.
+        diverged=~jnp.isfinite(logits.max(-1)),
+        ranked=rank_checked(scores, labels, None, 1),
+        ranked_by_group=rank_checked(scores, labels, group, num_groups),
         num_groups=num_groups,
         num_classes=num_classes,
+        scored=scored,
     )
 
 
@@ -124,9 +164,10 @@ class Measured(NamedTuple):
 
     rates: GroupRates
     group: dict[str, jax.Array]
-    """float32 `[G]`: group_accuracy, group_auc, group_loss."""
+    """float32 `[G]`: group_accuracy, group_auc, group_loss, n_diverged."""
     overall: dict[str, jax.Array]
-    """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece."""
+    """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece. Of predictions without scores
+    neither holds auc, loss or ece."""
 
 
 def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
@@ -137,13 +178,13 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
       weights: float `[N]`; see `evaluate`.
 
     Returns:
-      Measured; all nan but the counts where logits of a weighted example hold nan or inf.
+      Measured; all nan but the counts where a weighted example has diverged.
 
     Raises:
       ValueError: `weights` are not numbers `[N]`.
     """
     p = prepared
-    check_examples(labels=p.labels, weights=weights)
+    _, weights = check_examples(scores=p.labels, weights=weights)
     weights = example_weights(weights, len(p.labels))
     counts = group_counts(
         p.preds,
@@ -154,27 +195,33 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
         weights=weights,
     )
     pooled = counts.pooled()
-    loss_sums = group_sums(weigh(p.loss, weights)[:, None], group=p.group, num_groups=p.num_groups)[
-        :, 0
-    ]
-    everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
-    error = binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)
-    group = {
-        "group_accuracy": rates.accuracy(counts),
-        "group_auc": ranked_auc(p.ranked_by_group, weights),
-        "group_loss": divide(loss_sums, counts.n),
-    }
+    diverged = p.diverged & (weights > 0)
+    endless = jnp.isinf(p.loss) & (weights > 0)  # the label was given a probability of 0
+    counted = [weigh(jnp.where(jnp.isfinite(p.loss), p.loss, 0.0), weights), endless, diverged]
+    loss_sums, num_endless, num_diverged = finite_sums(
+        jnp.stack([values.astype(jnp.float32) for values in counted], axis=1),
+        group=p.group,
+        num_groups=p.num_groups,
+    ).T
+    loss_sums = jnp.where(num_endless > 0, jnp.inf, loss_sums)
+    group = {"group_accuracy": rates.accuracy(counts)}
     overall = {
         "accuracy": rates.accuracy(pooled)[0],
         "balanced_accuracy": rates.balanced_accuracy(pooled)[0],
         "macro_f1": rates.macro_f1(pooled)[0],
-        "auc": ranked_auc(p.ranked, weights)[0],
-        "ece": error[0],
     }
+    if p.scored:
+        everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
+        error = binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)
+        group |= {
+            "group_auc": ranked_auc(p.ranked_by_group, weights),
+            "group_loss": divide(loss_sums, counts.n),
+        }
+        overall |= {"auc": ranked_auc(p.ranked, weights)[0], "ece": error[0]}
     # A diverged model still has an argmax: make all its metrics undefined, so that it cannot win.
-    diverged = (p.diverged & (weights > 0)).any()
     measured = Measured(rates.rates_of(counts), group, overall)
-    measured = jax.tree.map(lambda value: jnp.where(diverged, jnp.nan, value), measured)
+    measured = jax.tree.map(lambda value: jnp.where(diverged.any(), jnp.nan, value), measured)
+    measured.group["n_diverged"] = num_diverged
     return with_counts(measured, counts)
 
 
@@ -198,9 +245,6 @@ def tabulate(measured: Measured) -> dict[str, jax.Array]:
         **group,
         "worst_group_accuracy": group_min(group["group_accuracy"]),
         "accuracy_gap": rate_difference(group["group_accuracy"]),
-        "worst_group_auc": group_min(group["group_auc"]),
-        "auc_gap": rate_difference(group["group_auc"]),
-        "max_group_loss": group_max(group["group_loss"]),
         "equal_opportunity_difference": rates.equal_opportunity_difference(given),
         "equal_opportunity_deviation": rates.equal_opportunity_deviation(given),
         "equalized_odds_difference": rates.equalized_odds_difference(given),
@@ -208,30 +252,46 @@ def tabulate(measured: Measured) -> dict[str, jax.Array]:
         "demographic_parity_difference": rates.demographic_parity_difference(given),
         "demographic_parity_deviation": rates.demographic_parity_deviation(given),
     }
+    if "group_auc" in group:
+        metrics |= {
+            "worst_group_auc": group_min(group["group_auc"]),
+            "auc_gap": rate_difference(group["group_auc"]),
+            "max_group_loss": group_max(group["group_loss"]),
+        }
     return metrics | {"n": given.n, "n_per_label": given.per_label}
 
 
 def fairness_metrics(
-    logits: Float[Array, "N K"],
+    logits: Logits | None = None,
     *,
-    labels: Int[Array, " N"],
-    group: Int[Array, " N"],
+    probs: Probs | None = None,
+    preds: Ids | None = None,
+    labels: Ids,
+    group: Ids,
     num_groups: int,
+    num_classes: int | None = None,
     weights: Weights | None = None,
 ) -> dict[str, jax.Array]:
     """Accuracy, ranking, calibration and fairness of one model on one whole split.
 
+    Give what the model gave, exactly one of logits, probabilities and predictions; of predictions
+    alone there is no AUC, loss or calibration error, and their entries are left out.
+
     Predictions are the largest logit; AUC scores are the logit difference for two classes, the
     softmax of each class against the rest for more. Undefined values are nan and never counted as
-    fair: a group lacking what a rate needs is left out of gaps, `undefined` names it, and logits
-    that hold nan or inf make every metric nan.
+    fair: a group lacking what a rate needs is left out of gaps, `undefined` names it. A row whose
+    logits hold nan, inf or nothing but -inf makes every metric nan; -inf beside a finite logit is
+    a probability of 0, and the loss inf where that is the label's.
 
     Args:
-      logits: float `[N, K]`, K >= 2. Under vmap, a population's `[P, N, K]` is sorted once per
-        candidate, whatever the number of groups.
+      logits: float `[N, K]`, K >= 2; NumPy's float64 is ranked as such. Under vmap, a
+        population's `[P, N, K]` is sorted once per candidate, whatever the number of groups.
+      probs: float `[N]`, the probability of class 1, or `[N, K]`, of every class.
+      preds: int `[N]` in `[0, K)`.
       labels: int `[N]` in `[0, K)`.
       group: int `[N]` in `[0, G)`.
       num_groups: G.
+      num_classes: K of `preds`, 2 if None.
       weights: float `[N]`, 0 for padding; ones if None.
 
     Returns:
@@ -240,144 +300,33 @@ def fairness_metrics(
       `max_group_loss` (nats) and the `_difference` (largest gap between two groups) and
       `_deviation` (largest distance from the pooled rate) of `equal_opportunity`,
       `equalized_odds` and `demographic_parity`; `[G]` `n`, `group_accuracy`, `group_auc`,
-      `group_loss`; `[G, K]` `n_per_label`. Compiled once per shape; safe under jit and vmap.
+      `group_loss`, `n_diverged` (rows that make all nan); `[G, K]` `n_per_label`. Compiled once
+      per shape; safe under jit and vmap.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0.
+      ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0; an
+        id that is not traced is out of range, such as labels -1 and 1 or groups 1 and 2 of two;
+        `logits` are probabilities, or `probs` are none.
 
-    >>> logits, labels = jnp.eye(2)[jnp.array([0, 1, 1, 1])], jnp.array([0, 1, 0, 1])
-    >>> group = jnp.array([0, 0, 1, 1])
-    >>> metrics = fairness_metrics(logits, labels=labels, group=group, num_groups=2)
+    >>> preds, labels, group = [0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 1]
+    >>> metrics = fairness_metrics(preds=preds, labels=labels, group=group, num_groups=2)
     >>> float(metrics["accuracy"]), float(metrics["equalized_odds_difference"])
     (0.75, 1.0)
     """
-    check_examples(
-        num_groups=num_groups, logits=logits, labels=labels, group=group, weights=weights
+    scored = preds is None
+    given = logits_of(logits, probs, preds, num_classes=num_classes, weights=weights)
+    _, labels, group, weights = check_examples(
+        num_groups=num_groups, logits=given, labels=labels, group=group, weights=weights
     )
-    return _compiled(logits, labels=labels, group=group, num_groups=num_groups, weights=weights)
+    scores = None
+    if is_wide(given):  # ranked before it becomes float32
+        scores, given = auc_scores(given), device_logits(given)
+    return _compiled(given, scores, labels, group, weights, num_groups=num_groups, scored=scored)
 
 
-@functools.partial(jax.jit, static_argnames="num_groups")
-def _compiled(logits, *, labels, group, num_groups, weights):
+@functools.partial(jax.jit, static_argnames=("num_groups", "scored"))
+def _compiled(logits, scores, labels, group, weights, *, num_groups, scored):
     """`fairness_metrics`; operation by operation it takes half a minute."""
-    return evaluate(prepare(logits, labels=labels, group=group, num_groups=num_groups), weights)
-
-
-def undefined(metrics: Mapping[str, Array], group_names: Sequence[str]) -> list[str]:
-    """Say in plain sentences which metrics are undefined or leave a group out, and why.
-
-    Args:
-      metrics: what `fairness_metrics` returned for one model, on the host or the device.
-      group_names: G names.
-
-    Returns:
-      One sentence per undefined metric and per group that a defined gap leaves out; empty if all
-      is well.
-
-    Raises:
-      ValueError: the number of names is not G.
-    """
-    per_label = np.asarray(metrics["n_per_label"])
-    if len(group_names) != len(per_label):
-        raise ValueError(f"got {len(group_names)} group names for {len(per_label)} groups")
-    sentences = []
-    for metric, value in metrics.items():
-        value = np.asarray(value)
-        lacks = {
-            name: reason
-            for name, cells in zip(group_names, per_label, strict=True)
-            if (reason := _what_is_missing(metric, cells))
-        }
-        named = "; ".join(f"group '{name}' has {reason}" for name, reason in lacks.items())
-        if value.ndim == 0 and np.isnan(value):
-            sentences.append(f"{metric} undefined: {named or 'the logits hold nan or inf'}")
-        elif value.ndim == 0 and named and metric.endswith(("_difference", "_deviation", "_gap")):
-            sentences.append(f"{metric} leaves out: {named}")
-        elif value.ndim == 1:
-            sentences += [
-                f"{metric} of '{name}' undefined: {lacks.get(name, 'the logits hold nan or inf')}"
-                for name, entry in zip(group_names, value, strict=True)
-                if np.isnan(entry)
-            ]
-    return sentences
-
-
-def _what_is_missing(metric: str, cells: np.ndarray) -> str:
-    """Why a group with `cells [K]` examples per label cannot define `metric`; "" if it can."""
-    absent = np.flatnonzero(cells == 0)
-    if len(absent) == len(cells):
-        return "no examples"
-    needs_labels = metric.startswith(("equal", "auc", "group_auc", "worst_group_auc"))
-    if not needs_labels or not len(absent):
-        return ""
-    if len(cells) > 2:
-        return f"no examples of {len(absent)} of {len(cells)} classes"
-    if 1 in absent:
-        return "no positives"
-    return "" if metric.startswith("equal_opportunity") else "no negatives"
-
-
-def small_cells(
-    metrics: Mapping[str, Array], group_names: Sequence[str], label_names: Sequence[str] = ()
-) -> list[str]:
-    """Say which gaps and worst groups rest on a cell of fewer than `FEW` examples.
-
-    Args:
-      metrics: what `fairness_metrics` returned for one model, on the host or the device.
-      group_names: G names.
-      label_names: K names, used where K > 2; numbers if empty.
-
-    Returns:
-      At most one sentence for each kind of cell, naming all metrics that rest on it; empty cells
-      are left to `undefined`.
-
-    Raises:
-      ValueError: the number of names is not G.
-
-    >>> metrics = {"auc_gap": np.array(0.1), "n_per_label": np.array([[90.0, 12.0], [80.0, 70.0]])}
-    >>> small_cells(metrics, ["dark", "light"])
-    ["auc_gap rests on few examples: 12 positives of 'dark'"]
-    """
-    per_label = np.asarray(metrics["n_per_label"])
-    if len(group_names) != len(per_label):
-        raise ValueError(f"got {len(group_names)} group names for {len(per_label)} groups")
-    num_classes = per_label.shape[1]
-    kinds = {"examples": per_label.sum(1)[:, None]}
-    if num_classes == 2:
-        kinds |= {"positives": per_label[:, 1:], "negatives": per_label[:, :1]}
-    else:
-        kinds |= {"labels": per_label}
-    sentences = []
-    for kind, cells in kinds.items():
-        resting = dict.fromkeys(
-            name.removesuffix("_difference").removesuffix("_deviation")
-            for name, value in metrics.items()
-            if np.ndim(value) == 0 and kind in _rests_on(name, num_classes)
-        )
-        few = [
-            f"{cells[g, k]:.0f} {_cell_name(kind, int(k), label_names)} of '{group_names[g]}'"
-            for g, k in np.argwhere((cells > 0) & (cells < FEW))
-        ]
-        if resting and few:
-            more = f" and {len(few) - _NAMED} more cells" if len(few) > _NAMED else ""
-            verb = "rest" if len(resting) > 1 else "rests"
-            named = f"{', '.join(few[:_NAMED])}{more}"
-            sentences.append(f"{', '.join(resting)} {verb} on few examples: {named}")
-    return sentences
-
-
-def _rests_on(metric: str, num_classes: int) -> tuple[str, ...]:
-    """The kinds of cells whose examples decide a gap or a worst group; () for other metrics."""
-    if metric.startswith(("accuracy_gap", "worst_group_acc", "max_group", "demographic", "dp_")):
-        return ("examples",)
-    if not metric.startswith(("equal", "auc_gap", "worst_group_auc", "eopp", "eodd")):
-        return ()
-    if num_classes > 2:
-        return ("labels",)
-    return ("positives",) if metric.startswith("equal_opp") else ("positives", "negatives")
-
-
-def _cell_name(kind: str, k: int, label_names: Sequence[str]) -> str:
-    if kind != "labels":
-        return kind
-    return f"with label '{label_names[k]}'" if label_names else f"with label {k}"
+    scores = auc_scores(logits) if scores is None else scores
+    prepared = prepare_scored(device_logits(logits), scores, labels, group, num_groups, scored)
+    return evaluate(prepared, weights)

@@ -40,7 +40,7 @@ def lines(panels: Mapping[str, Mapping[str, Any]], *, x_label: str) -> str:
             axis.remove()
         for axis, (title, series) in zip(axes, panels.items(), strict=False):
             for name, values in series.items():
-                name = _shown(name)
+                name = shown_name(name)
                 values = np.atleast_2d(np.asarray(values))
                 steps = np.arange(1, values.shape[1] + 1)
                 (line,) = axis.plot(steps, values.mean(0), label=name, linewidth=1.2)
@@ -66,13 +66,15 @@ def trade_off(
         axis = canvas.subplots()
         for name, (x, y) in points.items():
             if math.isfinite(x) and math.isfinite(y):
-                axis.scatter([x], [y], s=28, marker="s" if "@" in name else "o", label=_shown(name))
+                axis.scatter(
+                    [x], [y], s=28, marker="s" if "@" in name else "o", label=shown_name(name)
+                )
         axis.set(xlabel=x_label, ylabel=y_label, title=title)
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return figure(draw, size=(7.0, 3.6))
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """A name as Matplotlib's legends show it: one that begins with "_" would be left out."""
     return f" {name}" if name.startswith("_") else name

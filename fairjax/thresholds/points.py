@@ -147,8 +147,6 @@ def check(
         raise ValueError(f"scores must be [..., N] with no axis of length 0, got {scores.shape}")
     one = scores[(0,) * (scores.ndim - 1)]
     check_examples(num_groups=num_groups, scores=one, labels=labels, group=group)
-    for name, ids, count in (("labels", labels, 2), ("group", group, num_groups)):
-        check_ids(name, ids, count)
     if not isinstance(scores, Tracer):
         wrong = int(np.sum(~np.isfinite(np.asarray(scores, np.float32)).all(-1)))
         if wrong:

@@ -1,0 +1,285 @@
+"""An audit of predictions, whoever made them: rates by group, calibration, ROC, thresholds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fairjax import thresholds
+from fairjax.data.csvfile import read_csv
+from fairjax.data.values import canonical
+from fairjax.metrics import GroupTable, group_table, name_groups
+from fairjax.metrics.counts import Ids
+from fairjax.metrics.group_table import number_and_span
+from fairjax.metrics.outputs import Logits, Probs, logits_of
+
+CRITERIA = ("demographic_parity", "equal_opportunity", "equalized_odds")
+NUM_BINS = 10
+FRONTIER_ROWS = 10_000  # that thresholds are chosen on; more cost seconds and change little
+_CURVE = 200  # points of a ROC curve that are kept
+
+
+class Audit(NamedTuple):
+    """What was found, as arrays of NumPy."""
+
+    table: GroupTable
+    calibration: dict[str, np.ndarray]
+    """Group -> `[NUM_BINS, 3]`: mean predicted probability of class 1, share of positives, n; nan
+    where a bin is empty. Empty for predictions without scores, as the next two."""
+    roc: dict[str, np.ndarray]
+    """Group -> `[points, 2]`: false- and true-positive rate as the threshold falls."""
+    frontier: dict[str, thresholds.GroupThresholds]
+    """Criterion -> the best accuracy at each bound of its gap, with a threshold for each group's
+    log-odds; chosen and judged on the same examples."""
+    notes: tuple[str, ...]
+
+
+def audit(
+    labels: Ids,
+    *,
+    preds: Ids | None = None,
+    probs: Probs | None = None,
+    logits: Logits | None = None,
+    sensitive_features: Any,
+    num_replicates: int = 2000,
+    max_gaps: Sequence[float] = tuple(np.linspace(0.0, 0.2, 11)),
+    seed: int = 0,
+) -> Audit:
+    """Everything that can be said of predictions by group, for a model trained anywhere.
+
+    Args:
+      labels: int `[N]`, 0 or 1, on examples that the model was not trained on.
+      preds: int `[N]`, 0 or 1; or
+      probs: float `[N]` or `[N, 2]`; or
+      logits: float `[N, 2]`: exactly one of the three.
+      sensitive_features: values `[N]`, or columns of them whose intersections are the groups, such
+        as `frame[["sex", "age_band"]]`; see `metrics.name_groups`.
+      num_replicates: of the bootstrap.
+      max_gaps: bounds in [0, 1] of the frontier.
+      seed: of the bootstrap, and of the rows that the frontier is drawn on.
+
+    Returns:
+      Audit.
+
+    Raises:
+      ValueError: as `metrics.group_table`; fewer than two groups.
+
+    >>> found = audit([1, 0, 1, 0], preds=[1, 0, 0, 0], sensitive_features=list("aabb"))
+    >>> print(found.table.gaps["accuracy_gap"].estimate)
+    0.5
+    """
+    table = group_table(
+        labels,
+        preds=preds,
+        probs=probs,
+        logits=logits,
+        sensitive_features=sensitive_features,
+        num_replicates=num_replicates,
+        seed=seed,
+    )
+    first, *others = table.groups
+    if len(others) < 2:
+        raise ValueError(f"an audit compares groups, all examples are {first!r}")
+    if preds is not None:
+        note = "Predictions alone have no AUC, calibration, ROC and thresholds: give scores."
+        return Audit(table, {}, {}, {}, (*table.notes, note))
+    values = np.asarray(logits_of(logits, probs, num_classes=2, weights=None), np.float64)
+    labels, group = np.asarray(labels), name_groups(sensitive_features).ids
+    scores = np.clip(values[:, 1] - values[:, 0], -1e3, 1e3)  # thresholds need finite ones
+    by_group = {name: group == g for g, name in enumerate(table.groups[:-1])}
+    frontier, notes = _frontier(scores, labels, group, table, np.asarray(max_gaps), seed)
+    return Audit(
+        table,
+        {name: _calibration(scores[own], labels[own]) for name, own in by_group.items()},
+        {name: _roc(scores[own], labels[own]) for name, own in by_group.items()},
+        frontier,
+        (*table.notes, *notes),
+    )
+
+
+def _calibration(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Reliability of the probability of class 1 in equal bins."""
+    probs = 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
+    bins = np.minimum((probs * NUM_BINS).astype(int), NUM_BINS - 1)
+    n = np.bincount(bins, minlength=NUM_BINS)
+    sums = [np.bincount(bins, values, NUM_BINS) for values in (probs, labels)]
+    with np.errstate(invalid="ignore"):
+        return np.stack([*(each / n for each in sums), n], axis=1)
+
+
+def _roc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """False- and true-positive rates; nan where the group lacks a class."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    hits = np.cumsum(labels[order])[last]
+    rates = np.stack([last + 1 - hits, hits], axis=1).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        rates = np.concatenate([np.zeros((1, 2)), rates]) / rates[-1]
+    kept = np.unique(np.linspace(0, len(rates) - 1, _CURVE).astype(int))
+    return rates[kept]
+
+
+def _frontier(scores, labels, group, table: GroupTable, max_gaps, seed):
+    """The frontier of each criterion, and notes on what it leaves out."""
+    rows, notes = np.arange(len(labels)), ["Thresholds were chosen and judged on the same rows."]
+    if len(rows) > FRONTIER_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, FRONTIER_ROWS, replace=False))
+        notes.append(f"Thresholds were chosen on {FRONTIER_ROWS:,} of {len(labels):,} rows.")
+    num_groups = len(table.groups) - 1
+    cells = np.bincount(group[rows] * 2 + labels[rows], minlength=2 * num_groups).reshape(-1, 2)
+    usable = np.flatnonzero(cells.min(1) > 0)
+    if len(usable) < num_groups:
+        lost = ", ".join(repr(table.groups[g]) for g in np.flatnonzero(cells.min(1) == 0))
+        notes.append(f"Thresholds leave out groups that lack a class: {lost}.")
+        rows = rows[np.isin(group[rows], usable)]
+    if len(usable) < 2:
+        return {}, notes[1:]
+    found = {
+        criterion: thresholds.frontier(
+            scores[rows].astype(np.float32),
+            labels=labels[rows].astype(np.int32),
+            group=np.searchsorted(usable, group[rows]).astype(np.int32),
+            num_groups=len(usable),
+            criterion=criterion,
+            max_gaps=max_gaps.astype(np.float32),
+        )
+        for criterion in CRITERIA
+    }
+    found = jax.device_get(found)
+    return found, notes
+
+
+class Predictions(NamedTuple):
+    """What a file of predictions holds, as arguments of `audit`."""
+
+    arguments: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_predictions(
+    path: str | Path,
+    *,
+    label: str,
+    sensitive: Sequence[str],
+    score: str | None = None,
+    pred: str | None = None,
+    positive: str | None = None,
+    log_odds: bool = False,
+) -> Predictions:
+    """Read predictions for `audit` from a CSV file; rows that lack a value are left out and noted.
+
+    Args:
+      path: the file, with a header.
+      label: column of the truth, 0 and 1 (or -1 and 1), or two values of which `positive` is one.
+      sensitive: columns of groups.
+      score: column of probabilities of the positive class; or
+      pred: column of predictions, written as the labels are.
+      positive: the value of `label` that is class 1.
+      log_odds: the scores are log-odds.
+
+    Returns:
+      Predictions.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a column is absent or holds something else, or not exactly one of `score` and
+        `pred` is given.
+    """
+    if (score is None) == (pred is None):
+        raise ValueError("give a column of scores or of predictions, exactly one of them")
+    if not sensitive:
+        raise ValueError("name at least one sensitive column")
+    table = read_csv(path)
+    given = score if pred is None else pred
+    needed = dict.fromkeys([label, str(given), *sensitive])
+    table.require(needed)
+    kept = np.flatnonzero(np.all([table.columns[name].codes >= 0 for name in needed], axis=0))
+    if not len(kept):
+        raise ValueError(f"{path}: no row has all of {', '.join(needed)}")
+    notes = []
+    if lost := len(table) - len(kept):
+        counts = {name: int((table.columns[name].codes < 0).sum()) for name in needed}
+        told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        notes = [f"Left out {lost} of {len(table)} rows with missing values ({told})."]
+    text = {
+        name: np.array(table.columns[name].values, object)[table.columns[name].codes[kept]]
+        for name in needed
+    }
+    labels, positive = _binary(text[label], label, positive, path)
+    notes.append(f"Class 1 is {label} = {positive}.")
+    arguments: dict[str, Any] = {"labels": labels}
+    if pred is not None:
+        arguments["preds"] = _binary(text[pred], pred, positive, path)[0]
+    else:
+        numbers = _numbers(text[str(score)], str(score), path)
+        if log_odds:
+            arguments["logits"] = np.stack([np.zeros_like(numbers), numbers], axis=1)
+        elif numbers.min() >= 0 and numbers.max() <= 1:
+            arguments["probs"] = numbers
+        else:
+            raise ValueError(
+                f"{path}: {score} holds {numbers.min():g} to {numbers.max():g}, expected "
+                "probabilities; say so if these are log-odds (--log-odds), or give predictions"
+            )
+    arguments["sensitive_features"] = {name: text[name] for name in sensitive}
+    return Predictions(arguments, tuple(notes))
+
+
+def _binary(cells: np.ndarray, name: str, positive: str | None, path) -> tuple[np.ndarray, str]:
+    """0 and 1 for a column of two values, and which of them is 1."""
+    values = {value: canonical(value) for value in dict.fromkeys(cells)}
+    found = sorted(set(values.values()))
+    if positive is None and set(found) <= {"0", "1"} or set(found) <= {"-1", "1"}:
+        positive = "1" if positive is None else positive
+    shown = ", ".join(map(repr, found[:6])) + (", ..." if len(found) > 6 else "")
+    if positive is None:
+        raise ValueError(f"{path}: {name} holds {shown}; say which value is class 1 (--positive)")
+    positive = canonical(positive)
+    if len(found) > 2 or (len(found) == 2 and positive not in found):
+        raise ValueError(
+            f"{path}: {name} must hold {positive!r} and one other value, found {shown}"
+        )
+    return np.array([values[cell] == positive for cell in cells]).astype(np.int64), positive
+
+
+def _numbers(cells: np.ndarray, name: str, path) -> np.ndarray:
+    """A column of finite numbers."""
+    try:
+        numbers = np.array([float(cell) for cell in cells])
+    except ValueError as error:
+        raise ValueError(f"{path}: {name} must hold numbers: {error}") from None
+    if not np.isfinite(numbers).all():
+        raise ValueError(
+            f"{path}: {name} must hold finite numbers, got {cells[~np.isfinite(numbers)][0]!r}"
+        )
+    return numbers
+
+
+def answer(found: Audit) -> str:
+    """What came out, one sentence: the largest gaps with their intervals."""
+    told = []
+    for name in ("demographic_parity_difference", "equalized_odds_difference", "worst_group_auc"):
+        if name in found.table.gaps:
+            told.append(f"{name} {' '.join(number_and_span(*found.table.gaps[name]))}")
+    everyone = found.table.rates["accuracy"]
+    accuracy = " ".join(number_and_span(*(values[-1] for values in everyone)))
+    return f"Accuracy {accuracy}; {'; '.join(told)} (95 % intervals)."
+
+
+def card(found: Audit, name: str, command: str) -> str:
+    """A model card in Markdown: what was audited, the table by group, gaps, and what to know."""
+    gaps = [
+        f"| {gap} | {' '.join(number_and_span(*values))} |"
+        for gap, values in found.table.gaps.items()
+    ]
+    notes = "\n".join(f"- {note}" for note in found.notes) or "- none"
+    lines = "\n".join(["| disparity | value, 95 % interval |", "| --- | --- |", *gaps])
+    return (
+        f"# Audit of {name}\n\n{answer(found)}\n\n## By group\n\n{found.table.to_markdown()}\n\n"
+        f"## Between groups\n\n{lines}\n\n## Notes\n\n{notes}\n\n"
+        f"## Made by\n\n```\n{command}\n```\n\nIntervals are of the examples in the file: they say "
+        "nothing about people who are not like them. A gap is no verdict; whether it is harm "
+        "depends on what the prediction is for.\n"
+    )

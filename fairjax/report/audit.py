@@ -1,0 +1,76 @@
+"""Figures of an audit, as SVG."""
+
+from typing import Any
+
+import numpy as np
+
+from fairjax.audit import Audit
+from fairjax.report.plots import figure, shown_name
+
+MAX_GROUPS = 12  # lines that can still be told apart
+
+
+def audit_figures(found: Audit) -> dict[str, str]:
+    """Heading -> SVG: sizes and rates of the groups, calibration, ROC, the thresholds' frontier.
+
+    Of more than `MAX_GROUPS` groups the largest ones are drawn as lines.
+    """
+    drawn = {"Rates by group": _rates(found)}
+    largest = sorted(range(len(found.table.groups) - 1), key=lambda g: -found.table.n[g])
+    names = [found.table.groups[g] for g in sorted(largest[:MAX_GROUPS])]
+    if found.calibration:
+        curves = {name: found.calibration[name][:, :2] for name in names}
+        drawn["Calibration by group"] = _curves(
+            curves, "predicted probability", "share of positives"
+        )
+    if found.roc:
+        curves = {name: found.roc[name] for name in names}
+        drawn["ROC by group"] = _curves(curves, "false-positive rate", "true-positive rate")
+    if found.frontier:
+        drawn["Accuracy against disparity with a threshold per group"] = _frontier(found)
+    return drawn
+
+
+def _rates(found: Audit) -> str:
+    """The size of every group and its rates with intervals."""
+    table = found.table
+
+    def draw(canvas: Any) -> None:
+        shown = ["selection_rate", "true_positive_rate", "false_positive_rate", "accuracy"]
+        axes = canvas.subplots(1, len(shown) + 1, sharey=True)
+        place = np.arange(len(table.groups))[::-1]
+        axes[0].barh(place, table.n, color="#9aa7b3")
+        axes[0].set_yticks(place, table.groups, fontsize=8)
+        axes[0].set_title("n", fontsize=9)
+        for axis, name in zip(axes[1:], shown, strict=True):
+            rate = table.rates[name]
+            axis.hlines(place, rate.lower, rate.upper, color="#2f6fb2")
+            axis.plot(rate.estimate, place, "o", color="#2f6fb2", markersize=4)
+            axis.set_xlim(-0.02, 1.02)
+            axis.set_title(name.replace("_", " "), fontsize=9)
+
+    return figure(draw, size=(11.0, 1.2 + 0.3 * len(table.groups)))
+
+
+def _curves(curves: dict[str, np.ndarray], x_label: str, y_label: str) -> str:
+    def draw(canvas: Any) -> None:
+        axis = canvas.subplots()
+        axis.plot([0, 1], [0, 1], ":", color="#9aa7b3")
+        for name, points in curves.items():
+            points = points[~np.isnan(points).any(1)]
+            axis.plot(*points.T, marker="." if len(points) < 20 else None, label=shown_name(name))
+        axis.set(xlabel=x_label, ylabel=y_label)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return figure(draw, size=(7.0, 4.2))
+
+
+def _frontier(found: Audit) -> str:
+    def draw(canvas: Any) -> None:
+        axis = canvas.subplots()
+        for criterion, choice in found.frontier.items():
+            axis.plot(choice.gap, choice.accuracy, marker=".", label=criterion)
+        axis.set(xlabel="gap of the criterion", ylabel="accuracy")
+        axis.legend(fontsize=7)
+
+    return figure(draw, size=(7.0, 3.6))
