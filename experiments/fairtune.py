@@ -214,7 +214,8 @@ def prepare_run(config: Config):
         raise ValueError(f"--first-masks guided goes with tpe or nsga2, not with {config.search}")
     models.find_weights(config.model, config.weights)  # data can take long to read
     recipe = make_recipe(config)
-    run = Run("fairtune", config, out=config.out, resume=config.resume)
+    how = {"out": config.out, "resume": config.resume, "may_grow": ("num_trials",)}
+    run = Run("fairtune", config, **how)
     cli.phase(f"reading {config.data.source}")
     data = load_data(config.data, image_size=config.image_size, augment=config.augment)
     task = Task(config, run, data, *load_network(config, data.num_classes), recipe)
@@ -295,8 +296,7 @@ def search(task: Task) -> Found:
     """Train the candidates of the search, or those that an interrupted run left."""
     config, run = task.config, task.run
     job = make_search(task, first_masks(task))
-    restored = run.restore(job.init()) if config.resume else None
-    rounds, state = (0, None) if restored is None else restored
+    rounds, state = (restore_search(task, job) if config.resume else None) or (0, None)
     run.rewrite_history(row for row in run.history() if row.get("round", np.inf) <= rounds)
     bar, began = cli.progress(config.num_trials, "trials"), time.perf_counter()
     before = 0 if state is None else state.trials.epochs_trained
@@ -315,6 +315,18 @@ def search(task: Task) -> Found:
     cli.phase("compiling the search")
     with bar:
         return job.run(state, on_round)
+
+
+def restore_search(task: Task, job: MaskSearch) -> tuple[int, Any] | None:
+    """The saved search, with room for the trials that were asked for since."""
+    config, run, like = task.config, task.run, job.init()
+    if (had := run.grown.get("num_trials")) is None:
+        return run.restore(like)
+    earlier = task._replace(config=dataclasses.replace(config, num_trials=had))
+    restored = run.restore(make_search(earlier, first_masks(earlier)).init())
+    for path in run.folder.glob("finalist_*"):  # others may be the best now
+        path.unlink()
+    return restored and (restored[0], fairtune.more_trials(restored[1], config.num_trials))
 
 
 def first_masks(task: Task) -> tuple[np.ndarray, ...]:

@@ -146,6 +146,7 @@ class Run:
       config: dataclass; its fields `out`, `resume`, `about` and `track` do not count as settings.
       out: the folder; by default runs/<experiment>-<time>.
       resume: go on with the run in `out`.
+      may_grow: numbers that may be larger than before where it goes on; `grown` has what they were.
 
     Raises:
       ValueError: no run to resume or other settings, a run that is there already, or an `out` that
@@ -156,7 +157,15 @@ class Run:
     current: ClassVar["Run | None"] = None
     """the run that was started last in this process"""
 
-    def __init__(self, experiment: str, config: Any, *, out: Path | None, resume: bool):
+    def __init__(
+        self,
+        experiment: str,
+        config: Any,
+        *,
+        out: Path | None,
+        resume: bool,
+        may_grow: tuple[str, ...] = (),
+    ):
         stamp = time.strftime("%Y%m%d-%H%M%S")
         self.experiment = experiment
         self.folder = Path(out) if out is not None else Path("runs") / f"{experiment}-{stamp}"
@@ -168,6 +177,8 @@ class Run:
         self._track = getattr(config, "track", ())
         check_trackers(self._track)
         self.asked_to_stop = False
+        self.grown: dict[str, Any] = {}
+        self._may_grow = may_grow
         self._out_given, self._resume = out is not None, resume
         self._began = time.perf_counter()
         if resume and out is None:
@@ -192,7 +203,9 @@ class Run:
             raise FolderError(f"--resume: {path} is damaged ({error})") from error
         now = dict(_flat(self.config))
         for name in before | now:
-            if before.get(name) != now.get(name):
+            if name in self._may_grow and before.get(name, np.inf) < now[name]:
+                self.grown[name] = before[name]
+            elif before.get(name) != now.get(name):
                 raise ValueError(
                     f"--resume: --{name.replace('_', '-')} was {before.get(name)!r} in "
                     f"{self.folder}, now {now.get(name)!r}; resume with the same settings"
@@ -205,9 +218,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"cannot make {self.folder}: {error.strerror}") from error
-        if not self._resume:
+        if not self._resume or self.grown:
             write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2) + "\n")
-        elif (self.folder / "history.jsonl").exists():
+        if self._resume and (self.folder / "history.jsonl").exists():
             self.rewrite_history(self.history())  # without a last line that a kill cut short
         where = self.folder, self.experiment, dict(_flat(self.config))
         self.writers += [make_writer(name, *where) for name in self._track]

@@ -191,6 +191,17 @@ def test_a_guided_start_is_computed_once_and_tried_first(tmp_path, monkeypatch):
     assert computed == [2]  # as many as there are slots
 
 
+def test_a_finished_search_goes_on_to_more_trials_but_not_to_fewer(tmp_path):
+    few = search_in(tmp_path / "run")
+    more = search_in(tmp_path / "run", resume=True, num_trials=6)
+    for field in ("masks", "learning_rates", "status", "values"):
+        np.testing.assert_array_equal(getattr(more, field)[: len(few.status)], getattr(few, field))
+    assert len(more.status) == 6 and more.num_ended == 6
+    assert json.loads((tmp_path / "run/config.json").read_text())["num_trials"] == 6
+    with pytest.raises(ValueError, match="--num-trials was 6 .* now 5"):
+        search_in(tmp_path / "run", resume=True, num_trials=5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -48,4 +48,5 @@ from fairjax.fairtune.trials import best_trials as best_trials
 from fairjax.fairtune.tune import Measured as Measured
 from fairjax.fairtune.tune import TuneState as TuneState
 from fairjax.fairtune.tune import init_tune as init_tune
+from fairjax.fairtune.tune import more_trials as more_trials
 from fairjax.fairtune.tune import tune as tune

@@ -1,10 +1,10 @@
 """Everything a search knows of its trials, as arrays."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fairjax.fairtune.search import Search
 from fairjax.metrics import pareto_front
 
 UNUSED, RUNNING, REPEATED, COMPLETE, STOPPED, FAILED = range(6)
@@ -109,7 +109,8 @@ def best_masks(trials: Trials) -> np.ndarray:
 
 def no_trials(
     num_trials: int,
-    search: Search,
+    num_units: int,
+    maximize: Sequence[bool] | np.ndarray,
     num_rungs: int,
     *,
     num_replicates: int,
@@ -118,10 +119,10 @@ def no_trials(
 ) -> Trials:
     """Before the first is asked for."""
     integers = np.zeros(num_trials, np.int32)
-    num_objectives = len(search.maximize)
+    num_objectives = len(maximize)
     return Trials(
         numbers=integers - 1,
-        masks=np.zeros((num_trials, search.num_units), bool),
+        masks=np.zeros((num_trials, num_units), bool),
         learning_rates=np.zeros(num_trials, np.float32),
         status=integers + UNUSED,
         same_as=integers - 1,
@@ -130,7 +131,7 @@ def no_trials(
         replicates=np.full((num_trials, num_replicates), np.nan, np.float32),
         drawn=np.full((num_trials, num_replicates, 2, num_draws), np.nan, np.float32),
         rung_values=np.full((num_trials, num_rungs), np.nan, np.float32),
-        maximize=np.array(search.maximize, bool),
+        maximize=np.array(maximize, bool),
         num_runs=np.array(num_runs, np.int32),
     )
 

@@ -98,8 +98,33 @@ def init_tune(
     if rungs.races and not num_draws:
         raise ValueError("a race needs num_draws, got 0")
     sizes = {"num_replicates": num_replicates, "num_draws": num_draws, "num_runs": num_runs}
-    trials = no_trials(num_trials, search, num_rungs, **sizes)
+    trials = no_trials(num_trials, search.num_units, search.maximize, num_rungs, **sizes)
     return TuneState(search.init(seed), trials, rungs, np.full(num_slots, -1, np.int32), population)
+
+
+def more_trials(state: TuneState, num_trials: int) -> TuneState:
+    """A search that goes on to more trials in all, finished or not; the given state stays as it is.
+
+    Raises:
+      ValueError: fewer trials than it has.
+    """
+    have = len(state.trials.status)
+    if num_trials < have:
+        raise ValueError(f"num_trials must be at least the {have} that there are, got {num_trials}")
+    fresh = no_trials(
+        num_trials - have,
+        len(state.trials.masks[0]),
+        state.trials.maximize,
+        len(state.trials.rung_values[0]),
+        num_replicates=state.trials.drawn.shape[1],
+        num_draws=state.trials.drawn.shape[3],
+        num_runs=int(state.trials.num_runs),
+    )
+    joined = {
+        name: old if name in ("maximize", "num_runs") else np.concatenate([old, new])
+        for name, old, new in zip(Trials._fields, state.trials, fresh, strict=True)
+    }
+    return state._replace(trials=Trials(**joined))
 
 
 def tune(
