@@ -398,6 +398,10 @@ def run_all(task: Task) -> None:
         answer=fairbatch_sentence(by_row, data.name),
         shown=SHOWN,
         splits=task.splits,
+        network=(
+            "`models.safetensors` holds the weights of all rows as `row/name`, the leading axis "
+            "splits x seeds; `--pretrained` goes on from the row `plain`."
+        ),
         figures=fairbatch_figures(run.history(), by_row, config.criteria, data),
         legend=(
             "diff: largest gap between two groups; dev: largest distance of a group from the "

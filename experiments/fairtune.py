@@ -289,6 +289,12 @@ def run_all(task: Task) -> None:
         answer=search_sentence(by_row, data.name),
         shown=("percent_trained", *COMPARED),
         figures=search_figures(found, logits, data),
+        network=(
+            f"`fairtune.safetensors`, a {config.model} tuned with the found mask (`mask.json`; of "
+            "the first seed), in timm's names: `fairjax.models.load_weights(path, "
+            f"image_model({config.model!r}, {data.num_classes}, image_size={config.image_size}), "
+            "key)`."
+        ),
     )
 
 

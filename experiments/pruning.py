@@ -28,6 +28,7 @@ from experiments.tracking import Tracker
 from fairjax import pruning, report
 from fairjax.data.augment import color_jitter, compose, cutout, random_affine, random_flip
 from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights, save_weights
+from fairjax.models.torch_card import OPEN_IN_TORCH
 from fairjax.pruning import Pruned, PruneRounds, PruneState, Score
 from fairjax.report.pruning import pruning_figures, pruning_sentence
 from fairjax.train import Recipe, predict, train_network
@@ -269,6 +270,11 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
         title=f"Sensitive-channel pruning on {data.name}",
         question="Does removing channels that carry the group make the model fairer?",
         answer=pruning_sentence(by_row),
+        network=(
+            f"`pruned.safetensors`, a smaller {config.model} (of the last seed): "
+            f"`load_weights(path, image_model({config.model!r}, {data.num_classes}), key)` of "
+            f"`fairjax.models`, or in PyTorch, in a network of these names,\n\n```python\n{OPEN_IN_TORCH}```"
+        ),
         shown=SHOWN,
         figures=pruning_figures(rounds, base, pruned, run.history(), names=axes, sizes=sizes),
     )

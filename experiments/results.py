@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.cli import phase, say, table
-from experiments.files import load_arrays, replacing, save_arrays
+from experiments.files import load_arrays, replacing, save_arrays, write_atomically
 from experiments.run import Run, data_summary, timed
 from fairjax import metrics, report
 from fairjax.data import Dataset, Splits
@@ -123,10 +123,11 @@ def show(
     answer: str,
     shown: Sequence[str],
     figures: Mapping[str, str],
+    network: str,
     splits: Splits | None = None,
     legend: str = "",
 ) -> None:
-    """Write `summary.json` and `report.html`, print the table, the notes and the answer.
+    """Write summary, page and model card (`README.md`); print the table, notes and the answer.
 
     Args:
       run: the run.
@@ -139,6 +140,7 @@ def show(
       answer: what came out, one sentence.
       shown: metrics of the table.
       figures: heading -> SVG.
+      network: which files of the run hold networks, and how to open them; Markdown.
       splits: of the runs, where they have splits of their own.
       legend: what to know about the columns.
     """
@@ -175,4 +177,14 @@ def show(
                 "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
             },
         )
+    card = report.model_card(
+        summary,
+        title=title,
+        answer=answer,
+        network=network,
+        columns=columns,
+        rows=cells,
+        caption=caption,
+    )
+    write_atomically(run.folder / "README.md", card)
     print(f"\n{answer}\nmeans over {behind}\nresults in {run.folder}, page {page}")

@@ -92,6 +92,7 @@ def test_the_folder_of_a_run_that_was_killed_is_complete_and_agrees(folder):
     assert any("corrected for having been chosen" in note for note in summary["notes"])
     assert summary["results"]["full"]["ci95_vs_full"]["auc"] == [0, 0]
     assert len(summary["results"]["linear"]["per_seed"]["auc"]) == SMOKE.num_seeds
+    assert "`fairtune.safetensors`" in (folder / "README.md").read_text()
     page = (folder / "report.html").read_text()
     assert "What the best trials train" in page and "What decides" in page
 

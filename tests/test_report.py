@@ -171,3 +171,31 @@ def test_a_summary_names_the_cells_that_its_gaps_rest_on_once():
         "auc_gap, equal_opportunity, equalized_odds, worst_group_auc rest on few examples: "
         "14 positives of 'dark'"
     ]
+
+
+def test_a_model_card_names_data_groups_and_intervals_and_no_name_is_markup():
+    summary = {
+        "command": "python -m experiments.fairtune",
+        "data": {
+            "name": "a|b",
+            "fingerprint": "0123",
+            "n": {"train": 4, "test": 2},
+            "groups": {"<b>x</b>": 3, "y_z": 3},
+            "notes": ["dropped # 2"],
+        },
+        "notes": ["chosen"],
+        "versions": {"jax": "0.10.2"},
+    }
+    text = report.model_card(
+        summary,
+        title="A run",
+        answer="It *falls*.",
+        network="`a.safetensors`",
+        columns=["row", "auc"],
+        rows=[[("plain", ""), ("0.9 ± 0.1", "[0.8, 1.0]")]],
+        caption="Mean.",
+    )
+    assert text.startswith("---\nlibrary_name: fairjax\n")
+    assert "| row | auc |\n| --- | --- |\n| plain | 0.9 ± 0.1 \\[0.8, 1.0\\] |" in text
+    assert "Groups: \\<b\\>x\\</b\\> 3, y\\_z 3." in text and "a\\|b" in text
+    assert "- dropped \\# 2\n- chosen" in text and "It \\*falls\\*." in text
