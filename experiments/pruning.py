@@ -273,7 +273,8 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
         network=(
             f"`pruned.safetensors`, a smaller {config.model} (of the last seed): "
             f"`load_weights(path, image_model({config.model!r}, {data.num_classes}), key)` of "
-            f"`fairjax.models`, or in PyTorch, in a network of these names,\n\n```python\n{OPEN_IN_TORCH}```"
+            "`fairjax.models`, or in PyTorch, in a network of these names,"
+            f"\n\n```python\n{OPEN_IN_TORCH}```"
         ),
         shown=SHOWN,
         figures=pruning_figures(rounds, base, pruned, run.history(), names=axes, sizes=sizes),
