@@ -216,3 +216,31 @@ def _bounds(whole: Mapping[str, np.ndarray], deviation: Mapping[str, np.ndarray]
 def _ends(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
     """95 %, nan where a replicate is."""
     return float(np.quantile(low, 0.025)), float(np.quantile(high, 0.975))
+
+
+def rates_of_preds(
+    preds: Integer[np.ndarray, "*axes n"],
+    *,
+    labels: Integer[np.ndarray, " n"],
+    group: Integer[np.ndarray, " n"],
+    num_groups: int,
+) -> dict[str, np.ndarray]:
+    """The metrics of `RateComparison` for any number of networks on the same examples.
+
+    Args:
+      preds: predicted class, 0 or 1.
+      labels: int `[n]`, 0 or 1.
+      group: int `[n]` in `[0, G)`.
+      num_groups: G.
+
+    Returns:
+      name -> float64 `[...]`; nan where no example defines a rate.
+
+    >>> told = rates_of_preds(np.array([0, 1]), labels=np.ones(2, int), group=np.arange(2),
+    ...                       num_groups=2)
+    >>> float(told["equal_opportunity_difference"])
+    1.0
+    """
+    cells = np.eye(2 * num_groups)[labels * num_groups + group]
+    selected = (preds @ cells).reshape(*preds.shape[:-1], 2, num_groups)
+    return _metrics(_rates(selected, cells.sum(0).reshape(2, num_groups)))
