@@ -13,6 +13,7 @@ from experiments.run import timed
 from fairjax.data import Dataset, Splits
 from fairjax.fairbatch import CRITERIA, SIGNALS, fairbatch
 from fairjax.losses import cross_entropy, focal_loss
+from fairjax.metrics.rate_comparison import rates_of_preds
 from fairjax.models import Model
 from fairjax.sampling import (
     BatchSampler,
@@ -25,6 +26,7 @@ from fairjax.sampling import (
 )
 from fairjax.train import (
     Recipe,
+    fit_heads,
     fit_population,
     init_population,
     logits_of_rows,
@@ -34,6 +36,7 @@ from fairjax.train import (
 )
 
 NUM_CALLS = 10  # calls that a training is cut into: the epochs that selection chooses among
+SUBSETS, PENALTIES = 5, (1e-4, 1e-3, 1e-2)  # of last-layer retraining
 METHODS = (
     "plain",
     "class_balanced",
@@ -42,6 +45,7 @@ METHODS = (
     "group_dro",
     "jtt",
     "focal",
+    "dfr",
     "fairbatch",
     "fairbatch@rate",
 )
@@ -129,6 +133,10 @@ def train_methods(
         choices = {name: row for name, row in program.choices.items() if name in wanted}
         if choices:
             found |= _train(setting, program._replace(choices=choices), timing)
+    if "dfr" in wanted and "plain" in found:
+        with timed(timing, "heads_s"):
+            found["dfr"] = _retrain(setting, found["plain"])
+        cli.say("trained dfr")
     return {name: found[name] for name in wanted if name in found}, notes
 
 
@@ -258,3 +266,56 @@ def _start(setting: Setting, program: Program, sampler: BatchSampler, optimizer:
         return init_population(*start, optimizer, sampler, keys=order[number], choices=choices)
 
     return init(keys, order, rows, choices)
+
+
+def _retrain(setting: Setting, plain: Trained) -> Trained:
+    """The last layer of plain training's last epoch, trained anew on balanced rows; E is 1.
+
+    Of every cell as many training rows as the smallest has, drawn `SUBSETS` times, whose heads are
+    averaged; the penalty is that of highest worst-group accuracy on validation.
+    """
+    data, last = setting.data, plain.at(np.full(len(setting.split_of_run), NUM_CALLS - 1))
+    cells = data.labels * data.num_groups + data.group
+    params = jax.tree.map(np.array, last.params)
+    for run, split in enumerate(setting.split_of_run):
+        rows, val = setting.splits.train[split], setting.splits.val[split]
+        weights = _balanced_subsets(cells[rows], SUBSETS, seed=setting.batch_seed + run)
+        network = jax.tree.map(lambda leaf, run=run: leaf[run], last)
+        features = _features(setting.model, network, data.inputs[np.concatenate([rows, val])])
+        heads = fit_heads(
+            features[: len(rows)],
+            data.labels[rows],
+            example_weights=np.tile(weights, (len(PENALTIES), 1)),
+            l2=np.repeat(np.float32(PENALTIES), SUBSETS),
+        )
+        kernel, bias = (
+            np.asarray(leaf).reshape(len(PENALTIES), SUBSETS, -1).mean(1) for leaf in heads[:2]
+        )
+        preds = (kernel @ features[len(rows) :].T + bias > 0).astype(int)
+        ids = {"labels": data.labels[val], "group": data.group[val]}
+        told = rates_of_preds(preds, **ids, num_groups=data.num_groups)
+        best = int(told["worst_group_accuracy"].argmax())
+        # one column of weights stands for the logits [-z, z], two for themselves
+        head, half = params["head"], np.array([-0.5, 0.5])[-params["head"]["bias"].shape[1] :]
+        head["kernel"][run], head["bias"][run] = kernel[best][:, None] * half, bias[best] * half
+    trained = Trained(params, last.batch_stats, last.val)
+    own = setting.splits.val[setting.split_of_run]
+    return jax.tree.map(lambda leaf: leaf[None], trained._replace(val=setting.logits(trained, own)))
+
+
+def _balanced_subsets(cells: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Weights `[count, n]`: 1 for as many rows of each cell as the smallest has, else 0."""
+    generator = np.random.default_rng(seed)
+    present, sizes = np.unique(cells, return_counts=True)
+    weights = np.zeros((count, len(cells)), np.float32)
+    for own in weights:
+        for cell in present:
+            rows = np.flatnonzero(cells == cell)
+            own[generator.choice(rows, sizes.min(), replace=False)] = 1
+    return weights
+
+
+def _features(model: Model, network: Trained, inputs: np.ndarray) -> np.ndarray:
+    """What the last layer sees, `[n, D]`: the inputs, or the last hidden layer after its ReLU."""
+    out = model.apply(network.params, network.batch_stats, jnp.asarray(inputs))[1]
+    return np.maximum(np.asarray(out[list(out)[-1]]), 0) if out else np.asarray(inputs)
