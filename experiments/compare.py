@@ -7,10 +7,10 @@
     python -m experiments.compare tables --tables german.csv:credit:sex law.csv:pass:race
 
 Rows: `plain` (the last epoch) and `plain@best`; balanced sampling, reweighing, group DRO, Just
-Train Twice, focal loss, last-layer retraining (`dfr`), FairBatch by losses and by rates, each at the epoch that `--select` finds
-best on validation; and all of them `+thresholds`: a threshold per group, chosen on validation.
-Changes are paired, against `plain` and against thresholds on `plain` that are as accurate on
-validation as the row. "Worst change": the group that loses most accuracy or recall to the row.
+Train Twice, focal loss, last-layer retraining (`dfr`), FairBatch by losses and by rates, each at
+the epoch that `--select` finds best on validation; and all of them `+thresholds`: a threshold per
+group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
+that are as accurate on validation as the row. "Worst change": the group that loses most.
 """
 
 import dataclasses

@@ -125,14 +125,24 @@ def comparison_sentence(settings: Mapping[str, Results], criterion: str) -> str:
                 interval = result.get(f"ci95_vs_{key}", {}).get(gap, (None, None))
                 if moved(interval) == "falls":
                     names.append(row)
-        than_plain = ", ".join(better["plain"]) or "no row"
-        than_rival = ", ".join(better["rival"]) or "none"
+        others = [row for row in results if row != "plain"]
+        than_plain, than_rival = (_listed(better[key], others) for key in ("plain", "rival"))
         told.append(
             f"On {setting} the {criterion.replace('_', ' ')} gap of plain training, "
             f"{_number(results['plain'][gap])}, clearly falls with {than_plain}; clearly below "
             f"thresholds on plain training at the same accuracy: {than_rival}"
         )
     return ". ".join(told) + ". Intervals are 95 %, one comparison at a time."
+
+
+def _listed(names: Sequence[str], others: Sequence[str]) -> str:
+    """The names, or those that are missing where these are fewer."""
+    missing = [name for name in others if name not in names]
+    if not missing:
+        return "every other row"
+    if len(missing) < len(others) / 2:
+        return f"every other row but {', '.join(missing)}"
+    return ", ".join(name for name in others if name in names) or "no row"
 
 
 def _number(value: float | None) -> str:
