@@ -71,7 +71,7 @@ class Config:
     """which of ten epochs of a run is judged, by validation: nearest to the best accuracy of the
     ten without a gap (dto), or the highest value"""
     cost: cli.Inside = 0.005
-    """accuracy on validation that +thresholds may give up for a smaller gap"""
+    """accuracy that +thresholds may give up on validation, against the best single threshold"""
     num_splits: cli.Count | None = None
     """drawn anew, stratified on (label, group); 10, or 5 where test was given"""
     num_seeds: cli.Count = 2
@@ -338,19 +338,29 @@ def add_thresholds(config: Config, setting: Setting, val, test):
 
         right = lambda preds, labels=data.labels[rows]: (preds == labels).mean(-1)
         own, plain = val_scores[:, runs], plain_val[:, runs]
-        limits = choose(own, min_accuracy=right(own > 0) - config.cost).thresholds
+        limits = choose(own, min_accuracy=common(own, data.labels[rows]) - config.cost).thresholds
         with_own[:, runs] = apply(test_scores[:, runs], limits, tested)
         for accuracy, place in (
             (right(own > 0), rival),
             (right(apply(own, limits, rows)), rival_own),
         ):
-            demanded = np.minimum(right(plain > 0), accuracy)
+            demanded = np.minimum(common(plain, data.labels[rows]), accuracy)
             limits = choose(plain, min_accuracy=demanded).thresholds
             place[:, runs] = apply(plain_test[:, runs], limits, tested)
     without = (test_scores > 0).astype(np.int8)
     after = [f"{name}+thresholds" for name in names]
     rows = dict(zip([*names, *after], [*without, *with_own], strict=True))
     return rows, dict(zip(rows, [*rival, *rival_own], strict=True))
+
+
+def common(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The highest accuracy that one threshold for all groups gives, `[..., m]` -> `[...]`."""
+    order = np.argsort(scores, axis=-1)
+    signs = np.take_along_axis(np.broadcast_to(1 - 2 * labels, scores.shape), order, axis=-1)
+    # class 1 above the threshold: what falls below it turns right or wrong
+    turned = np.maximum(np.cumsum(signs, axis=-1), 0)
+    ties = np.diff(np.take_along_axis(scores, order, axis=-1), axis=-1, append=np.inf) == 0
+    return (labels.sum() + np.where(ties, 0, turned).max(-1)) / len(labels)
 
 
 def judge(config: Config, setting: Setting, preds: list[np.ndarray]) -> RateComparison:

@@ -15,23 +15,25 @@ L2 = np.array([1e-3, 1e-2, 0.1, 1.0, 1e-2], np.float32)
 
 
 def test_heads_are_those_of_scikit_learn_whatever_the_weights_penalty_and_chunks():
-    heads = fit_heads(FEATURES, LABELS, example_weights=WEIGHTS, l2=L2)
-    assert np.asarray(heads.slope).max() < 1e-5
+    heads = fit_heads(FEATURES, LABELS, example_weights=WEIGHTS, l2=L2, tolerance=1e-6)
+    assert np.asarray(heads.slope).max() < 1e-6
     for head, (weights, l2) in enumerate(zip(WEIGHTS, L2, strict=True)):
         theirs = LogisticRegression(C=1 / (l2 * weights.sum()), tol=1e-10, max_iter=10_000)
-        theirs.fit(FEATURES, LABELS, sample_weight=weights)
+        theirs.fit(FEATURES.astype(float), LABELS, sample_weight=weights)
         ours = heads.logits(FEATURES)[head]
         scores = ours[:, 1] - ours[:, 0]
         np.testing.assert_allclose(scores, theirs.decision_function(FEATURES), atol=5e-3)
         np.testing.assert_allclose(heads.kernel[head], theirs.coef_[0], atol=2e-3)
-    chunked = fit_heads(FEATURES, LABELS, example_weights=WEIGHTS, l2=L2, chunk_size=2)
+    chunked = fit_heads(
+        FEATURES, LABELS, example_weights=WEIGHTS, l2=L2, tolerance=1e-6, chunk_size=2
+    )
     np.testing.assert_allclose(chunked.kernel, heads.kernel, atol=1e-3)
 
 
 def test_separable_labels_give_the_finite_head_that_the_penalty_asks_for():
     weights = np.ones((1, 300), np.float32)
     labels = (FEATURES[:, 0] > FEATURES[:, 0].mean()).astype(int)
-    ours = fit_heads(FEATURES, labels, example_weights=weights, l2=1e-3)
+    ours = fit_heads(FEATURES, labels, example_weights=weights, l2=1e-3, tolerance=1e-6)
     theirs = LogisticRegression(C=1 / 0.3, tol=1e-10, max_iter=10_000).fit(FEATURES, labels)
     np.testing.assert_allclose(ours.kernel[0], theirs.coef_[0], rtol=0.02, atol=0.01)
 
