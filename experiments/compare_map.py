@@ -22,7 +22,7 @@ from fairjax import report, thresholds
 from fairjax.data import Dataset, Splits, shortcut_gaussians
 from fairjax.metrics.rate_comparison import rates_of_preds
 from fairjax.models import logistic_regression
-from fairjax.report.maps import as_csv, effect_maps, map_sentence, paired_effects
+from fairjax.report.maps import Effects, as_csv, effect_maps, map_sentence, paired_effects
 from fairjax.train import Recipe
 
 Method = Literal["class_balanced", "group_balanced", "reweighted", "group_dro", "jtt", "focal"]
@@ -225,6 +225,17 @@ def shift(config: MapConfig, setting: Setting, val: np.ndarray, test: np.ndarray
     return preds
 
 
+def by_method(methods: tuple[str, ...], effects: dict[str, Effects]) -> dict[str, Any]:
+    """The `results` of summary.json, `[shares, strengths, sizes]` each."""
+    return {
+        method: {
+            name: {"change": each.change[i], "p": each.p_value[i], "clear": each.clear[i]}
+            for name, each in effects.items()
+        }
+        for i, method in enumerate(methods)
+    }
+
+
 def show(config: MapConfig, run: Run, values: dict[str, np.ndarray], timing) -> None:
     """The picture and its numbers."""
     gap = f"{config.criterion}_difference"
@@ -245,17 +256,6 @@ def show(config: MapConfig, run: Run, values: dict[str, np.ndarray], timing) -> 
     drawn = figures.pop(f"Change of {metric} against plain training")
     figures = {f"Change of {metric} against plain training": drawn, **figures}
     answer = map_sentence(effects[metric], config.methods, metric, good=-1 if metric == gap else 1)
-    results = {
-        method: {
-            name: {
-                "change": effects[name].change[i],
-                "p": effects[name].p_value[i],
-                "clear": effects[name].clear[i],
-            }
-            for name in values
-        }
-        for i, method in enumerate(config.methods)
-    }
     plain = {name: each[0].mean(-1) for name, each in values.items()}
     data = {
         "name": "shortcut_gaussians",
@@ -267,7 +267,12 @@ def show(config: MapConfig, run: Run, values: dict[str, np.ndarray], timing) -> 
         "A change is clear where the paired t-test over the draws stays below 5 % after Benjamini "
         "and Hochberg's correction for all cells and methods of a picture.",
     ]
-    summary = run.finish(data=data, results={"plain": plain, **results}, timing=timing, notes=notes)
+    summary = run.finish(
+        data=data,
+        results={"plain": plain, **by_method(config.methods, effects)},
+        timing=timing,
+        notes=notes,
+    )
     write_atomically(run.folder / "results.csv", as_csv(effects, **axes))
     write_atomically(run.folder / "map.svg", drawn)
     lines = [

@@ -16,6 +16,7 @@ from fairjax.losses import cross_entropy, focal_loss
 from fairjax.metrics.rate_comparison import rates_of_preds
 from fairjax.models import Model
 from fairjax.sampling import (
+    Balance,
     BatchSampler,
     arrange_splits,
     balance_weights,
@@ -174,7 +175,8 @@ def _by_draws(setting: Setting, found: Mapping[str, Trained]) -> Program:
     """class_balanced, group_balanced, jtt: rows are drawn with replacement, by weights."""
     data, train = setting.data, setting.splits.train
     rows: dict[str, dict[str, Any]] = {}
-    for name, over in (("class_balanced", "classes"), ("group_balanced", "cells")):
+    balances: dict[str, Balance] = {"class_balanced": "classes", "group_balanced": "cells"}
+    for name, over in balances.items():
         counts = np.zeros((len(train), data.num_classes, data.num_groups), int)
         for split, own in enumerate(train):
             np.add.at(counts[split], (data.labels[own], data.group[own]), 1)
@@ -222,9 +224,9 @@ def _train(setting: Setting, program: Program, timing: dict[str, float]) -> dict
     with timed(timing, "train_s"):
         for _ in range(NUM_CALLS):
             states = run(states, examples)
-            weights = jax.device_get((states.train.final_params, states.train.batch_stats))
-            val = logits_of_rows(model, *weights, examples.inputs, own)
-            stages.append(Trained(*weights, np.asarray(val)))
+            params, stats = jax.device_get((states.train.final_params, states.train.batch_stats))
+            val = logits_of_rows(model, params, stats, examples.inputs, own)
+            stages.append(Trained(params, stats, np.asarray(val)))
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *stages)
     cli.say(f"trained {', '.join(names)}")
     split = lambda leaf: leaf.reshape(NUM_CALLS, len(names), -1, *leaf.shape[2:])
@@ -261,9 +263,10 @@ def _start(setting: Setting, program: Program, sampler: BatchSampler, optimizer:
 
     @jax.jit
     def init(keys, order, rows, choices):
-        start = jax.tree.map(lambda leaf: leaf[number], jax.vmap(setting.model.init)(keys))
+        params, stats = jax.tree.map(lambda leaf: leaf[number], jax.vmap(setting.model.init)(keys))
         choices |= {"rows": jax.tree.map(lambda leaf: leaf[setting.split_of_run[number]], rows)}
-        return init_population(*start, optimizer, sampler, keys=order[number], choices=choices)
+        how = {"keys": order[number], "choices": choices}
+        return init_population(params, stats, optimizer, sampler, **how)
 
     return init(keys, order, rows, choices)
 
@@ -286,7 +289,7 @@ def _retrain(setting: Setting, plain: Trained) -> Trained:
             features[: len(rows)],
             data.labels[rows],
             example_weights=np.tile(weights, (len(PENALTIES), 1)),
-            l2=np.repeat(np.float32(PENALTIES), SUBSETS),
+            l2=np.repeat(np.array(PENALTIES, np.float32), SUBSETS),
         )
         kernel, bias = (
             np.asarray(leaf).reshape(len(PENALTIES), SUBSETS, -1).mean(1) for leaf in heads[:2]

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from experiments import compare as experiment
-from experiments.compare import PRESETS, Config
+from experiments.compare import PRESETS, Config, MapConfig
 from experiments.data import Data
 from experiments.run import main
 
-SMOKE = PRESETS["smoke"]
+SMOKE, SMOKE_MAP = PRESETS["smoke"], PRESETS["smoke_map"]
+assert isinstance(SMOKE, Config) and isinstance(SMOKE_MAP, MapConfig)
 METHODS = ("plain", "reweighted", "dfr")
 
 
@@ -39,7 +40,7 @@ def finished(tmp_path_factory):
         out=folder / "out",
     )
     experiment.prepare_run(config)()
-    return config, json.loads((config.out / "summary.json").read_text())
+    return config, json.loads((folder / "out" / "summary.json").read_text())
 
 
 def test_rows_of_all_settings_are_in_every_file_and_what_failed_is_named(finished):
@@ -96,14 +97,14 @@ def test_a_resumed_run_reads_what_is_done_and_refuses_other_data(finished, monke
 
 
 def test_the_map_has_every_cell_and_smaller_sets_are_repeated(tmp_path):
-    config = dataclasses.replace(PRESETS["smoke_map"], out=tmp_path / "out")
+    config = dataclasses.replace(SMOKE_MAP, out=tmp_path / "out")
     experiment.prepare_run(config)()
     lines = list(csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines()))
     assert len(lines) == 3 * 2 * 2  # metrics, methods, sizes
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     for line in lines:
         change = summary["results"][line["method"]][line["metric"]]["change"]
-        place = config.sizes.index(int(line["size"]))
+        place = SMOKE_MAP.sizes.index(int(line["size"]))
         assert np.isclose(float(line["change"]), change[0][0][place])
         assert float(line["low"]) <= float(line["change"]) <= float(line["high"])
     assert (tmp_path / "out/map.svg").read_text().count("<svg") == 1
@@ -112,7 +113,7 @@ def test_the_map_has_every_cell_and_smaller_sets_are_repeated(tmp_path):
 def test_a_small_set_of_the_map_holds_its_rows_equally_often():
     from experiments.compare_map import make_column
 
-    setting = make_column(PRESETS["smoke_map"], 0.2, 1.0)
+    setting = make_column(SMOKE_MAP, 0.2, 1.0)
     data, splits = setting.data, setting.splits
     assert splits.train.shape == (4, 100) and splits.test.shape == (4, 2000)
     small, large = splits.train[0], splits.train[2]

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Samplers that know groups: what they draw and weigh, and group DRO against the published loop."""
 
 from typing import Any

@@ -30,6 +30,7 @@ from fairjax.sampling.protocol import arrange_splits as arrange_splits
 from fairjax.sampling.protocol import check_batch_size as check_batch_size
 from fairjax.sampling.protocol import check_ids as check_ids
 from fairjax.sampling.protocol import own_rows as own_rows
+from fairjax.sampling.weighted import Balance as Balance
 from fairjax.sampling.weighted import WeightedState as WeightedState
 from fairjax.sampling.weighted import balance_weights as balance_weights
 from fairjax.sampling.weighted import group_balanced as group_balanced
