@@ -1,10 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 
-from fairjax.losses import cross_entropy, predictions, soft_nearest_neighbor_loss
+from fairjax.losses import cross_entropy, focal_loss, predictions, soft_nearest_neighbor_loss
+from fairjax.models import logistic_regression
+from fairjax.train import Batch, init_train, make_step
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +53,36 @@ def test_numpy_and_jax_arrays_give_the_same_loss():
     weights = np.linspace(1, 2, 12, dtype=np.float32)
     ours = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), class_weights=weights)
     np.testing.assert_allclose(cross_entropy(logits, labels, class_weights=weights), ours)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_is_the_published_formula_and_has_a_slope_everywhere(gamma):
+    logits = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32) * 4
+    logits[0] = [60, -60, 0]  # as sure as float32 can be
+    labels = jnp.asarray(np.arange(30) % 3)
+    p = np.exp(logits.astype(np.float64))
+    p = (p / p.sum(1, keepdims=True))[np.arange(30), labels]
+    found = focal_loss(jnp.asarray(logits), labels, gamma=gamma)
+    np.testing.assert_allclose(found, (1 - p) ** gamma * -np.log(p), rtol=2e-5, atol=5e-7)
+    slope = jax.grad(lambda x: focal_loss(x, labels, gamma=gamma).sum())(jnp.asarray(logits))
+    assert np.isfinite(slope).all()
+    several = jax.vmap(lambda g: focal_loss(jnp.asarray(logits), labels, gamma=g))
+    np.testing.assert_allclose(several(jnp.array([gamma, 1.0]))[0], found, rtol=1e-6)
+
+
+def test_focal_loss_refuses_powers_below_zero():
+    with pytest.raises(ValueError, match="gamma must be a number of at least 0, got -1"):
+        focal_loss(jnp.zeros((2, 2)), jnp.zeros(2, int), gamma=-1.0)
+
+
+def test_a_step_takes_another_loss_and_no_smoothing_that_it_would_ignore():
+    net, sgd = logistic_regression(3), optax.sgd(0.5)
+    batch = Batch(jnp.eye(3), jnp.array([0, 1, 1]), jnp.zeros(3, int), jnp.array([1.0, 2.0, 0.0]))
+    loss_fn = functools.partial(focal_loss, gamma=2.0)
+    state = init_train(net, sgd, jax.random.key(0))
+    step = make_step(net, sgd, loss_fn=loss_fn)
+    logits = net.apply(state.params, {}, batch.inputs)[0]
+    each = focal_loss(logits, batch.labels, gamma=2.0)
+    np.testing.assert_allclose(step(state, batch, None)[1]["loss"], each @ batch.weights / 3)
+    with pytest.raises(ValueError, match="are those of cross_entropy"):
+        make_step(net, sgd, loss_fn=loss_fn, label_smoothing=0.1)

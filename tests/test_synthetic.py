@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fairjax.data import synthetic_gaussians
+from fairjax.data import shortcut_gaussians, synthetic_gaussians
 
 
 def test_classes_have_the_means_and_covariances_of_the_recipe():
@@ -68,3 +68,28 @@ def test_same_key_same_data_other_key_other_data():
 def test_empty_split_is_refused():
     with pytest.raises(ValueError, match="at least 1, got \\(100, 0, 1000\\)"):
         synthetic_gaussians(jax.random.key(0), 100, num_val=0)
+
+
+def test_the_shortcut_helps_the_majority_misleads_the_minority_and_test_labels_are_clean():
+    sizes = {"num_val": 4000, "num_test": 20_000}
+    data = shortcut_gaussians(
+        jax.random.key(1), 4000, minority=0.25, strength=1.5, label_noise=0.2, **sizes
+    )
+    for split, share in (("train", 0.2), ("test", 0.0)):
+        x, labels, group = data.examples(split)
+        assert np.isclose(group.mean(), 0.25)
+        sign = np.where(group, -1, 1) * (2 * labels - 1)
+        # a wrong label turns the sign of the mean
+        assert np.isclose((x[:, 1] * sign).mean(), 1.5 * (1 - 2 * share), atol=0.06)
+        assert np.isclose((x[:, 0] * (2 * labels - 1)).mean(), 1 - 2 * share, atol=0.06)
+    x, labels, group = data.examples("test")
+    right = (x[:, 0] + 1.5 * x[:, 1] > 0) == labels
+    assert right[group == 0].mean() > 0.95 and right[group == 1].mean() < 0.3
+
+
+@pytest.mark.parametrize("bad", [{"minority": 0.0}, {"strength": -1.0}, {"label_noise": 0.5}])
+def test_shortcuts_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match="minority must be in"):
+        shortcut_gaussians(jax.random.key(0), **bad)
+    with pytest.raises(ValueError, match="a group would be empty"):
+        shortcut_gaussians(jax.random.key(0), 10, minority=0.01)

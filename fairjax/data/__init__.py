@@ -23,5 +23,6 @@ from fairjax.data.splits import given_split as given_split
 from fairjax.data.splits import resplits as resplits
 from fairjax.data.splits import split_by_id as split_by_id
 from fairjax.data.splits import stratified_split as stratified_split
+from fairjax.data.synthetic import shortcut_gaussians as shortcut_gaussians
 from fairjax.data.synthetic import synthetic_gaussians as synthetic_gaussians
 from fairjax.data.tables import load_csv as load_csv

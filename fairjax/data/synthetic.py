@@ -92,3 +92,77 @@ def _log_density(points: jax.Array, label: int) -> jax.Array:
         + float(precision[1, 1]) * d2 * d2
     )
     return -0.5 * (distance + math.log(np.linalg.det(_COVARIANCES[label])))
+
+
+def shortcut_gaussians(
+    key: PRNGKeyArray,
+    n: int = 2000,
+    *,
+    minority: float = 0.2,
+    strength: float = 1.0,
+    label_noise: float = 0.0,
+    num_val: int = 1000,
+    num_test: int = 1000,
+) -> Dataset:
+    """A feature that tells the label, and one that tells it to the majority and misleads others.
+
+    Labels are fair coins, s = 2 y - 1. x1 is N(s, 1) for everyone; x2 is N(strength s, 1) in the
+    majority (group 0) and N(-strength s, 1) in the minority. A linear network that minimises the
+    mean loss leans on x2 the more the smaller the minority is; at strength 0 nobody is misled.
+    Every split holds the groups in the same shares, rounded.
+
+    Args:
+      key: a typed PRNG key.
+      n: training rows, at least 4.
+      minority: share of group 1, in (0, 1).
+      strength: of the shortcut, at least 0.
+      label_noise: chance in [0, 0.5) that a training or validation label is wrong; test is clean.
+      num_val: validation rows, at least 4.
+      num_test: test rows, at least 4.
+
+    Returns:
+      A `Dataset` with features (x1, x2) float32, split in order. The best linear scores for each
+      group alone are x1 + strength x2 and x1 - strength x2.
+
+    Raises:
+      ValueError: a size or number out of range, or a group that would be empty.
+
+    Source: the two-group Gaussian mixture of Sagawa et al., ICML 2020, section 4, in two features.
+
+    >>> data = shortcut_gaussians(jax.random.key(0), 200, minority=0.1, num_val=50, num_test=50)
+    >>> data.cell_counts("train").sum(0).tolist()
+    [180, 20]
+    """
+    sizes = (n, num_val, num_test)
+    if min(sizes) < 4:
+        raise ValueError(f"n, num_val and num_test must be at least 4, got {sizes}")
+    if not (0 < minority < 1 and strength >= 0 and 0 <= label_noise < 0.5):
+        raise ValueError(
+            "minority must be in (0, 1), strength at least 0 and label_noise in [0, 0.5), "
+            f"got {minority}, {strength} and {label_noise}"
+        )
+    few = [round(minority * size) for size in sizes]
+    if min(few) < 1 or any(small >= size for small, size in zip(few, sizes, strict=True)):
+        raise ValueError(f"a group would be empty: minority {minority} of {sizes} rows")
+    total, bounds = sum(sizes), np.cumsum((0, *sizes))
+    group = np.concatenate([np.arange(size) < k for size, k in zip(sizes, few, strict=True)])
+    label_key, noise_key, flip_key = jax.random.split(key, 3)
+    labels = np.asarray(jax.random.bernoulli(label_key, 0.5, (total,)))
+    noise = np.asarray(jax.random.normal(noise_key, (total, 2), jnp.float32))
+    sign = 2.0 * labels - 1.0
+    means = np.stack([sign, strength * np.where(group, -sign, sign)], axis=1)
+    flipped = np.asarray(jax.random.bernoulli(flip_key, label_noise, (total,)))
+    flipped = flipped & (np.arange(total) < bounds[2])
+    return Dataset(
+        name="shortcut_gaussians",
+        inputs=(means + noise).astype(np.float32),
+        labels=(labels != flipped).astype(np.int32),
+        group=group.astype(np.int32),
+        label_names=("y=0", "y=1"),
+        group_names=("majority", "minority"),
+        splits={
+            split: np.arange(bounds[s], bounds[s + 1], dtype=np.int32)
+            for s, split in enumerate(SPLITS)
+        },
+        feature_names=("x1", "x2"),
+    )

@@ -11,6 +11,8 @@ Functions that take arrays are not jitted, and safe under jit, vmap and scan; th
 `Dataset` run on the host and compile what they need.
 """
 
+from fairjax.train.heads import Heads as Heads
+from fairjax.train.heads import fit_heads as fit_heads
 from fairjax.train.logits import logits_of_rows as logits_of_rows
 from fairjax.train.logits import population_logits as population_logits
 from fairjax.train.loop import FitState as FitState

@@ -1,5 +1,7 @@
 """One gradient step as a pure function, and the state that it changes."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -59,6 +61,7 @@ def make_step(
     *,
     label_smoothing: float = 0.0,
     class_weights: Float[Array, " K"] | None = None,
+    loss_fn: Callable[..., jax.Array] = cross_entropy,
     bind: Any = None,
     gate: Any = None,
     ema_decay: float | None = None,
@@ -71,6 +74,8 @@ def make_step(
         numbers arrays that differ between candidates.
       label_smoothing: in [0, 1).
       class_weights: float32 `[K]`; the loss is sum(w * loss) / sum(batch weights).
+      loss_fn: `loss_fn(logits, labels) -> [B]`, such as `losses.focal_loss`; only the
+        cross-entropy takes label smoothing and class weights too.
       bind: `bind(params, frozen)` makes what `model.apply` takes, such as `MaskSpace.bind`; only
         `params` is differentiated and in the state. None trains all parameters.
       gate: `gate(params, mask)` makes of bound parameters those that skip the gradients of what
@@ -81,8 +86,9 @@ def make_step(
       A `Step`. XLA drops what the caller does not use of its results.
 
     Raises:
-      ValueError: `label_smoothing` outside [0, 1), `ema_decay` outside (0, 1); when traced, class
-        weights that are not one per class, or a state that has no average where one is kept.
+      ValueError: `label_smoothing` outside [0, 1), `ema_decay` outside (0, 1), smoothing or class
+        weights with another loss; when traced, class weights that are not one per class, or a
+        state that has no average where one is kept.
 
     >>> from fairjax.models import logistic_regression
     >>> net, sgd = logistic_regression(3), optax.sgd(0.1)
@@ -95,7 +101,18 @@ def make_step(
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay must be in (0, 1), got {ema_decay}")
 
-    def loss_fn(params, mask, frozen, batch_stats, batch: Batch, key):
+    if loss_fn is cross_entropy:
+        loss_of = functools.partial(
+            cross_entropy, label_smoothing=label_smoothing, class_weights=class_weights
+        )
+    elif label_smoothing or class_weights is not None:
+        raise ValueError(
+            "label_smoothing and class_weights are those of cross_entropy; bind them to loss_fn"
+        )
+    else:
+        loss_of = loss_fn
+
+    def mean_loss(params, mask, frozen, batch_stats, batch: Batch, key):
         params = params if bind is None else bind(params, frozen)
         params = params if gate is None or mask is None else gate(params, mask)
         inputs = batch.inputs if model.preprocess is None else model.preprocess(batch.inputs)
@@ -105,9 +122,7 @@ def make_step(
                 f"class_weights must be one per class, {logits.shape[-1:]}, "
                 f"got shape {class_weights.shape}"
             )
-        losses = cross_entropy(
-            logits, batch.labels, label_smoothing=label_smoothing, class_weights=class_weights
-        )
+        losses = loss_of(logits, batch.labels)
         loss = jnp.sum(losses * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1e-12)
         return loss, (logits, batch_stats)
 
@@ -117,7 +132,7 @@ def make_step(
                 "the step and the state must agree on the average: make_step(ema_decay=...) goes "
                 "with start_train(ema=True)"
             )
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
             state.params, mask, frozen, state.batch_stats, batch, key
         )
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats

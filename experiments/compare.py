@@ -1,0 +1,472 @@
+"""Every method side by side: which makes a model fairer, at what price, and is it sure?
+
+    python -m experiments.compare                        Adult by sex; 2 CPU cores: 90 seconds
+    python -m experiments.compare adult --criterion equal_opportunity
+    python -m experiments.compare tables                 all tables at hand, and ranks over them
+    python -m experiments.compare map                    where a method helps, on controlled data
+    python -m experiments.compare tables --tables german.csv:credit:sex law.csv:pass:race
+
+Rows: `plain` (the last epoch) and `plain@best`; balanced sampling, reweighing, group DRO, Just
+Train Twice, focal loss, last-layer retraining (`dfr`), FairBatch by losses and by rates, each at
+the epoch that `--select` finds best on validation; and all of them `+thresholds`: a threshold per
+group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
+that are as accurate on validation as the row. "Worst change": the group that loses most.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments import cli
+from experiments.compare_map import MapConfig, prepare_map
+from experiments.data import Data, load_data
+from experiments.files import named_errors, replacing, write_atomically
+from experiments.methods import METHODS, NUM_CALLS, Setting, Strengths, Trained, train_methods
+from experiments.results import power
+from experiments.run import Run, data_summary, main, timed
+from fairjax import report, thresholds
+from fairjax.data import Dataset, Splits, given_split, resplits
+from fairjax.metrics.ranks import rank_methods
+from fairjax.metrics.rate_comparison import RateComparison, compare_rates, rates_of_preds
+from fairjax.models import logistic_regression, mlp
+from fairjax.report import comparison as told
+from fairjax.train import Recipe
+
+Criterion = Literal["equalized_odds", "equal_opportunity", "demographic_parity"]
+Method = Literal[
+    "plain",
+    "class_balanced",
+    "group_balanced",
+    "reweighted",
+    "group_dro",
+    "jtt",
+    "focal",
+    "dfr",
+    "fairbatch",
+    "fairbatch@rate",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All methods on one table or several."""
+
+    about: cli.Hidden = ""
+    sets: tuple[str, ...] = ("adult",)
+    """adult, census, synthetic, or compas (the file --compas), each with :COLUMN[+COLUMN] for other
+    groups than those by sex"""
+    tables: tuple[str, ...] = ()
+    """CSV files of yours, FILE:LABEL:SENSITIVE[:POSITIVE] each"""
+    compas: Path | None = None
+    """ProPublica's compas-scores-two-years.csv"""
+    methods: tuple[Method, ...] = METHODS
+    """plain training always runs beside them"""
+    criterion: Criterion = "equalized_odds"
+    """whose gap is to fall; FairBatch and thresholds are after it"""
+    select: Literal["dto", "worst_group", "accuracy", "last"] = "dto"
+    """which of ten epochs of a run is judged, by validation: nearest to the best accuracy of the
+    ten without a gap (dto), or the highest value"""
+    cost: cli.Inside = 0.005
+    """accuracy that +thresholds may give up on validation, against the best single threshold"""
+    num_splits: cli.Count | None = None
+    """drawn anew, stratified on (label, group); 10, or 5 where test was given"""
+    num_seeds: cli.Count = 2
+    """starts and orders of batches on each split"""
+    num_steps: cli.Count = 2_700
+    """of every training"""
+    batch_size: cli.Count | None = None
+    """a 45th of the training rows, at least 32"""
+    learning_rate: cli.Positive = 0.005
+    hidden: tuple[cli.Count, ...] = ()
+    """units of hidden layers; none is logistic regression"""
+    fairbatch_step: cli.Positive = 0.01
+    rate_step: cli.Positive = 0.04
+    dro_step: cli.Positive = 0.01
+    upweight: cli.Positive = 6.0
+    """how often jtt repeats what plain training gets wrong after a tenth of its epochs"""
+    gamma: cli.NonNegative = 2.0
+    """of the focal loss"""
+    seeds: cli.Seeds = cli.Seeds()
+    data_seed: cli.Seed = 0
+    num_replicates: cli.Replicates = 500
+    """bootstrap replicates behind the 95 % intervals"""
+    out: Path | None = None
+    """result folder; default runs/compare-<time>"""
+    resume: bool = False
+    """go on with the interrupted run in --out, set by set"""
+
+
+PRESETS: dict[str, Config | MapConfig] = {
+    "adult": Config(about="UCI Adult by sex; 90 seconds on 2 cores"),
+    "tables": Config(
+        about="Adult by sex and race, two Gaussians, KDD Census; --compas and --tables for more",
+        sets=("adult", "adult:race", "synthetic", "census"),
+    ),
+    "map": MapConfig(
+        about="36 cells of controlled data, 5 methods, 5 draws; 15 minutes on 2 cores"
+    ),
+    "smoke": Config(
+        about="seconds, for tests",
+        sets=("synthetic",),
+        num_splits=2,
+        num_seeds=1,
+        num_steps=40,
+        batch_size=100,
+        num_replicates=20,
+    ),
+    "smoke_map": MapConfig(
+        about="seconds, for tests",
+        shares=(0.2,),
+        sizes=(50, 100),
+        strengths=(1.0,),
+        methods=("reweighted", "thresholds"),
+        num_splits=2,
+        num_steps=10,
+        batch_size=50,
+    ),
+}
+SIZES = {"adult": "0.5,0.1,0.4"}  # a group's true-positive rate needs a large test split
+
+
+class MixedData(ValueError):
+    """Results of other data than what is there now."""
+
+
+def prepare_run(config: Config | MapConfig):
+    """Check everything that can be before data is read; returns the function that trains."""
+    if isinstance(config, MapConfig):
+        return prepare_map(config)
+    cli.check_numbers(config)
+    sources = name_sources(config)
+    run = Run("compare", config, out=config.out, resume=config.resume)
+    return lambda: run_all(config, run.start(), sources)
+
+
+def name_sources(config: Config) -> dict[str, Data]:
+    """What to read, by the name of the setting."""
+    found = {}
+    for text in config.sets:
+        source, _, columns = text.partition(":")
+        if source not in ("adult", "census", "synthetic", "compas"):
+            raise ValueError(f"--sets knows adult, census, synthetic and compas, got {text!r}")
+        more: dict[str, Any] = {"split": SIZES[source]} if source in SIZES else {}
+        if columns:
+            more["sensitive"] = tuple(columns.split("+"))
+        if source == "compas":
+            if config.compas is None:
+                raise ValueError("--sets compas needs --compas, the published file")
+            more["csv"] = (config.compas,)
+        found[text] = Data(source, seed=config.data_seed, **more)
+    if config.compas is not None and "compas" not in found:
+        found["compas"] = Data("compas", seed=config.data_seed, csv=(config.compas,))
+    for text in config.tables:
+        path, *columns = text.rsplit(":", 3) if text.count(":") > 2 else text.split(":")
+        if len(columns) not in (2, 3):
+            raise ValueError(f"--tables takes FILE:LABEL:SENSITIVE[:POSITIVE], got {text!r}")
+        label, sensitive, positive = (*columns, None)[:3]
+        found[f"{Path(path).stem}:{sensitive}"] = Data(
+            "csv",
+            seed=config.data_seed,
+            csv=(Path(path),),
+            label=str(label),
+            sensitive=tuple(str(sensitive).split("+")),
+            positive=positive,
+        )
+    if not found:
+        raise ValueError("--sets and --tables name nothing to train on")
+    return found
+
+
+def run_all(config: Config, run: Run, sources: dict[str, Data]) -> None:
+    """Every setting, or what was wrong with it; then the tables and the page."""
+    timing: dict[str, float] = {}
+    cells, failed = {}, []
+    for name, source in sources.items():
+        try:
+            cells[name] = kept_cell(config, run, name, source, timing)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, MixedData) or len(sources) == 1:
+                raise
+            failed.append(f"{name} left out: {' '.join(str(error).split())}")
+            cli.say(failed[-1])
+        run.may_stop()
+    if not cells:
+        raise ValueError("no setting could be compared: " + "; ".join(failed))
+    show(config, run, cells, failed, timing)
+
+
+def kept_cell(config: Config, run: Run, name: str, source: Data, timing) -> dict[str, Any]:
+    """The results of a setting, made now or read from the folder of a resumed run."""
+    cli.phase(f"reading {name}")
+    data = load_data(source)
+    path = run.folder / f"{told.file_name(name)}.json"
+    if path.exists():
+        with named_errors("read", path):
+            cell = json.loads(path.read_text())
+        if cell["data"]["fingerprint"] != data.fingerprint:
+            raise MixedData(
+                f"{path} is of data with fingerprint {cell['data']['fingerprint']}, {name} has "
+                f"{data.fingerprint}: they do not belong into one table"
+            )
+        return cell
+    cell = compare(config, name, data, timing)
+    write_atomically(path, json.dumps(cell, indent=1))
+    run.log({"setting": name, "rows": len(cell["results"])})
+    return cell
+
+
+def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) -> dict[str, Any]:
+    """Train, select, add thresholds and judge on one setting."""
+    if data.num_classes != 2 or data.num_groups < 2:
+        raise ValueError(
+            f"{name} has {data.num_classes} classes and {data.num_groups} groups; "
+            "compared are two classes and at least two groups"
+        )
+    setting = make_setting(config, data)
+    wanted = ("plain", *(each for each in config.methods if each != "plain"))
+    found, notes = train_methods(setting, wanted, timing)
+    with timed(timing, "select_s"):
+        chosen = {name: select(config.select, setting, each) for name, each in found.items()}
+        last = found["plain"].at(np.full(len(setting.split_of_run), NUM_CALLS - 1))
+        chosen = {"plain": last, "plain@best": chosen.pop("plain"), **chosen}
+        own = setting.splits.test[setting.split_of_run]
+        test = {name: setting.logits(each, own) for name, each in chosen.items()}
+    val = {name: each.val for name, each in chosen.items()}
+    with timed(timing, "thresholds_s"):
+        try:
+            rows, rivals = add_thresholds(config, setting, val, test)
+        except ValueError as error:  # a group lacks what the criterion compares
+            rows, rivals = {each: logits.argmax(-1) for each, logits in test.items()}, {}
+            notes.append(f"rows +thresholds left out: {error}")
+    with timed(timing, "judge_s"):
+        judged = judge(config, setting, [*rows.values(), *rivals.values()])
+    return {
+        "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
+        "results": told.row_results(list(rows), list(rivals), judged, data.group_names),
+        "notes": notes,
+    }
+
+
+def make_setting(config: Config, data: Dataset) -> Setting:
+    """Splits, network and recipe."""
+    splits = draw_splits(config, data)
+    num_rows = splits.train.shape[1]
+    batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45))
+    per_call = -(-config.num_steps // (NUM_CALLS * max(1, num_rows // batch_size)))
+    recipe = Recipe(
+        num_epochs=NUM_CALLS * per_call,
+        batch_size=batch_size,
+        learning_rate=config.learning_rate,
+        schedule="constant",
+    )
+    sizes = data.inputs.shape[1], data.num_classes
+    model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
+    strengths = Strengths(**cli.settings(config, Strengths._fields))
+    seeds = config.seeds
+    return Setting(
+        data,
+        splits,
+        config.num_seeds,
+        model,
+        recipe,
+        config.criterion,
+        strengths,
+        seeds.start,
+        seeds.batches,
+    )
+
+
+def draw_splits(config: Config, data: Dataset) -> Splits:
+    """Drawn anew, or the one that was read."""
+    num_splits = config.num_splits or (5 if data.fixed_test else 10)
+    return resplits(data, num_splits, config.data_seed) if num_splits > 1 else given_split(data)
+
+
+def select(rule: str, setting: Setting, trained: Trained) -> Trained:
+    """Every run at the stage that is best on its validation rows; the first of equals."""
+    preds = trained.val.argmax(-1)
+    best = np.empty(preds.shape[1], int)
+    for run, split in enumerate(setting.split_of_run):
+        found = on_val(setting, split, preds[:, run])
+        accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
+        value = {
+            "last": np.arange(len(accuracy)),
+            "accuracy": accuracy,
+            "worst_group": found["worst_group_accuracy"],
+            "dto": -np.hypot(accuracy.max() - accuracy, gap),
+        }[rule]
+        best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
+    return trained.at(best)
+
+
+def on_val(setting: Setting, split: int, preds: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of predictions `[..., m]` on the validation rows of a split."""
+    rows, data = setting.splits.val[split], setting.data
+    ids = {"labels": data.labels[rows], "group": data.group[rows]}
+    return rates_of_preds(preds, **ids, num_groups=data.num_groups)
+
+
+def add_thresholds(config: Config, setting: Setting, val, test):
+    """Predictions on test of every row without and with thresholds, and of `plain` with thresholds
+    that are as accurate as each of these.
+
+    Thresholds are chosen for the smallest gap on validation at an accuracy that is demanded.
+    """
+    data, names = setting.data, list(val)
+    score = lambda logits: np.stack([x[..., 1] - x[..., 0] for x in logits.values()])
+    val_scores, test_scores = score(val), score(test)  # [M, F * S, n]
+    plain_val, plain_test = (np.broadcast_to(x[:1], x.shape) for x in (val_scores, test_scores))
+    with_own, rival, rival_own = (np.empty(test_scores.shape, np.int8) for _ in range(3))
+    for split, (rows, tested) in enumerate(
+        zip(setting.splits.val, setting.splits.test, strict=True)
+    ):
+        runs = setting.split_of_run == split
+        choose = functools.partial(
+            thresholds.group_thresholds,
+            labels=data.labels[rows],
+            group=data.group[rows],
+            num_groups=data.num_groups,
+            criterion=config.criterion,
+        )
+
+        def apply(scores, limits, ids):
+            return np.asarray(thresholds.apply_thresholds(scores, limits, group=data.group[ids]))
+
+        right = lambda preds, labels=data.labels[rows]: (preds == labels).mean(-1)
+        own, plain = val_scores[:, runs], plain_val[:, runs]
+        limits = choose(own, min_accuracy=common(own, data.labels[rows]) - config.cost).thresholds
+        with_own[:, runs] = apply(test_scores[:, runs], limits, tested)
+        for accuracy, place in (
+            (right(own > 0), rival),
+            (right(apply(own, limits, rows)), rival_own),
+        ):
+            demanded = np.minimum(common(plain, data.labels[rows]), accuracy)
+            limits = choose(plain, min_accuracy=demanded).thresholds
+            place[:, runs] = apply(plain_test[:, runs], limits, tested)
+    without = (test_scores > 0).astype(np.int8)
+    after = [f"{name}+thresholds" for name in names]
+    rows = dict(zip([*names, *after], [*without, *with_own], strict=True))
+    return rows, dict(zip(rows, [*rival, *rival_own], strict=True))
+
+
+def common(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The highest accuracy that one threshold for all groups gives, `[..., m]` -> `[...]`."""
+    order = np.argsort(scores, axis=-1)
+    signs = np.take_along_axis(np.broadcast_to(1 - 2 * labels, scores.shape), order, axis=-1)
+    # class 1 above the threshold: what falls below it turns right or wrong
+    turned = np.maximum(np.cumsum(signs, axis=-1), 0)
+    ties = np.diff(np.take_along_axis(scores, order, axis=-1), axis=-1, append=np.inf) == 0
+    return (labels.sum() + np.where(ties, 0, turned).max(-1)) / len(labels)
+
+
+def judge(config: Config, setting: Setting, preds: list[np.ndarray]) -> RateComparison:
+    """All predictions on the test rows of their splits, looked at once."""
+    tested, place = np.unique(setting.splits.test, return_inverse=True)
+    place = place.reshape(setting.splits.test.shape)
+    data = setting.data
+    return compare_rates(
+        np.stack(preds),
+        labels=data.labels[tested],
+        group=data.group[tested],
+        num_groups=data.num_groups,
+        examples=place[setting.split_of_run],
+        splits=setting.split_of_run,
+        num_replicates=config.num_replicates,
+    )
+
+
+def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], timing) -> None:
+    """Write summary.json, the tables and the page; print what matters."""
+    settings = {name: cell["results"] for name, cell in cells.items()}
+    notes = [*failed]
+    for name, cell in cells.items():
+        more = [*cell["data"]["notes"], *cell["notes"], f"means over {cell['data']['power']}"]
+        notes += [f"{name}: {note}" for note in more]
+    compared = sum(len(rows) - 1 for rows in settings.values())
+    notes.append(
+        f"{compared} rows are compared with plain, at 95 % each: of {compared} that change nothing "
+        f"about {compared / 20:.1f} would be told apart by chance."
+    )
+    ranked, figures = rank_settings(config, settings)
+    notes += ranked.pop("notes", [])
+    facts = {name: cell["data"] for name, cell in cells.items()}
+    data = next(iter(facts.values())) if len(facts) == 1 else facts
+    results = next(iter(settings.values())) if len(settings) == 1 else settings
+    summary = run.finish(data=data, results=results, timing=timing, notes=notes)
+    if ranked:
+        write_atomically(run.folder / "ranks.json", json.dumps(ranked, indent=1) + "\n")
+    columns, lines = told.comparison_cells(settings, config.criterion)
+    write_atomically(run.folder / "results.csv", told.as_csv(settings))
+    write_atomically(run.folder / "results.md", told.as_markdown(columns, lines))
+    write_atomically(run.folder / "results.tex", told.as_latex(columns, lines))
+    answer = told.comparison_sentence(settings, config.criterion)
+    print(cli.table(columns, [[value for value, _ in line] for line in lines]))
+    for note in notes:
+        print(f"note: {note}")
+    gap = f"{config.criterion}_difference"
+    for name, rows in settings.items():
+        points = {row: (result[gap], result["accuracy"]) for row, result in rows.items()}
+        figures[f"{name}: accuracy against {gap}"] = report.trade_off(
+            points, x_label=gap, y_label="test accuracy", title=""
+        )
+    with replacing(run.folder / "report.html") as page:
+        report.write_report(
+            page,
+            title=f"Comparison on {', '.join(settings)}",
+            question="Which method makes a model fairer, at what price, and is it sure?",
+            answer=answer,
+            columns=columns,
+            rows=lines,
+            caption="Test, means over splits and seeds; below, 95 % bootstrap intervals "
+            f"({config.num_replicates} replicates resampling test examples and splits). Changes "
+            "are paired.",
+            figures=figures,
+            notes=notes,
+            command=summary["command"],
+            facts={
+                "device": summary["device"],
+                "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
+                "data": ", ".join(f"{k}: {v['fingerprint']}" for k, v in facts.items()),
+                "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
+            },
+        )
+    print(f"\n{answer}\nresults in {run.folder}, page {run.folder / 'report.html'}")
+
+
+def rank_settings(
+    config: Config, settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Average ranks over the settings of the rows that all of them have, and their diagrams."""
+    names = [
+        row
+        for row in next(iter(settings.values()))
+        if all(row in results for results in settings.values())
+    ]
+    if len(settings) < 2 or len(names) < 2:
+        return {}, {}
+    gap, found, figures = f"{config.criterion}_difference", {}, {}
+    of = lambda name: np.array([[each[row][name] for row in names] for each in settings.values()])
+    accuracy = of("accuracy")
+    distance = np.hypot(accuracy.max(1, keepdims=True) - accuracy, of(gap))
+    measures = {"distance to the best accuracy without a gap": -distance, gap: -of(gap)}
+    for what, scores in {**measures, "accuracy": accuracy}.items():
+        ranks = rank_methods(scores)
+        found[what] = {
+            "average_rank": dict(zip(names, ranks.average.tolist(), strict=True)),
+            "friedman_p": ranks.p_value,
+            "critical_difference": ranks.critical_difference,
+        }
+        figures[f"Ranks over {len(settings)} settings by {what}"] = told.rank_diagram(names, ranks)
+    found["notes"] = [
+        f"Ranks are over {len(settings)} settings; settings of one data set are not independent, "
+        "and below about ten the tests seldom find anything."
+    ]
+    return found, figures
+
+
+if __name__ == "__main__":
+    main(prepare_run, PRESETS, description=__doc__ or "")

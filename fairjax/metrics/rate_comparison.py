@@ -1,0 +1,246 @@
+"""Many rows of predictions side by side by what can be counted: rates, gaps, and their changes.
+
+`compare_rows` resamples every metric; here only confusion counts are resampled, as one matrix
+product per split, so that dozens of rows over dozens of splits take a second.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+
+_STEP = 0.1  # share of a replicate's deviation at which a slope is taken; see compare_rows
+
+
+class RateComparison(NamedTuple):
+    """R rows with S runs each, as NumPy arrays; two classes."""
+
+    metrics: dict[str, np.ndarray]
+    """name -> float64 `[R, S]`: accuracy, worst_group_accuracy, accuracy_gap, worst_group_recall,
+    equal_opportunity_difference, equalized_odds_difference, demographic_parity_difference;
+    `accuracy/g` and `recall/g` (true-positive rate) of every group number g."""
+    replicates: dict[str, np.ndarray]
+    """name -> float64 `[R, B, 3]`: of every row's mean in every replicate the values plain,
+    reflected and slope of `compare_rows`."""
+
+    def mean(self, name: str, row: int) -> tuple[float, float, float]:
+        """A row's mean over runs, and its 95 % interval."""
+        found = self.replicates[name][row, :, :2]
+        return (float(self.metrics[name][row].mean()), *_ends(found.min(1), found.max(1)))
+
+    def change(self, name: str, row: int, reference: int) -> tuple[float, float, float]:
+        """What a row's mean gains over the reference's, paired, and its 95 % interval."""
+        values = self.metrics[name]
+        moved = (self.replicates[name][row] - self.replicates[name][reference])[:, ::2]
+        estimate = float(values[row].mean() - values[reference].mean())
+        return (estimate, *_ends(moved.min(1), moved.max(1)))
+
+    def worst_change(self, kind: str, row: int, reference: int) -> tuple[int, float, float, float]:
+        """The group whose "accuracy" or "recall" falls most (levelling down), and its change."""
+        names = [name for name in self.metrics if name.startswith(f"{kind}/")]
+        changes = [self.change(name, row, reference) for name in names]
+        estimates = np.array([change[0] for change in changes])
+        group = int(np.where(np.isnan(estimates), np.inf, estimates).argmin())
+        return (group, *changes[group])
+
+
+def compare_rates(
+    preds: Integer[np.ndarray, "R S n"],
+    *,
+    labels: Integer[np.ndarray, " N"],
+    group: Integer[np.ndarray, " N"],
+    num_groups: int,
+    examples: Integer[np.ndarray, "S n"],
+    splits: Integer[np.ndarray, " S"],
+    num_replicates: int = 500,
+    seed: int = 0,
+) -> RateComparison:
+    """Rates and gaps of R rows with S runs each, and bootstrap replicates of their means over runs.
+
+    What is drawn, and how intervals of gaps are made, is as in `compare_rows`: a replicate draws
+    examples, and splits with all their runs, the same ones for all rows. Here any two rows can be
+    compared afterwards.
+
+    Args:
+      preds: predicted class, 0 or 1.
+      labels: int `[N]`, 0 or 1.
+      group: int `[N]` in `[0, G)`.
+      num_groups: G.
+      examples: which examples a run was tested on, equal for runs of one split.
+      splits: the split of every run, numbered from 0.
+      num_replicates: B.
+      seed: of the replicates.
+
+    Returns:
+      RateComparison. Rates that a group cannot define are nan and left out of gaps; a group that a
+      replicate has none of counts there as in the data.
+
+    Raises:
+      ValueError: shapes do not fit, runs of one split have other examples, labels or predictions
+        other than 0 and 1, or fewer than 2 replicates.
+
+    >>> ids, once = np.array([0, 1, 0, 1]), np.zeros((1, 4), int)
+    >>> told = compare_rates(np.array([[[0, 1, 0, 1]], [[0, 1, 0, 0]]]), labels=ids, group=ids * 0,
+    ...                      num_groups=1, examples=once + np.arange(4), splits=np.zeros(1, int))
+    >>> told.change("accuracy", 1, 0)[0]
+    -0.25
+    """
+    _check(preds, labels, group, num_groups, examples, splits, num_replicates)
+    num_rows, num_runs, _ = preds.shape
+    num_splits, generator = int(splits.max()) + 1, np.random.default_rng(seed)
+    # float32 holds whole numbers below 2^24 exactly, and multiplies twice as fast
+    drawn = _draws(generator, len(labels), num_replicates)
+    of_split = _draws(generator, num_splits, num_replicates).astype(np.float64)[:, splits]
+    shape = (num_replicates + 1, num_runs, 2, num_groups)
+    totals, selected = np.empty(shape), np.empty((num_rows, *shape))
+    cells = 2 * group + labels
+    for split in range(num_splits):
+        runs = np.flatnonzero(splits == split)
+        tested = examples[runs[0]]
+        for cell in range(2 * num_groups):
+            place = np.flatnonzero(cells[tested] == cell)
+            weights = np.ones((num_replicates + 1, len(place)), np.float32)
+            weights[1:] = drawn[:, tested[place]]
+            hits = preds[:, runs][..., place].reshape(num_rows * len(runs), len(place))
+            found = (weights @ hits.T.astype(np.float32)).reshape(-1, num_rows, len(runs))
+            selected[:, :, runs, cell % 2, cell // 2] = found.swapaxes(0, 1)
+            totals[:, runs, cell % 2, cell // 2] = weights.sum(1, dtype=np.float64)[:, None]
+    rates = _rates(selected, totals[None])
+    whole = {name: value[:, :1] for name, value in rates.items()}
+    deviation = {name: _deviation(value[:, 1:], whole[name]) for name, value in rates.items()}
+    share = of_split / of_split.sum(1, keepdims=True)
+    replicates = {
+        name: np.einsum("rbsk,bs->rbk", values, share)
+        for name, values in _bounds(whole, deviation).items()
+    }
+    return RateComparison({k: v[:, 0] for k, v in _metrics(whole).items()}, replicates)
+
+
+def _check(preds, labels, group, num_groups, examples, splits, num_replicates) -> None:
+    """Refuse what does not fit; see `compare_rates`."""
+    if preds.ndim != 3 or 0 in preds.shape or examples.shape != preds.shape[1:]:
+        raise ValueError(
+            f"preds must be [R, S, n] and examples [S, n], got {preds.shape} and {examples.shape}"
+        )
+    if splits.shape != preds.shape[1:2] or set(splits.tolist()) != set(range(splits.max() + 1)):
+        raise ValueError(f"splits must number the split of each run from 0, got {splits}")
+    if labels.shape != group.shape or labels.ndim != 1:
+        raise ValueError(f"labels and group must be [N], got {labels.shape} and {group.shape}")
+    for name, ids, bound in (
+        ("preds", preds, 2),
+        ("labels", labels, 2),
+        ("group", group, num_groups),
+        ("examples", examples, len(labels)),
+    ):
+        if ids.min() < 0 or ids.max() >= bound:
+            raise ValueError(f"{name} must be in [0, {bound}), got {ids.min()} to {ids.max()}")
+    first = {split: int(np.flatnonzero(splits == split)[0]) for split in np.unique(splits)}
+    if any((examples[run] != examples[first[split]]).any() for run, split in enumerate(splits)):
+        raise ValueError("examples must be equal for the runs of one split")
+    if num_replicates < 2:
+        raise ValueError(f"num_replicates must be at least 2, got {num_replicates}")
+
+
+def _draws(generator: np.random.Generator, count: int, num_replicates: int) -> np.ndarray:
+    """How often each of `count` things is drawn with replacement, float32 `[B, count]`."""
+    drawn = generator.integers(count, size=(num_replicates, count))
+    return np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float32)
+
+
+def _rates(selected: np.ndarray, totals: np.ndarray) -> dict[str, np.ndarray]:
+    """Rates from counts `[..., 2, G]` of selected and of all; `[...]` of everyone, `[..., G]`."""
+    right = selected[..., 1, :] + totals[..., 0, :] - selected[..., 0, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "overall": right.sum(-1) / totals.sum((-2, -1)),
+            "accuracy": right / totals.sum(-2),
+            "recall": selected[..., 1, :] / totals[..., 1, :],
+            "false_alarm": selected[..., 0, :] / totals[..., 0, :],
+            "selection": selected.sum(-2) / totals.sum(-2),
+        }
+
+
+def _deviation(drawn: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """What a replicate adds; nothing where it has no examples of a group."""
+    return np.where(np.isnan(whole), np.nan, np.where(np.isnan(drawn), 0.0, drawn - whole))
+
+
+def _metrics(rates: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every metric from rates."""
+
+    def extreme(name: str, fn: Callable[..., np.ndarray], fill: float) -> np.ndarray:
+        defined = ~np.isnan(rates[name])
+        found = fn(np.where(defined, rates[name], fill), axis=-1)
+        return np.where(defined.any(-1), found, np.nan)
+
+    def gap(name: str) -> np.ndarray:
+        several = (~np.isnan(rates[name])).sum(-1) > 1
+        wide = extreme(name, np.max, -np.inf) - extreme(name, np.min, np.inf)
+        return np.where(several, wide, np.nan)
+
+    by_group = {
+        f"{kind}/{g}": rates[kind][..., g]
+        for kind in ("accuracy", "recall")
+        for g in range(rates[kind].shape[-1])
+    }
+    return {
+        "accuracy": rates["overall"],
+        "worst_group_accuracy": extreme("accuracy", np.min, np.inf),
+        "accuracy_gap": gap("accuracy"),
+        "worst_group_recall": extreme("recall", np.min, np.inf),
+        "equal_opportunity_difference": gap("recall"),
+        "equalized_odds_difference": np.fmax(gap("recall"), gap("false_alarm")),
+        "demographic_parity_difference": gap("selection"),
+        **by_group,
+    }
+
+
+def _bounds(whole: Mapping[str, np.ndarray], deviation: Mapping[str, np.ndarray]):
+    """`{name: [..., 3]}`: plain, reflected and slope of every metric; see `compare_rows`."""
+    at = lambda share: _metrics({name: whole[name] + share * deviation[name] for name in whole})
+    value, usual, near = at(0.0), at(1.0), at(_STEP)
+    start, mirrored = (
+        _metrics({name: share * each for name, each in deviation.items()}) for share in (0.0, -1.0)
+    )
+    found = {}
+    for name, plain in usual.items():
+        reflected = value[name] + start[name] - mirrored[name]
+        # No further than to the whole numbers around: gaps and rates stay within 0 and 1.
+        least, most = np.floor(np.fmin(plain, 0.5)), np.ceil(np.fmax(plain, 0.5))
+        slope = value[name] + (near[name] - value[name]) / _STEP
+        found[name] = np.stack([plain, np.clip(reflected, least, most), slope], -1)
+    return found
+
+
+def _ends(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
+    """95 %, nan where a replicate is."""
+    return float(np.quantile(low, 0.025)), float(np.quantile(high, 0.975))
+
+
+def rates_of_preds(
+    preds: Integer[np.ndarray, "*axes n"],
+    *,
+    labels: Integer[np.ndarray, " n"],
+    group: Integer[np.ndarray, " n"],
+    num_groups: int,
+) -> dict[str, np.ndarray]:
+    """The metrics of `RateComparison` for any number of networks on the same examples.
+
+    Args:
+      preds: predicted class, 0 or 1.
+      labels: int `[n]`, 0 or 1.
+      group: int `[n]` in `[0, G)`.
+      num_groups: G.
+
+    Returns:
+      name -> float64 `[...]`; nan where no example defines a rate.
+
+    >>> told = rates_of_preds(np.array([0, 1]), labels=np.ones(2, int), group=np.arange(2),
+    ...                       num_groups=2)
+    >>> float(told["equal_opportunity_difference"])
+    1.0
+    """
+    cells = np.eye(2 * num_groups)[labels * num_groups + group]
+    selected = (preds @ cells).reshape(*preds.shape[:-1], 2, num_groups)
+    return _metrics(_rates(selected, cells.sum(0).reshape(2, num_groups)))

@@ -1,0 +1,228 @@
+"""Tables, sentences and figures of many methods over several settings."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fairjax.metrics.ranks import Ranks
+from fairjax.metrics.rate_comparison import RateComparison
+from fairjax.report.plots import figure
+from fairjax.report.tables import moved
+
+SHOWN = (
+    "accuracy",
+    "worst_group_accuracy",
+    "worst_group_recall",
+    "equalized_odds_difference",
+    "equal_opportunity_difference",
+    "demographic_parity_difference",
+)
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def file_name(name: str) -> str:
+    """A name for a file, of letters, digits and dashes; others are told apart by their code."""
+    return re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):x}", name)
+
+
+def row_results(
+    rows: Sequence[str],
+    rivals: Sequence[str],
+    judged: RateComparison,
+    group_names: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """The `results` of a setting by row; changes are from the first row and from each row's rival.
+
+    Args:
+      rows: names of the first rows of `judged`, plain training first.
+      rivals: those of them whose rivals follow, in this order.
+      judged: all of them.
+      group_names: G names.
+
+    Returns:
+      `{row: {metric, "std", "per_seed", "ci95", "ci95_vs_plain", "change_vs_plain",
+      "change_vs_rival", "ci95_vs_rival", "levelling_down"}}`.
+    """
+    results = {}
+    for i, row in enumerate(rows):
+        values = {name: judged.metrics[name][i] for name in SHOWN}
+        means = {name: judged.mean(name, i) for name in SHOWN}
+        result: dict[str, Any] = {name: mean for name, (mean, *_) in means.items()}
+        result["std"] = {
+            name: float(each.std(ddof=min(1, len(each) - 1))) for name, each in values.items()
+        }
+        result["per_seed"] = {name: each.tolist() for name, each in values.items()}
+        result["ci95"] = {name: list(ends) for name, (_, *ends) in means.items()}
+        references = {f"vs_{rows[0]}": 0}
+        if row in rivals:
+            references["vs_rival"] = len(rows) + list(rivals).index(row)
+        for key, reference in references.items():
+            changes = {name: judged.change(name, i, reference) for name in SHOWN}
+            result[f"change_{key}"] = {name: change for name, (change, *_) in changes.items()}
+            result[f"ci95_{key}"] = {name: list(ends) for name, (_, *ends) in changes.items()}
+        result["levelling_down"] = {}
+        for kind in ("accuracy", "recall"):
+            group, *change = judged.worst_change(kind, i, 0)
+            result["levelling_down"][kind] = {"group": group_names[group], "change": change}
+        results[row] = result
+    return results
+
+
+def comparison_cells(
+    settings: Mapping[str, Results], criterion: str
+) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """Columns and cells of the table, each a value and its 95 % interval, for `write_report`."""
+    gap = f"{criterion}_difference"
+    columns = ["row", "accuracy", f"{criterion.replace('_', ' ')} gap", "worst group recall"]
+    columns += ["gap vs plain", "accuracy vs plain", "gap vs equally accurate plain+thresholds"]
+    columns += ["worst change of a group's accuracy", "of a group's recall"]
+    cells = []
+    for setting, results in settings.items():
+        for row, result in results.items():
+            line = [(f"{setting}: {row}" if len(settings) > 1 else row, "")]
+            for name in ("accuracy", gap, "worst_group_recall"):
+                line.append(_cell(result[name], result["ci95"][name], ".4f"))
+            for key, name in (("plain", gap), ("plain", "accuracy"), ("rival", gap)):
+                changes = result.get(f"change_vs_{key}")
+                if changes is None or (key == "plain" and row == "plain"):
+                    line.append(("", ""))
+                else:
+                    line.append(_cell(changes[name], result[f"ci95_vs_{key}"][name], "+.4f"))
+            for kind in ("accuracy", "recall"):
+                worst = result["levelling_down"][kind]
+                change, *ends = worst["change"]
+                value, interval = _cell(change, ends, "+.4f")
+                line.append(
+                    ("", "") if row == "plain" else (f"{value} ({worst['group']})", interval)
+                )
+            cells.append(line)
+    return columns, cells
+
+
+def _cell(value: float | None, interval: Sequence[float | None], form: str) -> tuple[str, str]:
+    if value is None or not math.isfinite(value):
+        return "undefined", ""
+    low, high = interval
+    known = low is not None and high is not None and math.isfinite(low + high)
+    return format(value, form), f"[{low:{form}}, {high:{form}}]" if known else ""
+
+
+def comparison_sentence(settings: Mapping[str, Results], criterion: str) -> str:
+    """What came out, by setting: which rows clearly have a smaller gap, and than which.
+
+    Only changes whose interval excludes 0 count. No row is picked by its test result.
+    """
+    gap, told = f"{criterion}_difference", []
+    for setting, results in settings.items():
+        better: dict[str, list[str]] = {"plain": [], "rival": []}
+        for key, names in better.items():
+            for row, result in results.items():
+                interval = result.get(f"ci95_vs_{key}", {}).get(gap, (None, None))
+                if moved(interval) == "falls":
+                    names.append(row)
+        others = [row for row in results if row != "plain"]
+        than_plain, than_rival = (_listed(better[key], others) for key in ("plain", "rival"))
+        told.append(
+            f"On {setting} the {criterion.replace('_', ' ')} gap of plain training, "
+            f"{_number(results['plain'][gap])}, clearly falls with {than_plain}; clearly below "
+            f"thresholds on plain training at the same accuracy: {than_rival}"
+        )
+    return ". ".join(told) + ". Intervals are 95 %, one comparison at a time."
+
+
+def _listed(names: Sequence[str], others: Sequence[str]) -> str:
+    """The names, or those that are missing where these are fewer."""
+    missing = [name for name in others if name not in names]
+    if not missing:
+        return "every other row"
+    if len(missing) < len(others) / 2:
+        return f"every other row but {', '.join(missing)}"
+    return ", ".join(name for name in others if name in names) or "no row"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def as_csv(settings: Mapping[str, Results]) -> str:
+    """One line per setting, row and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = ("low", "high")
+    columns = ["mean", "std", *ends]
+    for key in ("plain", "rival"):
+        columns += [f"change_vs_{key}", *(f"{end}_vs_{key}" for end in ends)]
+    writer.writerow(["setting", "row", "metric", *columns])
+    for setting, results in settings.items():
+        for row, result in results.items():
+            for name in SHOWN:
+                line = [result[name], result["std"][name], *result["ci95"][name]]
+                for key in ("plain", "rival"):
+                    change = result.get(f"change_vs_{key}", {}).get(name, "")
+                    line += [change, *result.get(f"ci95_vs_{key}", {}).get(name, ("", ""))]
+                writer.writerow([setting, row, name, *line])
+    return text.getvalue()
+
+
+def as_markdown(columns: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """The table for a README."""
+    escape = lambda text: text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    lines = [[escape(" ".join(part for part in cell if part)) for cell in row] for row in cells]
+    head = [list(map(escape, columns)), ["---", *["---:"] * (len(columns) - 1)]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines])
+
+
+def as_latex(columns: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """The table for a paper, with the packages booktabs and makecell."""
+
+    def escape(text: str) -> str:
+        text = text.replace("\\", "\\textbackslash ")
+        text = re.sub(r"([&%$#_{}])", r"\\\1", text)
+        return text.replace("~", "\\textasciitilde ").replace("^", "\\textasciicircum ")
+
+    def cell(value: str, interval: str) -> str:
+        small = f"\\\\ \\scriptsize {escape(interval)}" if interval else ""
+        return f"\\makecell[r]{{{escape(value)}{small}}}" if small else escape(value)
+
+    body = [" & ".join(cell(*each) for each in row) for row in cells]
+    head = " & ".join(f"\\makecell{{{escape(column)}}}" for column in columns)
+    rows = "".join(f"{line} \\\\\n" for line in body)
+    return (
+        f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n\\toprule\n{head} \\\\\n\\midrule\n"
+        f"{rows}\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def rank_diagram(names: Sequence[str], ranks: Ranks) -> str:
+    """Critical-difference diagram as SVG: average ranks, and bars over what is not told apart."""
+
+    def draw(canvas):
+        axis = canvas.subplots()
+        count, bars = len(names), ranks.cliques
+        order = np.argsort(ranks.average, kind="stable")
+        axis.set(xlim=(0.5, count + 0.5), ylim=(-0.6 * count - 0.5, 1.4 + 0.3 * len(bars)))
+        axis.spines[["left", "right", "bottom"]].set_visible(False)
+        axis.xaxis.tick_top()
+        axis.set_xticks(range(1, count + 1))
+        axis.set_yticks([])
+        top = axis.get_ylim()[1]
+        for place, method in enumerate(order):
+            rank, level = ranks.average[method], -0.6 * (place + 1)
+            axis.plot([rank, rank, count + 0.4], [top, level, level], color="0.5", linewidth=0.8)
+            axis.text(count + 0.45, level, f"{names[method]} {rank:.2f}", va="center", fontsize=8)
+        for number, members in enumerate(bars):
+            ends = ranks.average[list(members)]
+            height = 0.3 * (number + 0.5)
+            axis.plot([ends.min(), ends.max()], [height, height], color="#b2452f", linewidth=4)
+        axis.set_title(
+            f"average rank, 1 is best; critical difference {ranks.critical_difference:.2f}, "
+            f"Friedman p = {ranks.p_value:.2g}",
+            fontsize=9,
+        )
+
+    return figure(draw, size=(9.0, 1.6 + 0.26 * len(names)))

@@ -1,0 +1,138 @@
+"""Rows for the places of an epoch's batches, dealt or drawn from decks."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from fairjax.sampling.protocol import Rows
+
+
+class Decks(NamedTuple):
+    """Rows in C decks that are dealt apart: cells, or everything as the first of them."""
+
+    numbers: jax.Array
+    """int32 `[n]`, deck after deck."""
+    counts: jax.Array
+    """int32 `[C]`."""
+
+    @property
+    def starts(self) -> jax.Array:
+        """First place of every deck, int32 `[C]`."""
+        return jnp.cumsum(self.counts) - self.counts
+
+
+class Slots(NamedTuple):
+    """Which deck fills each place of the batches of an epoch."""
+
+    deck: jax.Array
+    """int32 `[B]` (the same for every batch) or `[T, B]`."""
+    position: jax.Array
+    """int32 `[T, B]`: running number among the draws from that deck, modulo its size."""
+    weights: jax.Array
+    """float32 `[T, B]`, 0 = padding."""
+
+
+def one_deck(rows: Rows) -> Decks:
+    """All rows in one deck; the others are empty, so that shapes and draws are those of cells."""
+    counts = rows.counts.reshape(-1)
+    return Decks(rows.numbers, jnp.zeros_like(counts).at[0].set(len(rows.numbers)))
+
+
+def exact_slots(
+    decks: Decks, probs: jax.Array, batch_size: int, num_batches: int, *, published: bool
+) -> Slots:
+    """The same deck counts in every batch: `batch_size * probs`, rounded.
+
+    Args:
+      decks: C of them; where one holds all rows, `probs` does not matter.
+      probs: float32 `[C]`, which sum to 1.
+      batch_size: B.
+      num_batches: T.
+      published: round each count half-to-even, so that their sum varies and batches are padded to
+        B + C; else by the largest remainders, which always sum to B.
+    """
+    num_decks = len(decks.counts)
+    expected = batch_size * probs
+    if published:
+        shares, width = jnp.round(expected).astype(jnp.int32), batch_size + num_decks
+    else:
+        shares, width = largest_remainder(expected, batch_size), batch_size
+    whole = decks.counts[0] == len(decks.numbers)
+    shares = select(whole, jnp.zeros_like(shares).at[0].set(batch_size), shares)
+    ends = jnp.cumsum(shares)
+    place = jnp.arange(width, dtype=jnp.int32)
+    deck = jnp.sum(place[:, None] >= ends[None, :], axis=1, dtype=jnp.int32)
+    filled = (deck < num_decks).astype(jnp.float32)
+    deck = jnp.minimum(deck, num_decks - 1)
+    # Start and offset are reduced apart, for B * T remainders cost more than all the rest.
+    size = jnp.maximum(decks.counts, 1)
+    batch = jnp.arange(num_batches, dtype=jnp.int32)
+    start = jax.lax.rem(
+        batch[:, None] * shares[None, :], jnp.broadcast_to(size, (num_batches, num_decks))
+    )
+    offset = jax.lax.rem(place - (ends - shares)[deck], size[deck])
+    position = start[:, deck] + offset[None, :]
+    size = size[deck][None, :]
+    position = jnp.where(position >= size, position - size, position)
+    return Slots(deck, position, jnp.broadcast_to(filled, position.shape))
+
+
+def deal(key: Key[Array, ""], decks: Decks, slots: Slots) -> Int[Array, "T B"]:
+    """Rows without replacement: every deck is shuffled, dealt, and dealt again from its top."""
+    shuffled = _permute(key, slots.position, slots.deck, jnp.maximum(decks.counts, 1))
+    return decks.numbers[decks.starts[slots.deck][None, :] + shuffled]
+
+
+def weighted_rows(
+    key: Key[Array, ""], decks: Decks, slots: Slots, example_weights: Float[Array, " N"]
+) -> Int[Array, "T B"]:
+    """Rows with replacement, in proportion to `example_weights` within the deck."""
+    starts, counts = decks.starts, decks.counts
+    cumulative = jnp.concatenate([jnp.zeros(1), jnp.cumsum(example_weights[decks.numbers])])
+    low, high = cumulative[starts], cumulative[starts + counts]
+    shape = slots.weights.shape
+    deck = jnp.broadcast_to(slots.deck, shape)
+    draw = low[deck] + jax.random.uniform(key, shape) * (high - low)[deck]
+    rank = jnp.searchsorted(cumulative, draw, side="right").astype(jnp.int32) - 1
+    return decks.numbers[jnp.clip(rank, starts[deck], starts[deck] + counts[deck] - 1)]
+
+
+def _permute(key: jax.Array, position: jax.Array, deck: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Where random permutations, one of `range(sizes[c])` per deck, send `position [T, B]`.
+
+    Swap-or-not (Hoang, Morris and Rogaway, CRYPTO 2012): each round pairs x with its mirror
+    `pivot - x` and swaps the pair or not by a random bit of the pair, here the top bit of a
+    multiply-shift hash. A place is looked up without sorting or storing the permutation, several
+    times faster on CPU than a sort; two places depend on each other by about 2^-rounds.
+    """
+    rounds = 12
+    bits = jax.random.bits(key, (3, rounds, len(sizes)))
+    sizes = sizes.astype(jnp.uint32)
+    pivots = jax.lax.rem(bits[0], jnp.broadcast_to(sizes, bits[0].shape))
+    by_place = jnp.stack([pivots, bits[1], bits[2]], axis=1)[..., deck]
+    x, size = position.astype(jnp.uint32), sizes[deck][None, :]
+    for pivot, factor, offset in by_place[:, :, None, :]:
+        mirror = jnp.where(x <= pivot, pivot - x, pivot + size - x)
+        swap = jnp.maximum(x, mirror) * factor + offset >= jnp.uint32(1 << 31)
+        x = jnp.where(swap, mirror, x)
+    return x.astype(jnp.int32)
+
+
+def largest_remainder(expected: jax.Array, total: int) -> jax.Array:
+    """Round `[C]` counts to integers that sum to `total`, the largest fractions up."""
+    floor = jnp.floor(expected)
+    remainder = expected - floor
+    index = jnp.arange(len(expected))
+    ahead = (remainder[None, :] > remainder[:, None]) | (
+        (remainder[None, :] == remainder[:, None]) & (index[None, :] < index[:, None])
+    )
+    missing = total - floor.sum().astype(jnp.int32)
+    up = ahead.sum(1, dtype=jnp.int32) < missing
+    return floor.astype(jnp.int32) + up.astype(jnp.int32)
+
+
+def select(condition: jax.Array, a: Any, b: Any) -> jax.Array:
+    """`jnp.where` for a scalar condition, which may be traced."""
+    return jax.lax.select(jnp.broadcast_to(condition, a.shape), a, b)

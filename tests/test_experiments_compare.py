@@ -1,0 +1,155 @@
+"""The comparison as a user meets it: its folder, its tables, its resumption, its error lines."""
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import compare as experiment
+from experiments.compare import PRESETS, Config, MapConfig
+from experiments.data import Data
+from experiments.run import main
+
+SMOKE, SMOKE_MAP = PRESETS["smoke"], PRESETS["smoke_map"]
+assert isinstance(SMOKE, Config) and isinstance(SMOKE_MAP, MapConfig)
+METHODS = ("plain", "reweighted", "dfr")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two settings of one small table and one that fails."""
+    folder = tmp_path_factory.mktemp("run")
+    table = folder / "own<set>.csv"
+    generator = np.random.default_rng(0)
+    lines = ["x,sex,race,y"]
+    for _ in range(240):
+        sex, race = generator.integers(2), generator.integers(2)
+        x = generator.normal() + sex
+        lines.append(f"{x:.3f},{'MF'[sex]},{'ab'[race]},{int(x + generator.normal() > 0.5)}")
+    table.write_text("\n".join(lines) + "\n")
+    config = dataclasses.replace(
+        SMOKE,
+        sets=(),
+        tables=(f"{table}:y:sex", f"{table}:y:race", f"{table}:y:nobody"),
+        methods=METHODS,
+        batch_size=40,
+        out=folder / "out",
+    )
+    experiment.prepare_run(config)()
+    return config, json.loads((folder / "out" / "summary.json").read_text())
+
+
+def test_rows_of_all_settings_are_in_every_file_and_what_failed_is_named(finished):
+    config, summary = finished
+    assert list(summary["results"]) == ["own<set>:sex", "own<set>:race"]
+    rows = ["plain", "plain@best", "reweighted", "dfr"]
+    rows += [f"{row}+thresholds" for row in rows]
+    assert all(list(results) == rows for results in summary["results"].values())
+    assert any("nobody left out" in note for note in summary["notes"])
+    lines = list(csv.DictReader((config.out / "results.csv").read_text().splitlines()))
+    assert {line["setting"] for line in lines} == set(summary["results"])
+    for line in lines:
+        result = summary["results"][line["setting"]][line["row"]]
+        assert float(line["mean"]) == result[line["metric"]]
+        assert np.isclose(result[line["metric"]], np.mean(result["per_seed"][line["metric"]]))
+    page = (config.out / "report.html").read_text()
+    assert "own<set>" not in page and "own&lt;set&gt;" in page
+    latex = (config.out / "results.tex").read_text()
+    assert latex.count(r"\\" + "\n") == 1 + 2 * len(rows)
+    assert (config.out / "results.md").read_text().count("\n") == 2 + 2 * len(rows)
+    ranks = json.loads((config.out / "ranks.json").read_text())
+    for told in ranks.values():
+        assert np.isclose(np.mean(list(told["average_rank"].values())), (1 + len(rows)) / 2)
+    # a page for one reader: two diagrams of ranks and one, and a plot for each setting
+    assert page.count("<svg") == 5
+
+
+def test_changes_are_those_of_the_rows(finished):
+    results = finished[1]["results"]["own<set>:sex"]
+    gap = "equalized_odds_difference"
+    for row, result in results.items():
+        change = result["change_vs_plain"][gap]
+        assert np.isclose(change, result[gap] - results["plain"][gap])
+        low, high = result["ci95_vs_plain"][gap]
+        assert low - 1e-9 <= change <= high + 1e-9 and (row != "plain" or low == high == 0)
+        worst = result["levelling_down"]["accuracy"]
+        assert worst["change"][0] <= result["change_vs_plain"]["accuracy"] + 1e-9
+        assert worst["group"] in ("M", "F")
+
+
+def test_a_resumed_run_reads_what_is_done_and_refuses_other_data(finished, monkeypatch):
+    config, summary = finished
+    monkeypatch.setattr(experiment, "compare", None)  # nothing may be trained again
+    again = dataclasses.replace(config, resume=True)
+    experiment.prepare_run(again)()
+    resumed = json.loads((config.out / "summary.json").read_text())
+    assert resumed["results"] == summary["results"]
+    table = Path(config.tables[0].split(":")[0])
+    text = table.read_text()
+    table.write_text(text + "0.5,M,a,1\n")
+    with pytest.raises(ValueError, match="fingerprint .* do not belong into one table"):
+        experiment.prepare_run(again)()
+    table.write_text(text)
+
+
+def test_the_map_has_every_cell_and_smaller_sets_are_repeated(tmp_path):
+    config = dataclasses.replace(SMOKE_MAP, out=tmp_path / "out")
+    experiment.prepare_run(config)()
+    lines = list(csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines()))
+    assert len(lines) == 3 * 2 * 2  # metrics, methods, sizes
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    for line in lines:
+        change = summary["results"][line["method"]][line["metric"]]["change"]
+        place = SMOKE_MAP.sizes.index(int(line["size"]))
+        assert np.isclose(float(line["change"]), change[0][0][place])
+        assert float(line["low"]) <= float(line["change"]) <= float(line["high"])
+    assert (tmp_path / "out/map.svg").read_text().count("<svg") == 1
+
+
+def test_a_small_set_of_the_map_holds_its_rows_equally_often():
+    from experiments.compare_map import make_column
+
+    setting = make_column(SMOKE_MAP, 0.2, 1.0)
+    data, splits = setting.data, setting.splits
+    assert splits.train.shape == (4, 100) and splits.test.shape == (4, 2000)
+    small, large = splits.train[0], splits.train[2]
+    rows, times = np.unique(data.inputs[small], axis=0, return_counts=True)
+    assert len(rows) == 50 and set(times) == {2}
+    assert data.group[small].mean() == data.group[large].mean() == 0.2
+    assert np.isin(data.inputs[small], data.inputs[large]).all()
+    np.testing.assert_array_equal(splits.test[0], splits.test[2])
+
+
+BAD = {
+    "--sets knows adult, census": ["smoke", "--sets", "faces"],
+    "--sets compas needs --compas": ["smoke", "--sets", "compas"],
+    "--tables takes FILE:LABEL:SENSITIVE": ["smoke", "--tables", "a.csv"],
+    "name nothing to train on": ["smoke", "--sets"],
+    "--sizes must divide the largest": ["smoke_map", "--sizes", "30", "100"],
+    "--num-splits must be at least 2": ["smoke_map", "--num-splits", "1"],
+    "--cost must be above 0": ["smoke", "--cost", "2"],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare", *BAD[message]])
+    with pytest.raises(SystemExit) as leave:
+        main(experiment.prepare_run, PRESETS, description="")
+    assert leave.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_named_by_set_and_groups():
+    config = Config(sets=("adult", "adult:race+sex"), tables=("/a/b.csv:y:sex:yes",))
+    sources = experiment.name_sources(config)
+    assert list(sources) == ["adult", "adult:race+sex", "b:sex"]
+    assert sources["adult:race+sex"].sensitive == ("race", "sex")
+    assert isinstance(sources["b:sex"], Data) and sources["b:sex"].positive == "yes"
