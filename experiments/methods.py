@@ -129,7 +129,7 @@ def train_methods(
         try:
             program = make(setting, found)
         except ValueError as error:  # a factory that says why it does not apply
-            notes.append(f"{make.__doc__.split(':')[0]} left out: {error}")
+            notes.append(f"{(make.__doc__ or '').split(':')[0]} left out: {error}")
             continue
         choices = {name: row for name, row in program.choices.items() if name in wanted}
         if choices:

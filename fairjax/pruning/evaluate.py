@@ -317,8 +317,10 @@ def pruning_metrics(
     Raises:
       ValueError: as `fairness_metrics`.
     """
-    ids = {"labels": jnp.asarray(labels), "group": jnp.asarray(group)}
-    return evaluate_pruned(metrics.prepare(logits, **ids, num_groups=num_groups))
+    prepared = metrics.prepare(
+        logits, labels=jnp.asarray(labels), group=jnp.asarray(group), num_groups=num_groups
+    )
+    return evaluate_pruned(prepared)
 
 
 def evaluate_pruned(
