@@ -283,6 +283,7 @@ def _retrain(setting: Setting, plain: Trained) -> Trained:
     for run, split in enumerate(setting.split_of_run):
         rows, val = setting.splits.train[split], setting.splits.val[split]
         weights = _balanced_subsets(cells[rows], SUBSETS, seed=setting.batch_seed + run)
+        rows, weights = rows[weights.any(0)], weights[:, weights.any(0)]
         network = jax.tree.map(lambda leaf, run=run: leaf[run], last)
         features = _features(setting.model, network, data.inputs[np.concatenate([rows, val])])
         heads = fit_heads(
@@ -290,6 +291,7 @@ def _retrain(setting: Setting, plain: Trained) -> Trained:
             data.labels[rows],
             example_weights=np.tile(weights, (len(PENALTIES), 1)),
             l2=np.repeat(np.array(PENALTIES, np.float32), SUBSETS),
+            max_steps=100,
         )
         kernel, bias = (
             np.asarray(leaf).reshape(len(PENALTIES), SUBSETS, -1).mean(1) for leaf in heads[:2]
