@@ -16,6 +16,9 @@ _PROGRAMS = Path(tempfile.gettempdir()) / f"fairjax-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# Most of the time goes into compiling small programs. `.ci/run` repeats some as users have them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import fairjax  # noqa: E402, F401, I001  (before JAX starts, for the guard in it)
 import jax  # noqa: E402
 

@@ -54,7 +54,7 @@ def test_a_run_prints_a_table_and_leaves_a_complete_folder(finished):
     assert [row["epoch"] for row in logged(folder)] == [1, 2, 3, 4]
     page = (folder / "report.html").read_text()
     head = page.split("</style>")[0]
-    assert page.count("<svg") == 5 and "<script" not in page and "http://" not in head
+    assert page.count("<svg") == 5 and page.count("<script") == 1 and "http://" not in head
 
 
 def test_an_existing_run_is_not_overwritten(finished):

@@ -273,7 +273,7 @@ def mask_space(params: dict[str, Any], name: str, *, head: str = "head") -> Mask
 
 
 def simple_masks(space: MaskSpace) -> tuple[np.ndarray, ...]:
-    """What people try without a search, bool `[U]` each: nothing, normalisation alone, everything.
+    r"""What people try without a search, bool `[U]` each: nothing, normalisation alone, everything.
 
     "Nothing" still trains the head, and whatever else the space always trains. For `first_masks` of
     a search, whose winner then is no worse than these on validation. Masks that a space has twice

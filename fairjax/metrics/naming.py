@@ -39,9 +39,9 @@ def name_groups(sensitive_features: Any) -> NamedGroups:
     Raises:
       ValueError: there is no column or no value, lengths differ, or no example has all values.
 
-    >>> found = name_groups({"sex": ["f", "m", "F", None], "age": ["65+", "9-17", "65+", "65+"]})
+    >>> found = name_groups({"sex": ["f", "m", "f", None], "age": ["65+", "9-17", "65+", "65+"]})
     >>> found.ids.tolist(), found.names
-    ([1, 0, 1, -1], ('m & 9-17', 'f & 65+'))
+    ([0, 1, 0, -1], ('f & 65+', 'm & 9-17'))
     """
     columns = _columns(sensitive_features)
     lengths = {name: len(column) for name, column in columns.items()}

@@ -153,7 +153,7 @@ def _rates(selected: np.ndarray, totals: np.ndarray) -> dict[str, np.ndarray]:
     right = selected[..., 1, :] + totals[..., 0, :] - selected[..., 0, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "overall": right.sum(-1) / totals.sum((-2, -1)),
+            "overall": np.asarray(right.sum(-1) / totals.sum((-2, -1))),
             "accuracy": right / totals.sum(-2),
             "recall": selected[..., 1, :] / totals[..., 1, :],
             "false_alarm": selected[..., 0, :] / totals[..., 0, :],
