@@ -284,7 +284,7 @@ def simple_masks(space: MaskSpace) -> tuple[np.ndarray, ...]:
     ...     {"fc/.*": "trained", r"(norm|conv)/.*": r"\1"},
     ... )
     >>> [mask.tolist() for mask in simple_masks(space)]
-    [[False, False], [True, False], [True, True]]
+    [[False, False], [False, True], [True, True]]
     """
     others = np.zeros(space.num_units + 2, bool)
     for name, place in trees.flatten_named(space.places).items():
