@@ -26,6 +26,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+
+@pytest.fixture
+def optimised():
+    """Programs as users have them: sums that are not vectorised are less exact."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 collect_ignore = ["golden"]  # scripts that made the golden files, with libraries of their own
 
 
