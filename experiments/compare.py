@@ -25,30 +25,24 @@ from experiments import cli
 from experiments.compare_map import MapConfig, prepare_map
 from experiments.data import Data, load_data
 from experiments.files import named_errors, replacing, write_atomically
-from experiments.methods import METHODS, NUM_CALLS, Setting, Strengths, Trained, train_methods
-from experiments.results import power
+from experiments.methods import (
+    METHODS,
+    Criterion,
+    Method,
+    Setting,
+    Strengths,
+    Trained,
+    make_recipe,
+    train_methods,
+)
+from experiments.results import page_facts, power
 from experiments.run import Run, data_summary, main, timed
 from fairjax import report, thresholds
 from fairjax.data import Dataset, Splits, given_split, resplits
 from fairjax.metrics.ranks import rank_methods
-from fairjax.metrics.rate_comparison import RateComparison, compare_rates, rates_of_preds
+from fairjax.metrics.rate_comparison import RateComparison, compare_rates
 from fairjax.models import logistic_regression, mlp
 from fairjax.report import comparison as told
-from fairjax.train import Recipe
-
-Criterion = Literal["equalized_odds", "equal_opportunity", "demographic_parity"]
-Method = Literal[
-    "plain",
-    "class_balanced",
-    "group_balanced",
-    "reweighted",
-    "group_dro",
-    "jtt",
-    "focal",
-    "dfr",
-    "fairbatch",
-    "fairbatch@rate",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +225,7 @@ def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) 
     found, notes = train_methods(setting, wanted, timing)
     with timed(timing, "select_s"):
         chosen = {name: select(config.select, setting, each) for name, each in found.items()}
-        last = found["plain"].at(np.full(len(setting.split_of_run), NUM_CALLS - 1))
-        chosen = {"plain": last, "plain@best": chosen.pop("plain"), **chosen}
+        chosen = {"plain": found["plain"].at_call(-1), "plain@best": chosen.pop("plain"), **chosen}
         own = setting.splits.test[setting.split_of_run]
         test = {name: setting.logits(each, own) for name, each in chosen.items()}
     val = {name: each.val for name, each in chosen.items()}
@@ -256,13 +249,7 @@ def make_setting(config: Config, data: Dataset) -> Setting:
     splits = draw_splits(config, data)
     num_rows = splits.train.shape[1]
     batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45))
-    per_call = -(-config.num_steps // (NUM_CALLS * max(1, num_rows // batch_size)))
-    recipe = Recipe(
-        num_epochs=NUM_CALLS * per_call,
-        batch_size=batch_size,
-        learning_rate=config.learning_rate,
-        schedule="constant",
-    )
+    recipe = make_recipe(config.num_steps, num_rows, batch_size, config.learning_rate)
     sizes = data.inputs.shape[1], data.num_classes
     model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
     strengths = Strengths(**cli.settings(config, Strengths._fields))
@@ -291,7 +278,7 @@ def select(rule: str, setting: Setting, trained: Trained) -> Trained:
     preds = trained.val.argmax(-1)
     best = np.empty(preds.shape[1], int)
     for run, split in enumerate(setting.split_of_run):
-        found = on_val(setting, split, preds[:, run])
+        found = setting.rates(preds[:, run], setting.splits.val[split])
         accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
         value = {
             "last": np.arange(len(accuracy)),
@@ -301,13 +288,6 @@ def select(rule: str, setting: Setting, trained: Trained) -> Trained:
         }[rule]
         best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
     return trained.at(best)
-
-
-def on_val(setting: Setting, split: int, preds: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of predictions `[..., m]` on the validation rows of a split."""
-    rows, data = setting.splits.val[split], setting.data
-    ids = {"labels": data.labels[rows], "group": data.group[rows]}
-    return rates_of_preds(preds, **ids, num_groups=data.num_groups)
 
 
 def add_thresholds(config: Config, setting: Setting, val, test):
@@ -427,12 +407,9 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
             figures=figures,
             notes=notes,
             command=summary["command"],
-            facts={
-                "device": summary["device"],
-                "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
-                "data": ", ".join(f"{k}: {v['fingerprint']}" for k, v in facts.items()),
-                "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
-            },
+            facts=page_facts(
+                summary, ", ".join(f"{k}: {v['fingerprint']}" for k, v in facts.items())
+            ),
         )
     print(f"\n{answer}\nresults in {run.folder}, page {run.folder / 'report.html'}")
 

@@ -16,14 +16,12 @@ import numpy as np
 
 from experiments import cli
 from experiments.files import load_arrays, replacing, save_arrays, write_atomically
-from experiments.methods import NUM_CALLS, Setting, Strengths, train_methods
+from experiments.methods import Criterion, Setting, Strengths, make_recipe, train_methods
 from experiments.run import Run, timed
 from fairjax import report, thresholds
 from fairjax.data import Dataset, Splits, shortcut_gaussians
-from fairjax.metrics.rate_comparison import rates_of_preds
 from fairjax.models import logistic_regression
 from fairjax.report.maps import Effects, as_csv, effect_maps, map_sentence, paired_effects
-from fairjax.train import Recipe
 
 Method = Literal["class_balanced", "group_balanced", "reweighted", "group_dro", "jtt", "focal"]
 Adapting = Literal["fairbatch", "fairbatch@rate", "thresholds"]
@@ -51,9 +49,7 @@ class MapConfig:
         "fairbatch@rate",
         "thresholds",
     )
-    criterion: Literal["equalized_odds", "equal_opportunity", "demographic_parity"] = (
-        "equalized_odds"
-    )
+    criterion: Criterion = "equalized_odds"
     metric: Literal["worst_group_accuracy", "accuracy", "gap"] = "worst_group_accuracy"
     """whose change is drawn; the file has all"""
     cost: cli.Inside = 0.005
@@ -122,10 +118,7 @@ def train_column(config: MapConfig, share: float, strength: float, timing):
     found, notes = train_methods(setting, wanted, timing)
     if notes:
         raise ValueError("; ".join(notes))
-    last = {
-        name: each.at(np.full(len(setting.split_of_run), NUM_CALLS - 1))
-        for name, each in found.items()
-    }
+    last = {name: each.at_call(-1) for name, each in found.items()}
     own = setting.splits.test[setting.split_of_run]
     logits = {name: setting.logits(each, own) for name, each in last.items()}
     preds = {name: each.argmax(-1) for name, each in logits.items()}
@@ -136,10 +129,8 @@ def train_column(config: MapConfig, share: float, strength: float, timing):
     names = {"accuracy": "accuracy", "worst_group_accuracy": "worst_group_accuracy", gap: gap}
     ordered = ["plain", *config.methods]
     cells = {name: np.empty((len(ordered), len(own))) for name in names}
-    data = setting.data
     for run, rows in enumerate(own):
-        ids = {"labels": data.labels[rows], "group": data.group[rows]}
-        told = rates_of_preds(np.stack([preds[name][run] for name in ordered]), **ids, num_groups=2)
+        told = setting.rates(np.stack([preds[name][run] for name in ordered]), rows)
         for name in names:
             cells[name][:, run] = told[name]
     worst = cells["worst_group_accuracy"]
@@ -190,13 +181,7 @@ def make_column(config: MapConfig, share: float, strength: float) -> Setting:
         group_names=drawn[0].group_names,
         splits={name: np.unique(rows) for name, rows in splits._asdict().items()},
     )
-    per_call = -(-config.num_steps // (NUM_CALLS * max(1, largest // config.batch_size)))
-    recipe = Recipe(
-        num_epochs=NUM_CALLS * per_call,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        schedule="constant",
-    )
+    recipe = make_recipe(config.num_steps, largest, config.batch_size, config.learning_rate)
     strengths = Strengths(**cli.settings(config, Strengths._fields))
     model = logistic_regression(inputs.shape[1])
     seeds = config.seeds

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,8 @@ from fairjax.train import (
 
 NUM_CALLS = 10  # calls that a training is cut into: the epochs that selection chooses among
 SUBSETS, PENALTIES = 5, (1e-4, 1e-3, 1e-2)  # of last-layer retraining
-METHODS = (
+Criterion = Literal["equalized_odds", "equal_opportunity", "demographic_parity"]
+Method = Literal[
     "plain",
     "class_balanced",
     "group_balanced",
@@ -49,7 +50,8 @@ METHODS = (
     "dfr",
     "fairbatch",
     "fairbatch@rate",
-)
+]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Strengths(NamedTuple):
@@ -86,6 +88,12 @@ class Setting(NamedTuple):
         ids = {"labels": data.labels, "group": data.group, "batch_size": self.recipe.batch_size}
         return {**ids, "num_classes": data.num_classes, "num_groups": data.num_groups}
 
+    def rates(self, preds: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics of predictions `[..., n]` for rows `[n]`; see `rates_of_preds`."""
+        data = self.data
+        ids = {"labels": data.labels[rows], "group": data.group[rows]}
+        return rates_of_preds(preds, **ids, num_groups=data.num_groups)
+
     def logits(self, weights: "Trained", rows: np.ndarray) -> np.ndarray:
         """Of runs `[P, ...]`, each on rows of its own `[P, n]`; `[P, n, K]`."""
         params, batch_stats = weights.params, weights.batch_stats
@@ -107,6 +115,10 @@ class Trained(NamedTuple):
         pick = lambda leaf: np.asarray(leaf)[stage, np.arange(len(stage))]
         return Trained(*jax.tree.map(pick, tuple(self)))
 
+    def at_call(self, number: int) -> "Trained":
+        """All runs at one stage, 0 the first and -1 the last."""
+        return self.at(np.full(self.val.shape[1], number))
+
 
 class Program(NamedTuple):
     """Methods that one compiled program trains."""
@@ -117,6 +129,17 @@ class Program(NamedTuple):
     full_pass: bool = False
     update_every: int | None = None
     loss_fn: Callable[..., jax.Array] = cross_entropy
+
+
+def make_recipe(num_steps: int, num_rows: int, batch_size: int, learning_rate: float) -> Recipe:
+    """Of at least so many steps, in `NUM_CALLS` stretches of whole epochs."""
+    per_call = -(-num_steps // (NUM_CALLS * max(1, num_rows // batch_size)))
+    return Recipe(
+        num_epochs=NUM_CALLS * per_call,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule="constant",
+    )
 
 
 def train_methods(
@@ -184,7 +207,7 @@ def _by_draws(setting: Setting, found: Mapping[str, Trained]) -> Program:
         of_split = by_cell[:, data.labels, data.group]
         rows[name] = {"example_weights": of_split[setting.split_of_run]}
     if "plain" in found:
-        first = found["plain"].at(np.zeros(len(setting.split_of_run), int))
+        first = found["plain"].at_call(0)
         own = train[setting.split_of_run]
         wrong = setting.logits(first, own).argmax(-1) != data.labels[own]
         times = np.ones((len(own), len(data.labels)), np.float32)
@@ -277,7 +300,7 @@ def _retrain(setting: Setting, plain: Trained) -> Trained:
     Of every cell as many training rows as the smallest has, drawn `SUBSETS` times, whose heads are
     averaged; the penalty is that of highest worst-group accuracy on validation.
     """
-    data, last = setting.data, plain.at(np.full(len(setting.split_of_run), NUM_CALLS - 1))
+    data, last = setting.data, plain.at_call(-1)
     cells = data.labels * data.num_groups + data.group
     params = jax.tree.map(np.array, last.params)
     for run, split in enumerate(setting.split_of_run):
@@ -297,9 +320,7 @@ def _retrain(setting: Setting, plain: Trained) -> Trained:
             np.asarray(leaf).reshape(len(PENALTIES), SUBSETS, -1).mean(1) for leaf in heads[:2]
         )
         preds = (kernel @ features[len(rows) :].T + bias > 0).astype(int)
-        ids = {"labels": data.labels[val], "group": data.group[val]}
-        told = rates_of_preds(preds, **ids, num_groups=data.num_groups)
-        best = int(told["worst_group_accuracy"].argmax())
+        best = int(setting.rates(preds, val)["worst_group_accuracy"].argmax())
         # one column of weights stands for the logits [-z, z], two for themselves
         head, half = params["head"], np.array([-0.5, 0.5])[-params["head"]["bias"].shape[1] :]
         head["kernel"][run], head["bias"][run] = kernel[best][:, None] * half, bias[best] * half

@@ -111,6 +111,16 @@ def kept_row(
     return load_arrays(path)
 
 
+def page_facts(summary: Mapping[str, Any], data: str) -> dict[str, str]:
+    """What a page says of where its numbers come from; `data` names the data sets."""
+    return {
+        "device": summary["device"],
+        "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
+        "data": data,
+        "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
+    }
+
+
 def show(
     run: Run,
     data: Dataset,
@@ -170,12 +180,10 @@ def show(
             figures=figures,
             notes=every_note,
             command=summary["command"],
-            facts={
-                "device": summary["device"],
-                "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
-                "data": f"{summary['data']['name']}, fingerprint {summary['data']['fingerprint']}",
-                "time": ", ".join(f"{k} {v:.3g}" for k, v in summary["timing"].items()),
-            },
+            facts=page_facts(
+                summary,
+                f"{summary['data']['name']}, fingerprint {summary['data']['fingerprint']}",
+            ),
         )
     card = report.model_card(
         summary,
