@@ -31,7 +31,7 @@ from fairjax.models import Model, Weights, image_model, load_pretrained, load_we
 from fairjax.models.torch_card import OPEN_IN_TORCH
 from fairjax.pruning import Pruned, PruneRounds, PruneState, Score
 from fairjax.report.pruning import pruning_figures, pruning_sentence
-from fairjax.train import Recipe, predict, train_network
+from fairjax.train import Recipe, network_trainer, predict
 from fairjax.train.recipe import Dtype
 
 SHOWN = ("accuracy", "macro_f1", "auc", "eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp", "fate")
@@ -306,6 +306,10 @@ def train(config: Config, run: Run, rounds: PruneRounds) -> Progress:
     now = now if restored is None else restored[1]
     run.rewrite_history(row for row in run.history() if row["step"] <= now.step)
     cli.phase("compiling and training the baseline")
+    # one program for the baselines of all seeds
+    train_baseline = network_trainer(
+        rounds.model, data, make_recipe(config, config.num_epochs or 1)
+    )
     rounds_epochs = config.num_rounds * config.finetune_epochs
     per_seed = config.num_epochs + (len(names) - 1) * rounds_epochs
     with cli.progress(config.num_seeds * per_seed, "epochs") as bar:
@@ -314,11 +318,13 @@ def train(config: Config, run: Run, rounds: PruneRounds) -> Progress:
             done = now.seed * per_seed + (now.row > 0) * config.num_epochs
             done += max(0, int(now.row) - 1) * rounds_epochs
             bar.update(int(done) - bar.n)
-            now = train_row(config, run, rounds, now, bar)
+            now = train_row(config, run, rounds, train_baseline, now, bar)
     return now
 
 
-def train_row(config: Config, run: Run, rounds: PruneRounds, now: Progress, bar: Any) -> Progress:
+def train_row(
+    config: Config, run: Run, rounds: PruneRounds, train_baseline: Any, now: Progress, bar: Any
+) -> Progress:
     """Train what is left of a row and look at the test split, once."""
     names = row_names(config)
     seed, row = int(now.seed), names[int(now.row)]
@@ -327,16 +333,8 @@ def train_row(config: Config, run: Run, rounds: PruneRounds, now: Progress, bar:
     if row == "baseline":
         weights = start_weights(config, rounds.model, seed)
         if config.num_epochs:
-            recipe = make_recipe(config, config.num_epochs)
             apart = jax.random.split(key, 1)[0]  # rounds fold their numbers into the key itself
-            weights = train_network(
-                rounds.model,
-                weights,
-                rounds.data,
-                recipe,
-                key=apart,
-                on_epoch=lambda _: bar.update(),
-            )
+            weights = train_baseline(weights, key=apart, on_epoch=lambda _: bar.update())
         state = rounds.init(weights)
         states = dict.fromkeys(names, state)
         val = {name: state.base[name] for name in SHOWN[:-1]}

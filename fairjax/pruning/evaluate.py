@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from fairjax import metrics
 from fairjax.data import Examples
-from fairjax.models import Model, VGGConfig
+from fairjax.models import Model, ResNetConfig, VGGConfig
 from fairjax.models.mlp import MLPConfig
 from fairjax.pruning.compiled import compiled
 from fairjax.pruning.plans import (
@@ -138,8 +138,8 @@ def _plan_logits(model, mode, params, batch_stats, plans, inputs) -> jax.Array:
     graph, params = graph_of(model), unstack_blocks(params)
     inputs = inputs if model.preprocess is None else model.preprocess(inputs)
 
-    def run(plan: PrunePlan):
-        masked = mask_channels(params, plan, graph, mode=mode)
+    def run(plan: PrunePlan, where: Graph = graph):
+        masked = mask_channels(params, plan, where, mode=mode)
         logits, out, _ = model.apply(masked, batch_stats, inputs, train=False)
         return logits, out
 
@@ -148,9 +148,10 @@ def _plan_logits(model, mode, params, batch_stats, plans, inputs) -> jax.Array:
     if not chain:
         # vmap leaves what lies below the first mask unbatched and makes that layer's P kernels one
         # wide kernel; a second masked convolution would become a grouped one, slower than a loop.
-        alone = _num_kernels(graph, layers) == 1
+        where = _masked_at(model, layers, mode)
+        alone = _num_kernels(where, layers) == 1
         transform = jax.vmap if alone else lambda fn: lambda xs: jax.lax.map(fn, xs)
-        return transform(lambda plan: run(plan)[0])(plans)
+        return transform(lambda plan: run(plan, where)[0])(plans)
     (layer,) = layers
     size = num_channels(params, {layer: graph[layer]})[layer]
 
@@ -167,6 +168,18 @@ def _plan_logits(model, mode, params, batch_stats, plans, inputs) -> jax.Array:
         flat = jax.nn.relu(hidden).reshape(-1, hidden.shape[-1])
         hidden = (flat @ linear["kernel"] + linear["bias"][None]).reshape(*hidden.shape[:2], -1)
     return hidden
+
+
+def _masked_at(model: Model, layers: Sequence[str], mode: Mode) -> Graph:
+    """The channel graph, but masked where a channel is read if that is one kernel.
+
+    A channel that reads 0 may as well not be read: the layer that makes it then runs once for all
+    plans. Networks of somebody else may use it in other places; ours are known.
+    """
+    graph = graph_of(model)
+    read = {name: graph[name]._replace(outputs=graph[name].inputs) for name in layers}
+    known = isinstance(model.config, (VGGConfig, ResNetConfig))
+    return read if known and mode == "channel" and _num_kernels(read, layers) == 1 else graph
 
 
 def _num_kernels(graph: Graph, layers: Sequence[str]) -> int:
@@ -270,7 +283,8 @@ def evaluate_plans(
     check_plan(params, plans, graph)
     if batch_size is None:
         batch_size = evaluation_batch_size(model, data.inputs)
-        if not shared_chain(model, layers) and _num_kernels(graph, layers) == 1:
+        where = _masked_at(model, layers, mode)
+        if not shared_chain(model, layers) and _num_kernels(where, layers) == 1:
             batch_size = max(1, batch_size // len(plans.keep[layers[0]]))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

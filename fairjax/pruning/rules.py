@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairjax.pruning.evaluate import Proposal, evaluate_plans, propose_plans
+from fairjax.pruning.evaluate import Proposal, evaluate_plans, propose_plans, stack_plans
 from fairjax.pruning.plans import PrunePlan
 from fairjax.pruning.rounds import Decision, Propose, PruneRounds, PruneState
 from fairjax.pruning.scores import ChannelScores, Score
@@ -44,17 +44,20 @@ def scored_plans(scores: Sequence[Score]) -> Propose:
                 scored.append(({name: rounds.score(*network, name, own)}, (0.0,)))
         proposed: list[tuple[Proposal, PrunePlan]] = []
         for layer, counts in room.items():
-            for values, trade_offs in scored if counts else ():
-                proposals, plans = propose_plans(
-                    values, layer=layer, counts=counts, trade_offs=trade_offs, after=state.plan
+            if not counts:
+                continue
+            here: list[tuple[Proposal, PrunePlan]] = []
+            for values, trade_offs in scored:
+                here += _pairs(
+                    *propose_plans(
+                        values, layer=layer, counts=counts, trade_offs=trade_offs, after=state.plan
+                    )
                 )
-                # what earlier rounds pruned is zero already, so only this layer differs
-                only, examples = PrunePlan({layer: plans.keep[layer]}), rounds.val
-                num_groups = rounds.data.num_groups
-                tried.append(
-                    evaluate_plans(rounds.model, *network, only, examples, num_groups=num_groups)
-                )
-                proposed += _pairs(proposals, plans)
+            # what earlier rounds pruned is zero already, so only this layer differs
+            only = stack_plans([PrunePlan({layer: plan.keep[layer]}) for _, plan in here])
+            groups = {"num_groups": rounds.data.num_groups}
+            tried.append(evaluate_plans(rounds.model, *network, only, rounds.val, **groups))
+            proposed += here
         table = jax.tree.map(lambda *parts: np.concatenate(parts), *tried)
         return [proposed[i] for i in rounds.rank(table, state.base)]
 

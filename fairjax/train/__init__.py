@@ -19,6 +19,7 @@ from fairjax.train.loop import FitState as FitState
 from fairjax.train.loop import fit as fit
 from fairjax.train.loop import init_fit as init_fit
 from fairjax.train.loop import measure_cells as measure_cells
+from fairjax.train.network import network_trainer as network_trainer
 from fairjax.train.network import train_network as train_network
 from fairjax.train.population import fit_population as fit_population
 from fairjax.train.population import init_population as init_population

@@ -40,6 +40,23 @@ def train_network(
     Raises:
       ValueError: as the recipe and its sampler.
     """
+    return network_trainer(model, data, recipe)(weights, key=key, on_epoch=on_epoch)
+
+
+def network_trainer(model: Model, data: Dataset, recipe: Recipe) -> Callable[..., Weights]:
+    """`train_network` for several trainings that differ in weights and key, compiled once.
+
+    Args:
+      model: see `train_network`.
+      data: see `train_network`.
+      recipe: see `train_network`.
+
+    Returns:
+      `trainer(weights, *, key, on_epoch=None)`, which returns what `train_network` does.
+
+    Raises:
+      ValueError: as the recipe and its sampler.
+    """
     sampler = recipe.make_sampler(data)
     optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
     step = recipe.make_step(recipe.make_model(model), optimizer, data)
@@ -62,14 +79,19 @@ def train_network(
         )
         return jax.tree.map(lambda leaf: leaf[0], results)
 
-    if recipe.streams(data):
-        run, train = streamed_epoch, data
-    else:
-        run, train = epoch, jax.tree.map(jnp.asarray, data.examples("train"))
-    state = start(weights.params, weights.batch_stats, key)
-    for _ in range(recipe.num_epochs):
-        state, history = run(state, train)
-        if on_epoch is not None:
-            on_epoch(float(history["loss"][0]))
-    params, batch_stats = jax.device_get((state.train.final_params, state.train.batch_stats))
-    return Weights(params, batch_stats, weights.notes)
+    def trainer(
+        weights: Weights, *, key: Any, on_epoch: Callable[[float], None] | None = None
+    ) -> Weights:
+        if recipe.streams(data):
+            run, train = streamed_epoch, data
+        else:
+            run, train = epoch, jax.tree.map(jnp.asarray, data.examples("train"))
+        state = start(weights.params, weights.batch_stats, key)
+        for _ in range(recipe.num_epochs):
+            state, history = run(state, train)
+            if on_epoch is not None:
+                on_epoch(float(history["loss"][0]))
+        params, batch_stats = jax.device_get((state.train.final_params, state.train.batch_stats))
+        return Weights(params, batch_stats, weights.notes)
+
+    return trainer
