@@ -16,6 +16,7 @@ _FEW_CLASSES = 8
 Distance = Literal["cosine", "euclidean"]
 
 _TEMPERATURES = (0.01, 100.0)
+_TURNED = 32  # channels brought in front at a time: so few stay in a CPU's cache
 
 
 def _check_logits(logits: Array, labels: Array | None = None) -> None:
@@ -225,17 +226,27 @@ def soft_nearest_neighbor_loss(
 
         return loss_at(_least_temperature(loss_at) if temperature is None else temperature)
 
-    def losses(channels: jax.Array, chunk_size: int) -> jax.Array:
+    features = jnp.asarray(features).astype(jnp.float32).reshape(batch, -1, num_channels)
+
+    def losses(features: jax.Array, chunk_size: int) -> jax.Array:
         # a chunk of one is not a batch of one: XLA:CPU takes twice as long for its product
         batch_size = None if chunk_size == 1 else chunk_size
-        return jax.lax.map(channel_loss, channels, batch_size=batch_size)
+        width = min(num_channels, max(chunk_size, _TURNED))
 
-    channels = jnp.asarray(features).astype(jnp.float32).reshape(-1, num_channels).T
-    channels = channels.reshape(num_channels, batch, -1)
+        def turned(start: jax.Array) -> jax.Array:
+            some = jax.lax.dynamic_slice_in_dim(features, start, width, axis=2)
+            return jax.lax.map(channel_loss, some.transpose(2, 0, 1), batch_size=batch_size)
+
+        # the last ones overlap those before where channels are no multiple of the width
+        first = np.minimum(np.arange(0, num_channels, width), num_channels - width)
+        channel = np.arange(num_channels)
+        place = channel // width * width + channel - first[channel // width]
+        return jax.lax.map(turned, jnp.asarray(first)).reshape(-1)[place]
+
     if chunk_size is not None:
-        return losses(channels, chunk_size)
+        return losses(features, chunk_size)
     return jax.lax.platform_dependent(
-        channels,
+        features,
         cpu=functools.partial(losses, chunk_size=1),
         default=functools.partial(losses, chunk_size=32),
     )

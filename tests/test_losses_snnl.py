@@ -71,6 +71,19 @@ def test_every_variant_agrees_with_the_definition(batch, options):
     np.testing.assert_allclose(ours, oracle(features, classes, **options), atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 48])
+def test_many_channels_each_have_the_loss_they_have_alone(chunk_size):
+    rng = np.random.default_rng(1)
+    features = jnp.asarray(rng.normal(size=(8, 3, 75)).astype(np.float32))
+    classes = jnp.arange(8) % 2
+    together = soft_nearest_neighbor_loss(features, classes, num_classes=2, chunk_size=chunk_size)
+    for channel in (0, 31, 32, 42, 43, 63, 64, 74):
+        alone = soft_nearest_neighbor_loss(
+            features[..., channel : channel + 1], classes, num_classes=2
+        )
+        np.testing.assert_allclose(together[channel], alone[0], rtol=1e-6)
+
+
 def test_identical_features_give_the_entropy_of_the_groups_and_the_published_offset():
     features, group = jnp.ones((128, 4, 1)), jnp.arange(128) % 2
     standard = soft_nearest_neighbor_loss(features, group, num_classes=2)

@@ -134,11 +134,11 @@ def _score_on_data(
         return logits, out
 
     def losses(x, ids, weights):
-        """Soft nearest-neighbour losses `[A, C]`."""
+        """Soft nearest-neighbour losses `[A, C]`; distances are computed once for all A."""
         loss = lambda ids: soft_nearest_neighbor_loss(
             x, ids, num_classes=num_ids, weights=weights, **dict(options)
         )
-        return jnp.stack([loss(ids[:, a]) for a in range(ids.shape[1])])
+        return jax.vmap(loss, in_axes=1)(ids)
 
     def measure(batch):
         rows, weights = batch
