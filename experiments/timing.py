@@ -53,10 +53,15 @@ def claim(
     times: Paired,
     *,
     compile_s: float | None = None,
+    floor_s: float | None = None,
     quality: dict[str, dict[str, float]] | None = None,
     notes: str = "",
 ) -> dict[str, Any]:
-    """One benchmark row: medians of both sides, and the ratio theirs / ours with its range."""
+    """One benchmark row: medians of both sides, and the ratio theirs / ours with its range.
+
+    `floor_s` is what ours would take if the machine's matmul rate or bandwidth were the only limit;
+    `notes` say what was done, for who reads the row alone.
+    """
     return {
         "claim": name,
         "ours_s": statistics.median(times.ours_s),
@@ -65,6 +70,7 @@ def claim(
         "ratio_min": min(times.ratios),
         "ratio_max": max(times.ratios),
         "compile_s": compile_s,
+        "floor_s": floor_s,
         "quality": quality or {},
         "notes": notes,
         "command": command(),
@@ -85,8 +91,3 @@ def step_flops(jitted: Any, *args: Any) -> float:
     """FLOPs of one call by XLA's own count; loop bodies count once, so pass unrolled networks."""
     cost = jitted.lower(*args).compile().cost_analysis()
     return float(cost["flops"])
-
-
-def utilisation(flops: float, run_s: float, rate: float) -> float:
-    """Share of `rate` (FLOP/s) at which `flops` were done in `run_s` seconds."""
-    return flops / run_s / rate

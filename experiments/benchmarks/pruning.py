@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.timing import claim, compile_seconds, paired
+from experiments.timing import claim, compile_seconds, matmul_rate, paired
 from fairjax import pruning
 from fairjax.data import Examples
 from fairjax.losses import soft_nearest_neighbor_loss
@@ -73,7 +73,7 @@ def score_claims(quick: bool) -> list[dict[str, Any]]:
     extra_mb = 0.0 if memory is None else mesh.size * memory.temp_size_in_bytes / 2**20
     channels_first = torch.from_numpy(np.ascontiguousarray(features.transpose(0, 3, 1, 2)))
     ids = torch.from_numpy(group.astype(np.int64))
-    rows = []
+    rows, rate = [], matmul_rate()
     for name, theirs in (
         ("snnl_vs_original", torch_pruning.snnl_loop),
         ("snnl_vs_torch", torch_pruning.snnl_batched),
@@ -90,6 +90,7 @@ def score_claims(quick: bool) -> list[dict[str, Any]]:
                 name,
                 times,
                 compile_s=compile_s,
+                floor_s=2 * batch**2 * side**2 * size / rate,  # its products
                 quality={"ours": quality, "theirs": {}},
                 notes=f"{size} channels, {batch} images of {side}x{side}, published variant",
             )
@@ -201,6 +202,7 @@ def slice_claim(quick: bool) -> dict[str, Any]:
     return claim(
         "sliced_vs_flops",
         times,
+        floor_s=flops[0] / matmul_rate(),
         quality={
             "ours": {
                 "speed_up": speed_up,
