@@ -84,7 +84,7 @@ class Config:
     augment: Literal["flip", "published", "none"] = "flip"
     """"published" also turns, zooms, shears, changes colours and cuts a square out"""
     dtype: Dtype = "float32"
-    """of activations in training (vision transformers)"""
+    """in training (vision transformers); see fairtune"""
     checkpoint_blocks: bool = False
     """recompute blocks in the backward pass: slower, much less memory (vision transformers)"""
     num_replicates: cli.Replicates = 100

@@ -9,7 +9,7 @@ import pytest
 
 from fairjax import trees
 from fairjax.fairtune import add_lora, mask_space
-from fairjax.models import gate_kernels, image_model
+from fairjax.models import gate_kernels, image_model, reconfigure
 from fairjax.optimizers import make_optimizer
 from fairjax.train import Batch, make_step, map_chunks, start_train
 
@@ -25,20 +25,22 @@ BATCH = Batch(
 
 
 @pytest.mark.parametrize(
-    "name, params",
+    "name, params, dtype",
     [
-        ("norm_attn_mlp", STACKED),
-        ("norm_attn_mlp", trees.unstack_blocks(STACKED)),
-        ("lora", add_lora(STACKED, jax.random.key(2), rank=2)),
+        ("norm_attn_mlp", STACKED, "float32"),
+        ("norm_attn_mlp", STACKED, "bfloat16_products"),
+        ("norm_attn_mlp", trees.unstack_blocks(STACKED), "float32"),
+        ("lora", add_lora(STACKED, jax.random.key(2), rank=2), "float32"),
     ],
 )
-def test_a_gated_step_moves_parameters_as_an_ungated_one_does(name, params):
+def test_a_gated_step_moves_parameters_as_an_ungated_one_does(name, params, dtype):
+    model = reconfigure(MODEL, dtype=dtype)
     space = mask_space(params, name)
     tunable, frozen = space.partition(params)
     mask = space.expand(np.arange(space.num_units) % 2 == 0)
 
     def after(gate):
-        step = jax.jit(make_step(MODEL, OPTIMIZER, bind=space.bind, gate=gate))
+        step = jax.jit(make_step(model, OPTIMIZER, bind=space.bind, gate=gate))
         state = start_train(tunable, {}, OPTIMIZER)
         for _ in range(2):
             state, _ = step(state, BATCH, jax.random.key(0), mask, frozen)

@@ -7,6 +7,8 @@ import optax
 import pytest
 
 from fairjax.models import image_model
+from fairjax.models.functional import Draws
+from fairjax.models.layers import Linear
 from fairjax.trees import stack_blocks, unstack_blocks
 from tests.golden.filling import arrays_of
 
@@ -114,15 +116,42 @@ def test_a_population_of_norms_shares_the_other_parameters():
     close(together, alone)
 
 
-def test_bfloat16_keeps_float32_parameters_and_logits():
-    model, params = small(dtype="bfloat16")
+@pytest.mark.parametrize(
+    ("dtype", "tokens"), [("bfloat16", jnp.bfloat16), ("bfloat16_products", jnp.float32)]
+)
+def test_bfloat16_keeps_float32_parameters_and_logits(dtype, tokens):
+    model, params = small(dtype=dtype)
     exact, _ = small()
     logits, out, _ = model.apply(params, {}, images())
     assert logits.dtype == jnp.float32
-    assert out["tokens"].dtype == jnp.bfloat16
-    np.testing.assert_allclose(logits, exact.apply(params, {}, images())[0], atol=0.03)
+    assert out["tokens"].dtype == tokens
+    expected = exact.apply(params, {}, images())[0]
+    np.testing.assert_allclose(logits, expected, atol=0.03)
+    assert jnp.abs(logits - expected).max() > 1e-6  # something is rounded
     gradients = jax.jit(jax.grad(loss_fn(model)))(params, images())
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("num_out", [3, 7])
+def test_rounded_products_and_their_gradients_are_those_of_rounded_factors(num_out):
+    rng = np.random.default_rng(0)
+    x, dy, kernel = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((2, 11, 5), (2, 11, num_out), (5, num_out))
+    )
+
+    def apply(x, kernel):
+        layer = Linear(5, num_out, draws=Draws(), rounded=True)
+        layer.kernel[...] = kernel
+        return layer(x)
+
+    y, pull = jax.vjp(apply, jnp.asarray(x), jnp.asarray(kernel))
+    dx, dkernel = pull(jnp.asarray(dy))
+    short = lambda a: np.asarray(jnp.asarray(a).astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(y, short(x) @ short(kernel), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dx, short(dy) @ short(kernel).T, rtol=1e-5, atol=1e-6)
+    flat = short(x).reshape(-1, 5), short(dy).reshape(-1, num_out)
+    np.testing.assert_allclose(dkernel, flat[0].T @ flat[1], rtol=1e-5, atol=1e-5)
 
 
 def test_mean_pooling_has_fc_norm_and_no_norm():

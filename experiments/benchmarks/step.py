@@ -33,18 +33,20 @@ from experiments.timing import (
     seconds,
     step_flops,
 )
-from fairjax.models import Model, compiler_options, image_model, save_weights
+from fairjax.models import Model, compiler_options, image_model, reconfigure, save_weights
 from fairjax.train import Batch, TrainState, init_train, make_step, start_train
 from fairjax.trees import unstack_blocks
 
 NUM_CLASSES = 5
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-2
 OPTIMIZER = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-# claim, model, image size, batch
+# claim, model, image size, batch, dtype
 ROWS = (
-    ("step_vit_tiny_224", "vit_tiny_patch16_224", 224, 8),
-    ("step_vit_tiny_64", "vit_tiny_patch16_224", 64, 32),
-    ("step_resnet18", "resnet18", 224, 8),
+    ("step_vit_tiny_224", "vit_tiny_patch16_224", 224, 8, "float32"),
+    ("step_vit_tiny_64", "vit_tiny_patch16_224", 64, 32, "float32"),
+    ("step_vit_tiny_224_bfloat16", "vit_tiny_patch16_224", 224, 8, "bfloat16_products"),
+    ("step_vit_tiny_64_bfloat16", "vit_tiny_patch16_224", 64, 32, "bfloat16_products"),
+    ("step_resnet18", "resnet18", 224, 8, "float32"),
 )
 NUM_STEPS = 8  # in one turn of either side
 LARGE, LARGE_BATCH = "vit_base_patch16_224", 8
@@ -143,15 +145,17 @@ def _step_torch(name: str, batch: int, *, compiled: bool) -> float:
 
 
 def _row(
-    name: str, model_name: str, size: int, batch_size: int, *, rate: float, quick: bool
+    name: str, model_name: str, size: int, batch_size: int, dtype: str, *, rate: float, quick: bool
 ) -> dict[str, Any]:
     model = _network(model_name, image_size=size)
+    model = model if dtype == "float32" else reconfigure(model, dtype=dtype)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, size, size, 3), np.float32)
     labels = rng.integers(0, NUM_CLASSES, batch_size, np.int32)
     state, batch = _start(model, images, labels)
     params, batch_stats = state.params, state.batch_stats
-    twins = _torch_steps(model, size, params, batch_stats, images, labels, compiled=not quick)
+    how = {"mixed": dtype != "float32", "compiled": not quick}
+    twins = _torch_steps(model, size, params, batch_stats, images, labels, **how)
 
     # blocks one by one, for the count: a loop's body is counted once however often it runs
     unrolled = start_train(unstack_blocks(params), batch_stats, OPTIMIZER)
@@ -178,10 +182,10 @@ def _row(
         name,
         times,
         compile_s=compile_s,
-        floor_s=flops / rate,
+        floor_s=flops / rate if dtype == "float32" else None,
         quality={"ours": {"first_loss": losses[0]}, "theirs": {"first_loss": losses[1]}},
-        notes=f"{model_name}, {size} px, batch {batch_size}, {flops / 1e9:.0f} GFLOP; PyTorch's "
-        f"fastest of {', '.join(twins)}: {which}",
+        notes=f"{model_name}, {size} px, batch {batch_size}, {dtype}, {flops / 1e9:.0f} GFLOP; "
+        f"PyTorch's fastest of {', '.join(twins)}{' under autocast' * how['mixed']}: {which}",
     )
 
 
@@ -219,6 +223,7 @@ def _torch_steps(
     images: np.ndarray,
     labels: np.ndarray,
     *,
+    mixed: bool,
     compiled: bool,
 ) -> dict[str, Callable[[], float]]:
     """Steps of the twin with the same weights, in every way that may be the fastest."""
@@ -240,16 +245,17 @@ def _torch_steps(
             twin.load_state_dict(load_file(path))
         twin = twin.to(memory_format=memory_format)
         turned = inputs.contiguous(memory_format=memory_format)
-        steps[f"eager{layout}"] = _torch_step(twin, twin, turned, targets)
+        steps[f"eager{layout}"] = _torch_step(twin, twin, turned, targets, mixed)
         if compiled:
-            steps[f"torch.compile{layout}"] = _torch_step(
-                twin, torch.compile(twin), turned, targets
-            )
+            faster = torch.compile(twin)
+            steps[f"torch.compile{layout}"] = _torch_step(twin, faster, turned, targets, mixed)
     return steps
 
 
-def _torch_step(twin: Any, network: Any, inputs: Any, targets: Any) -> Callable[[], float]:
-    """A step of `twin`, run as `network`, which may be its compiled form."""
+def _torch_step(
+    twin: Any, network: Any, inputs: Any, targets: Any, mixed: bool = False
+) -> Callable[[], float]:
+    """A step of `twin`, run as `network`, its compiled form perhaps, and with autocast if mixed."""
     import torch
 
     twin.train()
@@ -259,7 +265,8 @@ def _torch_step(twin: Any, network: Any, inputs: Any, targets: Any) -> Callable[
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(network(inputs), targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = torch.nn.functional.cross_entropy(network(inputs).float(), targets)
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -202,7 +202,7 @@ def reconfigure(
 
     Args:
       model: as `image_model` or `load_pretrained` gave it.
-      dtype: of activations and products, float32 or bfloat16; None leaves it as it is.
+      dtype: one of `vit.DTYPES`; None leaves it as it is.
       checkpoint_blocks: recompute each block in the backward pass; None leaves it as it is.
 
     Returns:

@@ -18,6 +18,10 @@ from fairjax.models.preprocess import (
     image_preprocess,
 )
 
+DTYPES = ("float32", "bfloat16", "bfloat16_products")
+"""bfloat16: activations and products, for accelerators. bfloat16_products: only the factors of
+linear layers' products, for CPUs that multiply bfloat16 faster (avx512_bf16, amx_bf16)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
@@ -49,8 +53,7 @@ class ViTConfig:
     drop_path: float = 0.0
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
     dtype: str = "float32"
-    """float32 or bfloat16, of activations and products; all parameters, norms, softmax and logits
-    stay float32."""
+    """One of `DTYPES`; all parameters, norms, softmax and logits stay float32."""
     checkpoint_blocks: bool = False
     """Recompute each block in the backward pass instead of keeping what is inside it."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -66,7 +69,7 @@ class ViTConfig:
             raise ValueError(
                 f"width must be a multiple of num_heads {self.num_heads}, got {self.width}"
             )
-        for field, accepted in (("pool", ("cls", "mean")), ("dtype", ("float32", "bfloat16"))):
+        for field, accepted in (("pool", ("cls", "mean")), ("dtype", DTYPES)):
             if getattr(self, field) not in accepted:
                 raise ValueError(f"{field} must be one of {accepted}, got {getattr(self, field)!r}")
         for field in ("dropout", "drop_path"):
@@ -79,6 +82,16 @@ class ViTConfig:
                 "num_registers must be at least 0, and a distilled network reads its class tokens "
                 f'(pool="cls"), got {self.num_registers} and pool={self.pool!r}'
             )
+
+    @property
+    def activations(self) -> str:
+        """The dtype of what lies between the layers."""
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the products of linear layers round their factors; see `Linear`."""
+        return self.dtype == "bfloat16_products"
 
     @property
     def num_class_tokens(self) -> int:
@@ -189,7 +202,11 @@ def vit(config: ViTConfig) -> Model:
         trunk: Any = nnx.merge(
             trunk_structure, {name: leaf for name, leaf in params.items() if name != "blocks"}, {}
         )
-        x = inputs.astype(config.dtype) if inputs.ndim == 3 else trunk.embed(inputs, key_trunk)
+        x = (
+            inputs.astype(config.activations)
+            if inputs.ndim == 3
+            else trunk.embed(inputs, key_trunk)
+        )
         run = loop_blocks if all(name.isdecimal() for name in blocks) else scan_blocks
         x, out = run(x, blocks, rates, keys)
         pooled = trunk.pool(x)
@@ -249,7 +266,7 @@ class _Trunk(nnx.Module):
     def embed(self, images: jax.Array, key: jax.Array | None) -> jax.Array:
         config = self.config
         check_images(images, config.image_size)
-        x = self.patch_embed(images.astype(config.dtype))
+        x = self.patch_embed(images.astype(config.activations))
         positions = self.pos_embed[...].astype(x.dtype)
         if not config.class_position:
             x = x + positions
@@ -287,8 +304,8 @@ class _Attention(nnx.Module):
     def __init__(self, config: ViTConfig, draws: Draws):
         width = config.width
         self.head_width = width // config.num_heads
-        self.qkv = Linear(width, 3 * width, draws=draws, std=_STD)
-        self.proj = Linear(width, width, draws=draws, std=_STD)
+        self.qkv = Linear(width, 3 * width, draws=draws, std=_STD, rounded=config.rounded)
+        self.proj = Linear(width, width, draws=draws, std=_STD, rounded=config.rounded)
         if config.layer_scale:
             self.gamma = nnx.Param(draws.full(_GAMMA, width))
 
@@ -313,8 +330,8 @@ class _Mlp(nnx.Module):
     def __init__(self, config: ViTConfig, draws: Draws):
         hidden = int(config.width * config.mlp_ratio)
         self.config = config
-        self.fc1 = Linear(config.width, hidden, draws=draws, std=_STD)
-        self.fc2 = Linear(hidden, config.width, draws=draws, std=_STD)
+        self.fc1 = Linear(config.width, hidden, draws=draws, std=_STD, rounded=config.rounded)
+        self.fc2 = Linear(hidden, config.width, draws=draws, std=_STD, rounded=config.rounded)
         if config.layer_scale:
             self.gamma = nnx.Param(draws.full(_GAMMA, config.width))
 
