@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from fairjax.sampling.protocol import Rows
 
+_FEW_DECKS = 16
+
 
 class Decks(NamedTuple):
     """Rows in C decks that are dealt apart: cells, or everything as the first of them."""
@@ -72,9 +74,9 @@ def exact_slots(
     start = jax.lax.rem(
         batch[:, None] * shares[None, :], jnp.broadcast_to(size, (num_batches, num_decks))
     )
-    offset = jax.lax.rem(place - (ends - shares)[deck], size[deck])
-    position = start[:, deck] + offset[None, :]
-    size = size[deck][None, :]
+    offset = jax.lax.rem(place - _of_deck(ends - shares, deck), _of_deck(size, deck))
+    position = _of_deck(start, deck) + offset[None, :]
+    size = _of_deck(size, deck)[None, :]
     position = jnp.where(position >= size, position - size, position)
     return Slots(deck, position, jnp.broadcast_to(filled, position.shape))
 
@@ -82,7 +84,7 @@ def exact_slots(
 def deal(key: Key[Array, ""], decks: Decks, slots: Slots) -> Int[Array, "T B"]:
     """Rows without replacement: every deck is shuffled, dealt, and dealt again from its top."""
     shuffled = _permute(key, slots.position, slots.deck, jnp.maximum(decks.counts, 1))
-    return decks.numbers[decks.starts[slots.deck][None, :] + shuffled]
+    return decks.numbers[_of_deck(decks.starts, slots.deck)[None, :] + shuffled]
 
 
 def weighted_rows(
@@ -111,13 +113,23 @@ def _permute(key: jax.Array, position: jax.Array, deck: jax.Array, sizes: jax.Ar
     bits = jax.random.bits(key, (3, rounds, len(sizes)))
     sizes = sizes.astype(jnp.uint32)
     pivots = jax.lax.rem(bits[0], jnp.broadcast_to(sizes, bits[0].shape))
-    by_place = jnp.stack([pivots, bits[1], bits[2]], axis=1)[..., deck]
-    x, size = position.astype(jnp.uint32), sizes[deck][None, :]
+    by_place = _of_deck(jnp.stack([pivots, bits[1], bits[2]], axis=1), deck)
+    x, size = position.astype(jnp.uint32), _of_deck(sizes, deck)[None, :]
     for pivot, factor, offset in by_place[:, :, None, :]:
         mirror = jnp.where(x <= pivot, pivot - x, pivot + size - x)
         swap = jnp.maximum(x, mirror) * factor + offset >= jnp.uint32(1 << 31)
         x = jnp.where(swap, mirror, x)
     return x.astype(jnp.int32)
+
+
+def _of_deck(values: jax.Array, deck: jax.Array) -> jax.Array:
+    """`values[..., deck]`; of few decks by selects, which vectorise where a gather does not."""
+    if values.shape[-1] > _FEW_DECKS:
+        return values[..., deck]
+    found = jnp.broadcast_to(values[..., :1], (*values.shape[:-1], *deck.shape))
+    for number in range(1, values.shape[-1]):
+        found = jnp.where(deck == number, values[..., number : number + 1], found)
+    return found
 
 
 def largest_remainder(expected: jax.Array, total: int) -> jax.Array:
