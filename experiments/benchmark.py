@@ -82,16 +82,16 @@ def prepare(config: Config) -> Callable[[], None]:
         raise ValueError(f"--style is for fairbatch only; got it with {config.name}")
     if config.write and config.quick:
         raise ValueError("--write is for what was measured, not for --quick")
-    if config.out is not None:
-        config.out.open("a").close()  # before minutes of measuring, not after
-    if config.name == "all":
-        return lambda: run_all(config)
-    absent = lacking(config.name)
+    absent = [] if config.name == "all" else lacking(config.name)
     if absent:
         raise ValueError(
             f"the benchmark {config.name} needs {' and '.join(absent)}: "
             f"pip install {' '.join(absent)}"
         )
+    if config.out is not None:
+        config.out.open("a").close()  # before minutes of measuring, not after
+    if config.name == "all":
+        return lambda: run_all(config)
     if config.write:
         between(PAGE.read_text(encoding="utf-8"), config.name)
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are of compilations

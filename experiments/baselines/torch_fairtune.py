@@ -174,18 +174,19 @@ def train_trial(
     num_epochs: int,
     weight_decay: float = 0.01,
 ) -> float:
-    """Train from the pre-trained weights; the objective after the last epoch."""
+    """Train from the pre-trained weights; the objective after the last epoch.
+
+    The published code validates after every epoch, too, and throws that away; this does not.
+    """
     network.load_state_dict(weights)
     set_trainable(network, mask)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs)
-    value = math.nan
     for _ in range(num_epochs):
         train_epoch(network, optimizer, loaders.train)
         schedule.step()
-        value = worst_group_auc(predict(network, loaders.val), val.labels, group=val.group)
-    return value
+    return worst_group_auc(predict(network, loaders.val), val.labels, group=val.group)
 
 
 def search(
