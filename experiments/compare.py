@@ -17,19 +17,22 @@ that are as accurate on validation as the row. "Worst change": the group that lo
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from experiments import cli
 from experiments.compare_map import MapConfig, prepare_map
-from experiments.data import Data, load_data
+from experiments.data import Data, load_data, make_augment
 from experiments.files import named_errors, replacing, write_atomically
 from experiments.results import page_facts, power
 from experiments.run import Run, add_seconds, data_summary, main
 from fairjax import report
 from fairjax.compare import (
+    ADAPTING,
     METHODS,
+    Adapting,
     Criterion,
     Method,
     Select,
@@ -40,7 +43,7 @@ from fairjax.compare import (
 )
 from fairjax.data import Dataset, given_split, resplits
 from fairjax.metrics.ranks import rank_methods
-from fairjax.models import logistic_regression, mlp
+from fairjax.models import load_pretrained, logistic_regression, mlp
 from fairjax.report import comparison as told
 
 
@@ -51,12 +54,12 @@ class Config:
     about: cli.Hidden = ""
     sets: tuple[str, ...] = ("adult",)
     """adult, census, synthetic, or compas (the file --compas), each with :COLUMN[+COLUMN] for other
-    groups than those by sex"""
+    groups than those by sex; with --model lesions:DOMAIN, shortcut or target"""
     tables: tuple[str, ...] = ()
     """CSV files of yours, FILE:LABEL:SENSITIVE[:POSITIVE] each"""
     compas: Path | None = None
     """ProPublica's compas-scores-two-years.csv"""
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[Method | Adapting, ...] = METHODS
     """plain training always runs beside them"""
     criterion: Criterion = "equalized_odds"
     """whose gap is to fall; FairBatch and thresholds are after it"""
@@ -76,6 +79,11 @@ class Config:
     learning_rate: cli.Positive = 0.005
     hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
+    model: Literal["vit_micro", "vgg_micro"] | None = None
+    """pre-trained network that all methods start from, for images"""
+    image_size: cli.Count = 32
+    num_images: tuple[cli.Count, cli.Count, cli.Count] = (1600, 800, 2400)
+    """of train, val and test of lesions"""
     fairbatch_step: cli.Positive = 0.01
     rate_step: cli.Positive = 0.04
     dro_step: cli.Positive = 0.01
@@ -106,6 +114,18 @@ PRESETS: dict[str, Config | MapConfig] = {
     "map": MapConfig(
         about="36 cells of controlled data, 5 methods, 5 draws; 15 minutes on 2 cores"
     ),
+    "lesions": Config(
+        about="synthetic lesions, pre-trained vit_micro, 3 splits; 12 minutes on 2 cores",
+        sets=("lesions:shortcut", "lesions:target"),
+        methods=("group_balanced", "group_dro", "fairbatch@rate", "dfr", *ADAPTING),
+        model="vit_micro",
+        num_splits=3,
+        num_seeds=1,
+        num_steps=250,
+        batch_size=32,
+        learning_rate=0.001,
+        rate_step=0.1,
+    ),
     "smoke": Config(
         about="seconds, for tests",
         sets=("synthetic",),
@@ -113,6 +133,19 @@ PRESETS: dict[str, Config | MapConfig] = {
         num_seeds=1,
         num_steps=40,
         batch_size=100,
+        num_replicates=20,
+    ),
+    "smoke_lesions": Config(
+        about="a minute, for tests",
+        sets=("lesions:shortcut",),
+        methods=("group_dro", "dfr", "linear_probe", "norm_only"),
+        model="vit_micro",
+        image_size=16,
+        num_images=(64, 64, 64),
+        num_splits=2,
+        num_seeds=1,
+        num_steps=4,
+        batch_size=16,
         num_replicates=20,
     ),
     "smoke_map": MapConfig(
@@ -148,10 +181,15 @@ def name_sources(config: Config) -> dict[str, Data]:
     found = {}
     for text in config.sets:
         source, _, columns = text.partition(":")
-        if source not in ("adult", "census", "synthetic", "compas"):
-            raise ValueError(f"--sets knows adult, census, synthetic and compas, got {text!r}")
+        known = ("lesions",) if config.model else ("adult", "census", "synthetic", "compas")
+        if source not in known:
+            beside = "with --model" if config.model else "without --model"
+            raise ValueError(f"{beside} --sets knows {', '.join(known)}, got {text!r}")
         more: dict[str, Any] = {"split": SIZES[source]} if source in SIZES else {}
-        if columns:
+        if source == "lesions":
+            counts = dict(zip(("num_train", "num_val", "num_test"), config.num_images, strict=True))
+            more = {"domain": columns or "target", **counts}
+        elif columns:
             more["sensitive"] = tuple(columns.split("+"))
         if source == "compas":
             if config.compas is None:
@@ -173,6 +211,8 @@ def name_sources(config: Config) -> dict[str, Data]:
             sensitive=tuple(str(sensitive).split("+")),
             positive=positive,
         )
+    if config.model and config.tables:
+        raise ValueError("--tables are for networks for tables; leave --model out")
     if not found:
         raise ValueError("--sets and --tables name nothing to train on")
     return found
@@ -199,7 +239,7 @@ def run_all(config: Config, run: Run, sources: dict[str, Data]) -> None:
 def kept_cell(config: Config, run: Run, name: str, source: Data, timing) -> dict[str, Any]:
     """The results of a setting, made now or read from the folder of a resumed run."""
     cli.phase(f"reading {name}")
-    data = load_data(source)
+    data = load_data(source, image_size=config.image_size if config.model else None)
     path = run.folder / f"{told.file_name(name)}.json"
     if path.exists():
         with named_errors("read", path):
@@ -243,13 +283,24 @@ def make_setting(config: Config, data: Dataset) -> Setting:
     splits = resplits(data, num_splits, config.data_seed) if drawn else given_split(data)
     num_rows = splits.train.shape[1]
     batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45))
-    sizes = data.inputs.shape[1], data.num_classes
+    recipe = make_recipe(config.num_steps, num_rows, batch_size, config.learning_rate)
+    weights = None
+    if config.model is None:
+        sizes = data.inputs.shape[1], data.num_classes
+        model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
+    else:
+        key, size = jax.random.key(config.seeds.start), config.image_size
+        model, weights = load_pretrained(config.model, data.num_classes, key, image_size=size)
+        num_epochs = -(-config.num_steps // max(1, num_rows // batch_size))
+        more: Any = {"num_epochs": num_epochs, "schedule": "cosine"}
+        recipe = dataclasses.replace(recipe, augment=make_augment("flips", size), **more)
     return Setting(
         data,
         splits,
         config.num_seeds,
-        mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes),
-        make_recipe(config.num_steps, num_rows, batch_size, config.learning_rate),
+        model,
+        recipe,
+        weights=weights,
         criterion=config.criterion,
         strengths=Strengths(**cli.settings(config, Strengths._fields)),
         start_seed=config.seeds.start,

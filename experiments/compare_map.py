@@ -31,8 +31,9 @@ from fairjax.data import Dataset, Splits, shortcut_gaussians
 from fairjax.models import logistic_regression
 from fairjax.report.maps import Effects, as_csv, effect_maps, map_sentence, paired_effects
 
-Method = Literal["class_balanced", "group_balanced", "reweighted", "group_dro", "jtt", "focal"]
-Adapting = Literal["fairbatch", "fairbatch@rate", "thresholds"]
+Balancing = Literal["class_balanced", "group_balanced", "reweighted", "group_dro", "group_cvar"]
+Weighing = Literal["jtt", "focal", "cvar", "logit_adjusted", "fairbatch", "fairbatch@rate"]
+Method = Balancing | Weighing | Literal["thresholds"]
 Noise = Annotated[float, cli.Range(0, 0.5, below=True)]
 NUM_VAL, NUM_TEST = 400, 2000
 
@@ -50,7 +51,7 @@ class MapConfig:
     """of the shortcut; with 1 it tells the majority as much as the honest feature does"""
     label_noise: Noise = 0.0
     """chance that a training or validation label is wrong"""
-    methods: tuple[Method | Adapting, ...] = (
+    methods: tuple[Method, ...] = (
         "group_balanced",
         "reweighted",
         "group_dro",
@@ -72,6 +73,8 @@ class MapConfig:
     dro_step: cli.Positive = 0.01
     upweight: cli.Positive = 6.0
     gamma: cli.NonNegative = 2.0
+    worst_share: cli.Inside = 0.5
+    tau: cli.NonNegative = 1.0
     seeds: cli.Seeds = cli.Seeds()
     data_seed: cli.Seed = 0
     out: Path | None = None

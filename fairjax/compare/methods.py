@@ -44,6 +44,7 @@ Adapting = Literal["linear_probe", "norm_only", "lora"]
 METHODS: tuple[Method, ...] = get_args(Method)
 ADAPTING: tuple[Adapting, ...] = get_args(Adapting)
 """For networks that start from given weights."""
+UPDATE_EVERY = 10  # batches by which FairBatch moves where a full pass is dear
 
 
 class Program(NamedTuple):
@@ -53,7 +54,7 @@ class Program(NamedTuple):
     choices: Mapping[str, Mapping[str, Any]]
     """Method -> arguments of `sampler.init`, a number or an array `[F * S, ...]` each."""
     full_pass: bool = False
-    update_every: int | None = None
+    """Whether the sampler adapts before every epoch by all training rows; else by its cadence."""
     step: Mapping[str, Any] = {}
     """Arguments of `train.make_step`."""
     space: str | None = None
@@ -70,21 +71,21 @@ def watched(setting: Setting, _) -> Program:
         "fairbatch": {**loss, "step_size": numbers.fairbatch_step, "decay": 0.0},
         "fairbatch@rate": rate,
     }
-    every = setting.update_every
-    sampler = fairbatch(**setting.arguments())
-    return Program(sampler, rows, full_pass=every is None, update_every=every)
+    # of what starts from given weights a full pass is dear
+    sampler = fairbatch(**setting.arguments())._replace(update_every=UPDATE_EVERY)
+    return Program(sampler, rows, full_pass=setting.weights is None)
 
 
 def by_worst_group(setting: Setting, _) -> Program:
     """group_dro: its weights move with every batch."""
     rows = {"group_dro": {"step_size": setting.strengths.dro_step}}
-    return Program(group_dro(**setting.arguments()), rows, update_every=1)
+    return Program(group_dro(**setting.arguments()), rows)
 
 
 def by_worst_share(setting: Setting, _) -> Program:
     """group_cvar: the cells that are worst off, of those that hold a share of the rows."""
     rows = {"group_cvar": {"worst_share": setting.strengths.worst_share}}
-    return Program(group_cvar(**setting.arguments()), rows, update_every=1)
+    return Program(group_cvar(**setting.arguments()), rows)
 
 
 def by_loss(setting: Setting, _) -> Program:

@@ -52,10 +52,9 @@ class Setting(NamedTuple):
     """What FairBatch and thresholds are after."""
     strengths: Strengths = Strengths()
     weights: Weights | None = None
-    """What all runs start from, but for their classifiers; drawn by `model.init` if None."""
-    update_every: int | None = None
-    """FairBatch moves its shares every that many batches, by these; before every epoch, by a full
-    pass, if None."""
+    """What all runs start from, but for their classifiers; drawn by `model.init` if None. With
+    them FairBatch moves its shares every ten batches, by these; else before every epoch, by a full
+    pass."""
     start_seed: int = 0
     batch_seed: int = 0
 

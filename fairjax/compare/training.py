@@ -135,7 +135,6 @@ def _train(
             frozen=frozen,
             augment=setting.recipe.augment,
             measure_fn=measure,
-            update_every=program.update_every,
             chunk_size=None if setting.weights is None else 1,
         )[0]
         params = states.train.params

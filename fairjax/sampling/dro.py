@@ -45,8 +45,8 @@ def group_dro(
     """The weighted sum of cells' mean losses, whose weights grow where the loss is high.
 
     Every batch holds as many rows of each cell (or of each group, in its natural mix of labels),
-    and their losses weigh q / that share. An update multiplies q by exp(step_size * loss). Train
-    with `fit(..., update_every=1)`, the published cadence.
+    and their losses weigh q / that share. An update, after every batch as published, multiplies q
+    by exp(step_size * loss).
 
     Args:
       labels: int `[N]` training labels in `[0, num_classes)`.
@@ -134,7 +134,7 @@ def group_cvar(
 
     Returns:
       A `BatchSampler`, safe under jit, vmap and scan; `init` also takes `worst_share`, which may be
-      traced. Plain training's weights before the first update. Train with `update_every=1`.
+      traced. Plain training's weights before the first update; updates after every batch.
 
     Raises:
       ValueError: as `group_dro`, or a number out of range.
@@ -216,7 +216,8 @@ def _weighing_cells(start, update, over: Over, *, labels, group, batch_size, **s
         return jnp.where((count > 0) & (state.rows.counts > 0), value / count, jnp.nan)
 
     batches_per_epoch = len(everything.numbers) // batch_size
-    return BatchSampler(init, sample_epoch, batches_per_epoch, _measure, cell_losses, update)
+    how = init, sample_epoch, batches_per_epoch, _measure, cell_losses, update
+    return BatchSampler(*how, update_every=1)
 
 
 def _measure(logits, state, *, labels, group, weights=None) -> CellSums:

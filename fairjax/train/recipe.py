@@ -35,17 +35,11 @@ Sampler = Literal[
 ]
 Loss = Literal["cross_entropy", "focal", "cvar", "logit_adjusted"]
 _WORST_SHARE = 0.5
-_ADAPTING: dict[str, tuple[Callable[..., BatchSampler], int]] = {  # and the batches of an update
-    "group_dro": (sampling.group_dro, 1),
-    "group_cvar": (sampling.group_cvar, 1),
-    "fairbatch": (functools.partial(fairbatch, criterion="equalized_odds", step_size=0.01), 10),
-    "fairbatch@rate": (
-        functools.partial(
-            fairbatch, criterion="equalized_odds", signal="rate", step_size=0.1, decay=0.5
-        ),
-        10,
-    ),
+_FAIRBATCH: dict[str, dict[str, Any]] = {
+    "fairbatch": {"step_size": 0.01},
+    "fairbatch@rate": {"signal": "rate", "step_size": 0.1, "decay": 0.5},
 }
+_UPDATE_EVERY = 10  # batches, by which rates are known well enough
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -163,10 +157,11 @@ class Recipe:
     def make_sampler(self, data: Dataset) -> BatchSampler:
         """Of the training split; its rows count from 0 within the split."""
         train = data.splits["train"]
-        make, update_every = self.sampler, None
-        if isinstance(make, str):
-            plain = getattr(sampling, make, None), None
-            make, update_every = _ADAPTING.get(make, plain)
+        make = self.sampler
+        if make in _FAIRBATCH:
+            make = functools.partial(fairbatch, criterion="equalized_odds", **_FAIRBATCH[make])
+        elif isinstance(make, str):
+            make = getattr(sampling, make)
         sampler = make(
             labels=data.labels[train],
             group=data.group[train],
@@ -174,7 +169,8 @@ class Recipe:
             num_groups=data.num_groups,
             batch_size=self.batch_size,
         )
-        return sampler if update_every is None else sampler._replace(update_every=update_every)
+        watched = self.sampler in _FAIRBATCH
+        return sampler._replace(update_every=_UPDATE_EVERY) if watched else sampler
 
     def make_optimizer(self, batches_per_epoch: int) -> optax.GradientTransformation:
         """For `num_epochs` epochs; its learning rate and weight decay may differ between runs."""
