@@ -48,10 +48,14 @@ def _refit(setting: Setting, networks: Trained, weights_of, metric: str) -> Trai
     kernels, biases = (np.array(get_path(params, head_at)[leaf]) for leaf in ("kernel", "bias"))
     # one column of weights stands for the logits [-z, z], two for themselves
     half = np.array([-0.5, 0.5])[-biases.shape[1] :]
+    trains, vals = setting.splits.train[setting.split_of_run], setting.splits.val
+    by_run = [weights_of(run, rows) for run, rows in enumerate(trains)]
+    most = max(int(weights.any(0).sum()) for weights in by_run)  # rows that any head of a run sees
     for run, split in enumerate(setting.split_of_run):
-        rows, val = setting.splits.train[split], setting.splits.val[split]
-        weights = weights_of(run, rows)
-        rows, weights = rows[weights.any(0)], weights[:, weights.any(0)]
+        weights, val = by_run[run], vals[split]
+        # as many for all runs, which then share a program; what fills up weighs nothing
+        kept = np.argsort(~weights.any(0), kind="stable")[:most]
+        rows, weights = trains[run][kept], weights[:, kept]
         network = jax.tree.map(lambda leaf, run=run: leaf[run], networks)
         inputs = data.inputs[np.concatenate([rows, val])]
         features = np.asarray(features_of(setting.model, network, inputs))
