@@ -115,7 +115,7 @@ PRESETS: dict[str, Config | MapConfig] = {
         about="36 cells of controlled data, 5 methods, 5 draws; 15 minutes on 2 cores"
     ),
     "lesions": Config(
-        about="synthetic lesions, pre-trained vit_micro, 3 splits; 12 minutes on 2 cores",
+        about="synthetic lesions, pre-trained vit_micro, 3 splits; 8 to 12 minutes on 2 cores",
         sets=("lesions:shortcut", "lesions:target"),
         methods=("group_balanced", "group_dro", "fairbatch@rate", "dfr", *ADAPTING),
         model="vit_micro",

@@ -35,6 +35,7 @@ SETTING = Setting(
     DATA, resplits(DATA, 2), 2, logistic_regression(3), make_recipe(20, 240, 60, 0.05)
 )
 OWN_VAL = SETTING.splits.val[SETTING.split_of_run]
+PLACE = np.arange(OWN_VAL.shape[1])
 
 
 def stages(right):
@@ -46,9 +47,9 @@ def stages(right):
 
 def test_a_run_is_judged_at_the_stage_that_its_own_validation_rows_choose():
     group = DATA.group[OWN_VAL]
-    wrong_of = lambda g, every: (group == g) & (np.arange(120) % every == 0)
+    wrong_of = lambda g, every: (group == g) & (PLACE % every == 0)
     # right but unfair, a bit wrong for everyone, very wrong for everyone
-    right = np.stack([~wrong_of(1, 2), ~(np.arange(120) % 4 == 0) | (group > 9), group < 0])
+    right = np.stack([~wrong_of(1, 2), ~(PLACE % 4 == 0) | (group > 9), group < 0])
     trained = stages(right)
     rates = [
         SETTING.rates(trained.val[:, 0].argmax(-1), OWN_VAL[0])[name]
@@ -100,7 +101,7 @@ def probed(kind):
     """A network of given features, and its rows: the head is what `kind` trains."""
     rng = np.random.default_rng(2)
     params = {"head": {"kernel": rng.normal(size=(4, 3, 1)), "bias": rng.normal(size=(4, 1))}}
-    start = Trained(jax.tree.map(np.float32, params), {}, np.zeros((4, 120, 2), np.float32))
+    start = Trained(jax.tree.map(np.float32, params), {}, np.zeros((*OWN_VAL.shape, 2), np.float32))
     return kind(SETTING, start).at_stage(0)
 
 
@@ -185,7 +186,7 @@ BAD: dict[str, Any] = {
     "2 classes and 1 groups": lambda: check_setting(SETTING._replace(data=ONE_GROUP)),
     "criterion must be one of": lambda: check_setting(SETTING._replace(criterion="parity")),
     "num_seeds must be at least 1": lambda: check_setting(SETTING._replace(num_seeds=0)),
-    "split 0 tests on 120 rows": lambda: check_setting(SETTING._replace(splits=OVERLAP)),
+    f"split 0 tests on {len(PLACE)} rows": lambda: check_setting(SETTING._replace(splits=OVERLAP)),
     "the recipe's sampler must be 'shuffled'": lambda: check_setting(
         SETTING._replace(recipe=Recipe(sampler="class_balanced"))
     ),
