@@ -196,7 +196,7 @@ def make_column(config: MapConfig, share: float, strength: float) -> Setting:
     recipe = make_recipe(config.num_steps, largest, config.batch_size, config.learning_rate)
     strengths = Strengths(**cli.settings(config, Strengths._fields))
     model = logistic_regression(inputs.shape[1])
-    how = {"start_seed": config.seeds.start, "batch_seed": config.seeds.batches}
+    how: dict[str, Any] = {"start_seed": config.seeds.start, "batch_seed": config.seeds.batches}
     return Setting(data, splits, 1, model, recipe, config.criterion, strengths, **how)
 
 

@@ -119,12 +119,12 @@ def test_a_retrained_head_is_that_of_scikit_learn_at_the_best_penalty(kind):
             assert np.unique(of_cell).size == 1
         options = []
         for l2 in PENALTIES:
-            kernel, bias = np.zeros(3), 0.0
+            kernel, bias = np.zeros(3), np.zeros(1)
             for own in weights:
                 head = LogisticRegression(C=1 / (l2 * own.sum()), tol=1e-10, max_iter=10_000)
                 head.fit(x[rows], DATA.labels[rows], sample_weight=own)
                 kernel += head.coef_[0] / len(weights)
-                bias += head.intercept_[0] / len(weights)
+                bias += head.intercept_ / len(weights)
             value = SETTING.rates((x[val] @ kernel + bias > 0).astype(int), val)[metric]
             options.append((float(value), kernel, bias))
         _, kernel, bias = max(options, key=lambda option: option[0])
@@ -147,7 +147,8 @@ def test_only_the_parts_that_a_method_trains_move_and_what_does_not_apply_is_nam
     )
     sizes: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 16, "num_heads": 2}
     model = image_model("vit_micro", 2, depth=1, **sizes)
-    weights = Weights(*jax.jit(model.init)(jax.random.key(0)), ())
+    params, stats = jax.jit(model.init)(jax.random.key(0))
+    weights = Weights(params, stats, ())
     recipe = Recipe(num_epochs=1, batch_size=16, learning_rate=0.01)
     setting = Setting(data, given_split(data), 2, model, recipe, weights=weights)
     found, notes = train_methods(setting, ["norm_only", "linear_probe"])

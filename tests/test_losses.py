@@ -141,7 +141,7 @@ def test_a_step_trains_on_the_worst_share_of_a_batch_and_on_adjusted_logits():
 
 BAD = {
     "tau must be": lambda: log_priors(np.ones((2, 2)), tau=-1.0),
-    "of must be classes or groups": lambda: log_priors(np.ones((2, 2)), of="cells"),
+    "of must be classes or groups": lambda: log_priors(np.ones((2, 2)), of="cells"),  # pyright: ignore
     "rows of every group": lambda: log_priors(np.array([[1, 0], [1, 0]])),
     r"worst_share must be in \(0, 1\], got 0": lambda: make_step(
         logistic_regression(3), optax.sgd(0.1), worst_share=0.0

@@ -67,13 +67,14 @@ def train_methods(
         try:
             program = make(setting, plain)
             program = program._replace(choices={name: program.choices[name] for name in own})
-            space = _space(setting, program)
+            space, params = _space(setting, program)
         except ValueError as error:  # a factory that says why it does not apply
             if "plain" in own:
                 raise
             notes.append(f"{', '.join(own)} left out: {error}")
             continue
-        found = _train(setting, program, space, seconds)
+        frozen = None if space is None else space.partition(params)[1]
+        found = _train(setting, program, space, frozen, seconds)
         plain |= {name: each for name, each in found.items() if name == "plain"}
         kept |= {name: keep(name, each) for name, each in found.items()}
         on_trained(own)
@@ -100,18 +101,22 @@ def _afterwards(name: str, setting: Setting, plain: Trained) -> Trained:
     return linear_probe(setting, start)
 
 
-def _space(setting: Setting, program: Program) -> Any:
-    """The mask space of a program, or None where everything trains."""
+def _space(setting: Setting, program: Program) -> tuple[Any, Any]:
+    """The mask space of a program and the parameters it is of; None where everything trains."""
     if program.space is None or setting.weights is None:
-        return None
+        return None, None
     params = setting.weights.params
     if program.space == "lora":
         params = add_lora(params, jax.random.key(0))
-    return mask_space(params, program.space, head=setting.model.head)
+    return mask_space(params, program.space, head=setting.model.head), params
 
 
 def _train(
-    setting: Setting, program: Program, space: Any, seconds: MutableMapping[str, float]
+    setting: Setting,
+    program: Program,
+    space: Any,
+    frozen: Any,
+    seconds: MutableMapping[str, float],
 ) -> dict[str, Trained]:
     """All runs of the program's methods, kept at the end of every stage."""
     data, model, names = setting.data, setting.model, list(program.choices)
@@ -121,7 +126,6 @@ def _train(
     optimizer = setting.recipe.make_optimizer(sampler.batches_per_epoch)
     bind = None if space is None else space.bind
     step = make_step(network, optimizer, bind=bind, **program.step)
-    frozen = None if space is None else space.partition(_start_params(setting, space))[1]
     measure = functools.partial(measure_cells, network, sampler) if program.full_pass else None
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(model))
@@ -155,12 +159,6 @@ def _train(
             val = logits_of_rows(model, params, stats, examples.inputs, own)
             stages.append(Trained(params, stats, np.asarray(val)))
     return by_method(jax.tree.map(lambda *leaves: np.stack(leaves), *stages), names)
-
-
-def _start_params(setting: Setting, space: Any) -> Any:
-    """One network's parameters as a space knows them."""
-    params = setting.weights.params if setting.weights is not None else None
-    return add_lora(params, jax.random.key(0)) if space.name == "lora" else params
 
 
 def _start(

@@ -87,9 +87,9 @@ def group_dro(
         shares = state.shares * jnp.exp(growth - growth.max())
         return state._replace(shares=shares / shares.sum())
 
-    ids = {"labels": labels, "group": group}
-    sizes = {"num_classes": num_classes, "num_groups": num_groups, "batch_size": batch_size}
-    return _weighing_cells(start, update, over, **ids, **sizes)
+    arguments: dict[str, Any] = {"labels": labels, "group": group, "batch_size": batch_size}
+    sizes = {"num_classes": num_classes, "num_groups": num_groups}
+    return _weighing_cells(start, update, over, **arguments, **sizes)
 
 
 class GroupCVaRState(NamedTuple):
@@ -172,12 +172,12 @@ def group_cvar(
             shares = worst.reshape(mass.shape)
         return state._replace(shares=shares, losses=losses)
 
-    ids = {"labels": labels, "group": group}
-    sizes = {"num_classes": num_classes, "num_groups": num_groups, "batch_size": batch_size}
-    return _weighing_cells(start, update, over, **ids, **sizes)
+    arguments: dict[str, Any] = {"labels": labels, "group": group, "batch_size": batch_size}
+    sizes = {"num_classes": num_classes, "num_groups": num_groups}
+    return _weighing_cells(start, update, over, **arguments, **sizes)
 
 
-def _weighing_cells(start, update, over: Over, *, labels, group, batch_size, **sizes: int):
+def _weighing_cells(start, update, over: Over, *, labels, group, batch_size, **sizes: Any):
     """Balanced batches in which a cell's mean loss weighs `state.shares`, moved by `update`.
 
     `start(rows, **choices)` makes the state of a run.

@@ -127,7 +127,8 @@ def _minimise(x, signs, weights, l2, penalty, *, max_steps, tolerance, chunk_siz
     """Coefficients `[P, D + 1]` of the columns of `x`, and their slopes `[P]`."""
 
     def chunk(start, part):
-        return _chunk(x, signs[None], penalty, start, *part, max_steps, tolerance)
+        weights, l2 = part
+        return _chunk(x, signs[None], penalty, start, weights, l2, max_steps, tolerance)
 
     size = min(chunk_size, len(l2))
     missing = -len(l2) % size

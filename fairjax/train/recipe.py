@@ -158,8 +158,9 @@ class Recipe:
         """Of the training split; its rows count from 0 within the split."""
         train = data.splits["train"]
         make = self.sampler
-        if make in _FAIRBATCH:
-            make = functools.partial(fairbatch, criterion="equalized_odds", **_FAIRBATCH[make])
+        watched = isinstance(make, str) and make in _FAIRBATCH
+        if watched:
+            make = functools.partial(fairbatch, criterion="equalized_odds", **_FAIRBATCH[str(make)])
         elif isinstance(make, str):
             make = getattr(sampling, make)
         sampler = make(
@@ -169,7 +170,6 @@ class Recipe:
             num_groups=data.num_groups,
             batch_size=self.batch_size,
         )
-        watched = self.sampler in _FAIRBATCH
         return sampler._replace(update_every=_UPDATE_EVERY) if watched else sampler
 
     def make_optimizer(self, batches_per_epoch: int) -> optax.GradientTransformation:
