@@ -6,42 +6,44 @@
     python -m experiments.compare map                    where a method helps, on controlled data
     python -m experiments.compare tables --tables german.csv:credit:sex law.csv:pass:race
 
-Rows: `plain` (the last epoch) and `plain@best`; balanced sampling, reweighing, group DRO, Just
-Train Twice, focal loss, last-layer retraining (`dfr`), FairBatch by losses and by rates, each at
+Rows: `plain` (the last epoch) and `plain@best`; balanced sampling, reweighing, group DRO and CVaR,
+Just Train Twice, focal loss, CVaR of examples, logit adjustment by group, last-layer retraining
+(`dfr`), FairBatch by losses and by rates, each at
 the epoch that `--select` finds best on validation; and all of them `+thresholds`: a threshold per
 group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
 that are as accurate on validation as the row. "Worst change": the group that loses most.
 """
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from experiments import cli
 from experiments.compare_map import MapConfig, prepare_map
-from experiments.data import Data, load_data
+from experiments.data import Data, load_data, make_augment
 from experiments.files import named_errors, replacing, write_atomically
-from experiments.methods import (
+from experiments.results import page_facts, power
+from experiments.run import Run, add_seconds, data_summary, main
+from fairjax import report
+from fairjax.compare import (
+    ADAPTING,
     METHODS,
+    Adapting,
     Criterion,
     Method,
+    Select,
     Setting,
     Strengths,
-    Trained,
+    compare_methods,
     make_recipe,
-    train_methods,
 )
-from experiments.results import page_facts, power
-from experiments.run import Run, data_summary, main, timed
-from fairjax import report, thresholds
-from fairjax.data import Dataset, Splits, given_split, resplits
+from fairjax.data import Dataset, given_split, resplits
 from fairjax.metrics.ranks import rank_methods
-from fairjax.metrics.rate_comparison import RateComparison, compare_rates
-from fairjax.models import logistic_regression, mlp
+from fairjax.models import load_pretrained, logistic_regression, mlp
 from fairjax.report import comparison as told
 
 
@@ -52,16 +54,16 @@ class Config:
     about: cli.Hidden = ""
     sets: tuple[str, ...] = ("adult",)
     """adult, census, synthetic, or compas (the file --compas), each with :COLUMN[+COLUMN] for other
-    groups than those by sex"""
+    groups than those by sex; with --model lesions:DOMAIN, shortcut or target"""
     tables: tuple[str, ...] = ()
     """CSV files of yours, FILE:LABEL:SENSITIVE[:POSITIVE] each"""
     compas: Path | None = None
     """ProPublica's compas-scores-two-years.csv"""
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[Method | Adapting, ...] = METHODS
     """plain training always runs beside them"""
     criterion: Criterion = "equalized_odds"
     """whose gap is to fall; FairBatch and thresholds are after it"""
-    select: Literal["dto", "worst_group", "accuracy", "last"] = "dto"
+    select: Select = "dto"
     """which of ten epochs of a run is judged, by validation: nearest to the best accuracy of the
     ten without a gap (dto), or the highest value"""
     cost: cli.Inside = 0.005
@@ -77,6 +79,11 @@ class Config:
     learning_rate: cli.Positive = 0.005
     hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
+    model: Literal["vit_micro", "vgg_micro"] | None = None
+    """pre-trained network that all methods start from, for images"""
+    image_size: cli.Count = 32
+    num_images: tuple[cli.Count, cli.Count, cli.Count] = (1600, 800, 2400)
+    """of train, val and test of lesions"""
     fairbatch_step: cli.Positive = 0.01
     rate_step: cli.Positive = 0.04
     dro_step: cli.Positive = 0.01
@@ -84,6 +91,10 @@ class Config:
     """how often jtt repeats what plain training gets wrong after a tenth of its epochs"""
     gamma: cli.NonNegative = 2.0
     """of the focal loss"""
+    worst_share: cli.Inside = 0.5
+    """whose loss group_cvar (of rows) and cvar (of a batch) train on"""
+    tau: cli.NonNegative = 1.0
+    """of logit adjustment"""
     seeds: cli.Seeds = cli.Seeds()
     data_seed: cli.Seed = 0
     num_replicates: cli.Replicates = 500
@@ -103,6 +114,18 @@ PRESETS: dict[str, Config | MapConfig] = {
     "map": MapConfig(
         about="36 cells of controlled data, 5 methods, 5 draws; 15 minutes on 2 cores"
     ),
+    "lesions": Config(
+        about="synthetic lesions, pre-trained vit_micro, 3 splits; 8 to 12 minutes on 2 cores",
+        sets=("lesions:shortcut", "lesions:target"),
+        methods=("group_balanced", "group_dro", "fairbatch@rate", "dfr", *ADAPTING),
+        model="vit_micro",
+        num_splits=3,
+        num_seeds=1,
+        num_steps=250,
+        batch_size=32,
+        learning_rate=0.001,
+        rate_step=0.1,
+    ),
     "smoke": Config(
         about="seconds, for tests",
         sets=("synthetic",),
@@ -110,6 +133,19 @@ PRESETS: dict[str, Config | MapConfig] = {
         num_seeds=1,
         num_steps=40,
         batch_size=100,
+        num_replicates=20,
+    ),
+    "smoke_lesions": Config(
+        about="a minute, for tests",
+        sets=("lesions:shortcut",),
+        methods=("group_dro", "dfr", "linear_probe", "norm_only"),
+        model="vit_micro",
+        image_size=16,
+        num_images=(64, 64, 64),
+        num_splits=2,
+        num_seeds=1,
+        num_steps=4,
+        batch_size=16,
         num_replicates=20,
     ),
     "smoke_map": MapConfig(
@@ -145,10 +181,15 @@ def name_sources(config: Config) -> dict[str, Data]:
     found = {}
     for text in config.sets:
         source, _, columns = text.partition(":")
-        if source not in ("adult", "census", "synthetic", "compas"):
-            raise ValueError(f"--sets knows adult, census, synthetic and compas, got {text!r}")
+        known = ("lesions",) if config.model else ("adult", "census", "synthetic", "compas")
+        if source not in known:
+            beside = "with --model" if config.model else "without --model"
+            raise ValueError(f"{beside} --sets knows {', '.join(known)}, got {text!r}")
         more: dict[str, Any] = {"split": SIZES[source]} if source in SIZES else {}
-        if columns:
+        if source == "lesions":
+            counts = dict(zip(("num_train", "num_val", "num_test"), config.num_images, strict=True))
+            more = {"domain": columns or "target", **counts}
+        elif columns:
             more["sensitive"] = tuple(columns.split("+"))
         if source == "compas":
             if config.compas is None:
@@ -170,6 +211,8 @@ def name_sources(config: Config) -> dict[str, Data]:
             sensitive=tuple(str(sensitive).split("+")),
             positive=positive,
         )
+    if config.model and config.tables:
+        raise ValueError("--tables are for networks for tables; leave --model out")
     if not found:
         raise ValueError("--sets and --tables name nothing to train on")
     return found
@@ -196,7 +239,7 @@ def run_all(config: Config, run: Run, sources: dict[str, Data]) -> None:
 def kept_cell(config: Config, run: Run, name: str, source: Data, timing) -> dict[str, Any]:
     """The results of a setting, made now or read from the folder of a resumed run."""
     cli.phase(f"reading {name}")
-    data = load_data(source)
+    data = load_data(source, image_size=config.image_size if config.model else None)
     path = run.folder / f"{told.file_name(name)}.json"
     if path.exists():
         with named_errors("read", path):
@@ -215,147 +258,53 @@ def kept_cell(config: Config, run: Run, name: str, source: Data, timing) -> dict
 
 def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) -> dict[str, Any]:
     """Train, select, add thresholds and judge on one setting."""
-    if data.num_classes != 2 or data.num_groups < 2:
-        raise ValueError(
-            f"{name} has {data.num_classes} classes and {data.num_groups} groups; "
-            "compared are two classes and at least two groups"
-        )
     setting = make_setting(config, data)
-    wanted = ("plain", *(each for each in config.methods if each != "plain"))
-    found, notes = train_methods(setting, wanted, timing)
-    with timed(timing, "select_s"):
-        chosen = {name: select(config.select, setting, each) for name, each in found.items()}
-        chosen = {"plain": found["plain"].at_call(-1), "plain@best": chosen.pop("plain"), **chosen}
-        own = setting.splits.test[setting.split_of_run]
-        test = {name: setting.logits(each, own) for name, each in chosen.items()}
-    val = {name: each.val for name, each in chosen.items()}
-    with timed(timing, "thresholds_s"):
-        try:
-            rows, rivals = add_thresholds(config, setting, val, test)
-        except ValueError as error:  # a group lacks what the criterion compares
-            rows, rivals = {each: logits.argmax(-1) for each, logits in test.items()}, {}
-            notes.append(f"rows +thresholds left out: {error}")
-    with timed(timing, "judge_s"):
-        judged = judge(config, setting, [*rows.values(), *rivals.values()])
+    found = compare_methods(
+        setting,
+        config.methods,
+        select=config.select,
+        cost=config.cost,
+        num_replicates=config.num_replicates,
+        on_trained=lambda names: cli.say(f"{name}: trained {', '.join(names)}"),
+    )
+    add_seconds(timing, found.seconds)
+    rows = list(found.rows)
     return {
         "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
-        "results": told.row_results(list(rows), list(rivals), judged, data.group_names),
-        "notes": notes,
+        "results": told.row_results(rows, rows[: found.num_rivals], found.judged, data.group_names),
+        "notes": list(found.notes),
     }
 
 
 def make_setting(config: Config, data: Dataset) -> Setting:
     """Splits, network and recipe."""
-    splits = draw_splits(config, data)
+    num_splits = config.num_splits or (5 if data.fixed_test else 10)
+    drawn = num_splits > 1
+    splits = resplits(data, num_splits, config.data_seed) if drawn else given_split(data)
     num_rows = splits.train.shape[1]
     batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45))
     recipe = make_recipe(config.num_steps, num_rows, batch_size, config.learning_rate)
-    sizes = data.inputs.shape[1], data.num_classes
-    model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
-    strengths = Strengths(**cli.settings(config, Strengths._fields))
-    seeds = config.seeds
+    weights = None
+    if config.model is None:
+        sizes = data.inputs.shape[1], data.num_classes
+        model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
+    else:
+        key, size = jax.random.key(config.seeds.start), config.image_size
+        model, weights = load_pretrained(config.model, data.num_classes, key, image_size=size)
+        num_epochs = -(-config.num_steps // max(1, num_rows // batch_size))
+        more: Any = {"num_epochs": num_epochs, "schedule": "cosine"}
+        recipe = dataclasses.replace(recipe, augment=make_augment("flips", size), **more)
     return Setting(
         data,
         splits,
         config.num_seeds,
         model,
         recipe,
-        config.criterion,
-        strengths,
-        seeds.start,
-        seeds.batches,
-    )
-
-
-def draw_splits(config: Config, data: Dataset) -> Splits:
-    """Drawn anew, or the one that was read."""
-    num_splits = config.num_splits or (5 if data.fixed_test else 10)
-    return resplits(data, num_splits, config.data_seed) if num_splits > 1 else given_split(data)
-
-
-def select(rule: str, setting: Setting, trained: Trained) -> Trained:
-    """Every run at the stage that is best on its validation rows; the first of equals."""
-    preds = trained.val.argmax(-1)
-    best = np.empty(preds.shape[1], int)
-    for run, split in enumerate(setting.split_of_run):
-        found = setting.rates(preds[:, run], setting.splits.val[split])
-        accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
-        value = {
-            "last": np.arange(len(accuracy)),
-            "accuracy": accuracy,
-            "worst_group": found["worst_group_accuracy"],
-            "dto": -np.hypot(accuracy.max() - accuracy, gap),
-        }[rule]
-        best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
-    return trained.at(best)
-
-
-def add_thresholds(config: Config, setting: Setting, val, test):
-    """Predictions on test of every row without and with thresholds, and of `plain` with thresholds
-    that are as accurate as each of these.
-
-    Thresholds are chosen for the smallest gap on validation at an accuracy that is demanded.
-    """
-    data, names = setting.data, list(val)
-    score = lambda logits: np.stack([x[..., 1] - x[..., 0] for x in logits.values()])
-    val_scores, test_scores = score(val), score(test)  # [M, F * S, n]
-    plain_val, plain_test = (np.broadcast_to(x[:1], x.shape) for x in (val_scores, test_scores))
-    with_own, rival, rival_own = (np.empty(test_scores.shape, np.int8) for _ in range(3))
-    for split, (rows, tested) in enumerate(
-        zip(setting.splits.val, setting.splits.test, strict=True)
-    ):
-        runs = setting.split_of_run == split
-        choose = functools.partial(
-            thresholds.group_thresholds,
-            labels=data.labels[rows],
-            group=data.group[rows],
-            num_groups=data.num_groups,
-            criterion=config.criterion,
-        )
-
-        def apply(scores, limits, ids):
-            return np.asarray(thresholds.apply_thresholds(scores, limits, group=data.group[ids]))
-
-        right = lambda preds, labels=data.labels[rows]: (preds == labels).mean(-1)
-        own, plain = val_scores[:, runs], plain_val[:, runs]
-        limits = choose(own, min_accuracy=common(own, data.labels[rows]) - config.cost).thresholds
-        with_own[:, runs] = apply(test_scores[:, runs], limits, tested)
-        for accuracy, place in (
-            (right(own > 0), rival),
-            (right(apply(own, limits, rows)), rival_own),
-        ):
-            demanded = np.minimum(common(plain, data.labels[rows]), accuracy)
-            limits = choose(plain, min_accuracy=demanded).thresholds
-            place[:, runs] = apply(plain_test[:, runs], limits, tested)
-    without = (test_scores > 0).astype(np.int8)
-    after = [f"{name}+thresholds" for name in names]
-    rows = dict(zip([*names, *after], [*without, *with_own], strict=True))
-    return rows, dict(zip(rows, [*rival, *rival_own], strict=True))
-
-
-def common(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The highest accuracy that one threshold for all groups gives, `[..., m]` -> `[...]`."""
-    order = np.argsort(scores, axis=-1)
-    signs = np.take_along_axis(np.broadcast_to(1 - 2 * labels, scores.shape), order, axis=-1)
-    # class 1 above the threshold: what falls below it turns right or wrong
-    turned = np.maximum(np.cumsum(signs, axis=-1), 0)
-    ties = np.diff(np.take_along_axis(scores, order, axis=-1), axis=-1, append=np.inf) == 0
-    return (labels.sum() + np.where(ties, 0, turned).max(-1)) / len(labels)
-
-
-def judge(config: Config, setting: Setting, preds: list[np.ndarray]) -> RateComparison:
-    """All predictions on the test rows of their splits, looked at once."""
-    tested, place = np.unique(setting.splits.test, return_inverse=True)
-    place = place.reshape(setting.splits.test.shape)
-    data = setting.data
-    return compare_rates(
-        np.stack(preds),
-        labels=data.labels[tested],
-        group=data.group[tested],
-        num_groups=data.num_groups,
-        examples=place[setting.split_of_run],
-        splits=setting.split_of_run,
-        num_replicates=config.num_replicates,
+        weights=weights,
+        criterion=config.criterion,
+        strengths=Strengths(**cli.settings(config, Strengths._fields)),
+        start_seed=config.seeds.start,
+        batch_seed=config.seeds.batches,
     )
 
 

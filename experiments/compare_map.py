@@ -16,15 +16,24 @@ import numpy as np
 
 from experiments import cli
 from experiments.files import load_arrays, replacing, save_arrays, write_atomically
-from experiments.methods import Criterion, Setting, Strengths, make_recipe, train_methods
 from experiments.run import Run, timed
-from fairjax import report, thresholds
+from fairjax import report
+from fairjax.compare import (
+    Criterion,
+    Setting,
+    Strengths,
+    add_thresholds,
+    make_recipe,
+    margins,
+    train_methods,
+)
 from fairjax.data import Dataset, Splits, shortcut_gaussians
 from fairjax.models import logistic_regression
 from fairjax.report.maps import Effects, as_csv, effect_maps, map_sentence, paired_effects
 
-Method = Literal["class_balanced", "group_balanced", "reweighted", "group_dro", "jtt", "focal"]
-Adapting = Literal["fairbatch", "fairbatch@rate", "thresholds"]
+Balancing = Literal["class_balanced", "group_balanced", "reweighted", "group_dro", "group_cvar"]
+Weighing = Literal["jtt", "focal", "cvar", "logit_adjusted", "fairbatch", "fairbatch@rate"]
+Method = Balancing | Weighing | Literal["thresholds"]
 Noise = Annotated[float, cli.Range(0, 0.5, below=True)]
 NUM_VAL, NUM_TEST = 400, 2000
 
@@ -42,7 +51,7 @@ class MapConfig:
     """of the shortcut; with 1 it tells the majority as much as the honest feature does"""
     label_noise: Noise = 0.0
     """chance that a training or validation label is wrong"""
-    methods: tuple[Method | Adapting, ...] = (
+    methods: tuple[Method, ...] = (
         "group_balanced",
         "reweighted",
         "group_dro",
@@ -64,6 +73,8 @@ class MapConfig:
     dro_step: cli.Positive = 0.01
     upweight: cli.Positive = 6.0
     gamma: cli.NonNegative = 2.0
+    worst_share: cli.Inside = 0.5
+    tau: cli.NonNegative = 1.0
     seeds: cli.Seeds = cli.Seeds()
     data_seed: cli.Seed = 0
     out: Path | None = None
@@ -114,17 +125,18 @@ def run_map(config: MapConfig, run: Run) -> None:
 def train_column(config: MapConfig, share: float, strength: float, timing):
     """`{metric: [methods, sizes, draws]}`, plain training first, and one line."""
     setting = make_column(config, share, strength)
-    wanted = ("plain", *(name for name in config.methods if name != "thresholds"))
-    found, notes = train_methods(setting, wanted, timing)
+    wanted = [name for name in config.methods if name != "thresholds"]
+    last = lambda name, trained: trained.at_stage(-1)
+    found, notes = train_methods(setting, wanted, keep=last, seconds=timing)
     if notes:
         raise ValueError("; ".join(notes))
-    last = {name: each.at_call(-1) for name, each in found.items()}
     own = setting.splits.test[setting.split_of_run]
-    logits = {name: setting.logits(each, own) for name, each in last.items()}
-    preds = {name: each.argmax(-1) for name, each in logits.items()}
+    scores = {name: margins(setting.logits(each, own)) for name, each in found.items()}
+    preds = {name: (each > 0).astype(int) for name, each in scores.items()}
     if "thresholds" in config.methods:
+        plain = margins(found["plain"].val)[None], scores["plain"][None]
         with timed(timing, "thresholds_s"):
-            preds["thresholds"] = shift(config, setting, last["plain"].val, logits["plain"])
+            preds["thresholds"] = add_thresholds(setting, *plain, cost=config.cost)[0, 0]
     gap = f"{config.criterion}_difference"
     names = {"accuracy": "accuracy", "worst_group_accuracy": "worst_group_accuracy", gap: gap}
     ordered = ["plain", *config.methods]
@@ -184,30 +196,8 @@ def make_column(config: MapConfig, share: float, strength: float) -> Setting:
     recipe = make_recipe(config.num_steps, largest, config.batch_size, config.learning_rate)
     strengths = Strengths(**cli.settings(config, Strengths._fields))
     model = logistic_regression(inputs.shape[1])
-    seeds = config.seeds
-    return Setting(
-        data, splits, 1, model, recipe, config.criterion, strengths, seeds.start, seeds.batches
-    )
-
-
-def shift(config: MapConfig, setting: Setting, val: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Predictions `[F, t]` of plain training with thresholds chosen on validation."""
-    preds, data = np.empty(test.shape[:2], int), setting.data
-    for run, (rows, tested) in enumerate(zip(setting.splits.val, setting.splits.test, strict=True)):
-        scores = val[run, :, 1] - val[run, :, 0]
-        right = ((scores > 0) == data.labels[rows]).mean()
-        found = thresholds.group_thresholds(
-            scores,
-            labels=data.labels[rows],
-            group=data.group[rows],
-            num_groups=2,
-            criterion=config.criterion,
-            min_accuracy=right - config.cost,
-        )
-        preds[run] = thresholds.apply_thresholds(
-            test[run, :, 1] - test[run, :, 0], found.thresholds, group=data.group[tested]
-        )
-    return preds
+    how: dict[str, Any] = {"start_seed": config.seeds.start, "batch_seed": config.seeds.batches}
+    return Setting(data, splits, 1, model, recipe, config.criterion, strengths, **how)
 
 
 def by_method(methods: tuple[str, ...], effects: dict[str, Effects]) -> dict[str, Any]:

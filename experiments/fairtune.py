@@ -31,12 +31,12 @@ from experiments.data import Augment, Data, load_data, make_augment
 from experiments.files import load_arrays, replacing, save_arrays, write_atomically
 from experiments.run import Run, main, timed
 from experiments.tracking import Tracker
-from fairjax import fairtune, models, report, train
+from fairjax import fairtune, models, report, thresholds, train
 from fairjax.data import Dataset
 from fairjax.fairtune import Choice, Found, MaskSearch
 from fairjax.optimizers import Optimizer, Schedule, inner_rates
 from fairjax.report.search import search_figures, search_sentence
-from fairjax.train.recipe import Dtype
+from fairjax.train.recipe import Dtype, Loss, Sampler
 
 COMPARED = ("accuracy", "auc", "worst_group_auc", "auc_gap", "equalized_odds_difference")
 PROBE_RATES, PROBE_EPOCHS = (1e-4, 1.0), 50
@@ -84,6 +84,11 @@ class Config:
     schedule: Schedule = "cosine"
     warmup_epochs: cli.NonNegative = 1
     batch_size: cli.Count = 32
+    sampler: Sampler = "shuffled"
+    """of candidates and rows"""
+    loss: Loss = "cross_entropy"
+    after: Literal["thresholds"] | None = None
+    """thresholds: every row once more, with a threshold per group that is chosen on validation"""
     weight_decay: cli.NonNegative = 0.01
     label_smoothing: cli.Smoothing = 0.0
     class_weights: Literal["balanced"] | None = None
@@ -271,6 +276,10 @@ def run_all(task: Task) -> None:
     with timed(timing, "train_s"):
         rows, winner = train_rows(task, found)
     write_search(run, task, found, winner)
+    if config.after is not None:
+        for name, row in list(rows.items()):
+            shifted = thresholds.thresholds_after(row["val_logits"], row["logits"], data)
+            rows[f"{name}+thresholds"] = row | {"logits": shifted}
     logits = {name: row["logits"] for name, row in rows.items()}
     draws: dict[str, Any] = {"num_replicates": config.num_replicates}
     compared = results.judge(logits, data, timing, shown=COMPARED, **draws)
@@ -423,6 +432,7 @@ def train_row(task: Task, found: Found, name: str, choice: Choice) -> tuple[dict
         if one is not None:
             row |= {f"scores{suffix}": one.scores, f"values{suffix}": one.scores * sign}
             row[f"logits{suffix}"] = one.logits("test")
+            row[f"val_logits{suffix}"] = one.logits("val")
     row["learning_rate"] = tuned.learning_rate
     return row, f"learning rate {tuned.learning_rate:.1e}, validation {row['values'].mean():.4f}"
 

@@ -32,7 +32,7 @@ from fairjax.models.torch_card import OPEN_IN_TORCH
 from fairjax.pruning import Pruned, PruneRounds, PruneState, Score
 from fairjax.report.pruning import pruning_figures, pruning_sentence
 from fairjax.train import Recipe, network_trainer, predict
-from fairjax.train.recipe import Dtype
+from fairjax.train.recipe import Dtype, Loss, Sampler
 
 SHOWN = ("accuracy", "macro_f1", "auc", "eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp", "fate")
 # the group predicts the label in train and val; half of the images show dark skin
@@ -80,6 +80,8 @@ class Config:
     schedule: Literal["cosine", "step"] = "cosine"
     """a rise over a tenth of the steps, without which it spoils what the weights have learned, and
     a fall to 0; or, as published, a fall to a tenth after half of the steps"""
+    sampler: Sampler = "class_balanced"
+    loss: Loss = "cross_entropy"
     weight_decay: cli.NonNegative = 1e-5
     augment: Literal["flip", "published", "none"] = "flip"
     """"published" also turns, zooms, shears, changes colours and cuts a square out"""
@@ -201,7 +203,8 @@ def make_recipe(config: Config, num_epochs: int) -> Recipe:
     return Recipe(
         num_epochs=num_epochs,
         batch_size=config.batch_size,
-        sampler="class_balanced",
+        sampler=config.sampler,
+        loss=config.loss,
         optimizer="sgd_nesterov",
         learning_rate=config.learning_rate,
         schedule=config.schedule,

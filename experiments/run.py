@@ -330,6 +330,12 @@ def timed(timing: dict[str, float], name: str) -> Iterator[None]:
         timing[name] = timing.get(name, 0.0) + time.perf_counter() - began
 
 
+def add_seconds(timing: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add what a call of the library took."""
+    for name, value in more.items():
+        timing[name] = timing.get(name, 0.0) + value
+
+
 def data_summary(dataset: Any) -> dict[str, Any]:
     """The `data` entry of a summary."""
     rows = np.concatenate(list(dataset.splits.values()))

@@ -1,4 +1,4 @@
-"""Losses: cross-entropy and focal loss of each example, soft nearest-neighbour loss of channels."""
+"""Losses of examples, what weighs or adjusts them, and soft nearest-neighbour loss of channels."""
 
 import functools
 from collections.abc import Callable
@@ -118,6 +118,85 @@ def focal_loss(
     wrong = jnp.maximum(-jnp.expm1(-loss), jnp.finfo(loss.dtype).eps)
     loss = jnp.exp(gamma * jnp.log(wrong)) * loss
     return loss if class_weights is None else loss * jnp.asarray(class_weights)[labels]
+
+
+def worst_weights(
+    losses: Float[Array, " N"],
+    mass: Real[Array, " N"],
+    worst_share: float | Float[jax.Array, ""],
+) -> Float[jax.Array, " N"]:
+    """Weights of the mean over the largest losses: CVaR is `worst_weights(...) @ losses`.
+
+    Args:
+      losses: float32 `[N]`, of examples or groups.
+      mass: at least 0, what each of them counts; padding has 0.
+      worst_share: alpha in (0, 1], of all mass; 1 is the plain mean.
+
+    Returns:
+      float32 `[N]`, at most `mass` / (alpha * total) each, which sum to 1: filled up from the
+      largest loss down; 0 for all if there is no mass. Without gradients, which makes the gradient
+      of the product that of CVaR. Safe under jit and vmap.
+
+    Raises:
+      ValueError: a share given as a number outside (0, 1].
+
+    Source: Rockafellar and Uryasev 2000; of batches Levy et al., NeurIPS 2020, section 2.
+
+    >>> print(worst_weights(jnp.array([1.0, 3.0, 2.0, 0.0]), jnp.ones(4), 0.375).round(3))
+    [0.    0.667 0.333 0.   ]
+    """
+    if isinstance(worst_share, (int, float)) and not 0 < worst_share <= 1:
+        raise ValueError(f"worst_share must be in (0, 1], got {worst_share}")
+    losses, mass = jax.lax.stop_gradient(losses), jnp.asarray(mass).astype(jnp.float32)
+    order = jnp.argsort(-losses)
+    sorted_mass = mass[order]
+    before = jnp.cumsum(sorted_mass) - sorted_mass
+    budget = worst_share * sorted_mass.sum()
+    taken = jnp.clip(budget - before, 0.0, sorted_mass)
+    taken = taken / jnp.maximum(taken.sum(), 1e-30)
+    return jnp.zeros_like(mass).at[order].set(taken)
+
+
+def log_priors(
+    counts: Real[np.ndarray | jax.Array, "K G"],
+    *,
+    tau: float = 1.0,
+    of: Literal["classes", "groups"] = "groups",
+) -> Float[jax.Array, "K G"]:
+    """What logit adjustment adds to the logits of an example of group g while training.
+
+    A network trained so has to make up for what is rare by its own logits, which are then used as
+    they are: it is consistent for the balanced error.
+
+    Args:
+      counts: `[K, G]`, training rows of every (label, group) cell.
+      tau: at least 0, where nothing is added.
+      of: "groups": tau log P(label | group), so that the label does not follow from the group;
+        "classes": tau log P(label), as published, for all groups.
+
+    Returns:
+      float32 `[K, G]` for `train.make_step(log_prior=)`; an empty cell counts half a row.
+
+    Raises:
+      ValueError: no `[K, G]` counts, a group without rows, or a `tau` or name out of range.
+
+    Source: Menon et al., ICLR 2021, equation 10 (logit-adjusted softmax cross-entropy).
+
+    >>> print(log_priors(np.array([[3, 2], [1, 2]])).round(3))
+    [[-0.288 -0.693]
+     [-1.386 -0.693]]
+    """
+    if of not in ("classes", "groups"):
+        raise ValueError(f"of must be classes or groups, got {of!r}")
+    if not (tau >= 0 and np.isfinite(tau)):
+        raise ValueError(f"tau must be a number of at least 0, got {tau}")
+    found = np.asarray(counts, np.float64)
+    if found.ndim != 2 or found.min() < 0 or not found.sum(0).all():
+        raise ValueError(f"counts must be [K, G] with rows of every group, got {found.tolist()}")
+    if of == "classes":
+        found = np.broadcast_to(found.sum(1, keepdims=True), found.shape)
+    found = np.maximum(found, 0.5)
+    return jnp.asarray(tau * np.log(found / found.sum(0)), jnp.float32)
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> jax.Array:

@@ -126,7 +126,8 @@ def test_a_small_set_of_the_map_holds_its_rows_equally_often():
 
 
 BAD = {
-    "--sets knows adult, census": ["smoke", "--sets", "faces"],
+    "without --model --sets knows adult, census": ["smoke", "--sets", "faces"],
+    "with --model --sets knows lesions": ["smoke", "--model", "vit_micro"],
     "--sets compas needs --compas": ["smoke", "--sets", "compas"],
     "--tables takes FILE:LABEL:SENSITIVE": ["smoke", "--tables", "a.csv"],
     "name nothing to train on": ["smoke", "--sets"],

@@ -25,6 +25,7 @@ from fairjax.fairtune import (
     search_masks,
 )
 from fairjax.models import Weights, image_preprocess, wrap_nnx
+from fairjax.thresholds import thresholds_after
 from fairjax.train import Recipe, linear_probe, seed_keys
 
 KEY = jax.random.key(0)
@@ -116,6 +117,30 @@ def test_a_search_of_ones_own_is_what_proposes(found):
     again = search(search=own)
     np.testing.assert_array_equal(again.trials.masks, found.trials.masks)
     np.testing.assert_allclose(again.trials.values, found.trials.values)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_candidates_draw_their_own_batches_by_fairbatch_and_thresholds_come_after(chunk_size):
+    recipe = dataclasses.replace(RECIPE, sampler="fairbatch")
+    states = []
+    keep = lambda state: states.append(jax.device_get(state.population.sampler))
+    found = search(recipe, num_trials=2, stopping="none", chunk_size=chunk_size, on_round=keep)
+    natural = DATA.cell_counts("train") / DATA.cell_counts("train").sum(1, keepdims=True)
+    shares = states[-1].shares
+    assert shares.shape == (2, 2, 2) and np.abs(shares - natural).max() > 1e-3
+    assert (states[-1].num_updates == 2 * 1).all()  # six batches, an update for each epoch
+    if chunk_size == 2:
+        return
+    tuned = refit(MODEL, WEIGHTS, DATA, recipe, found, num_seeds=2)
+    val, test = tuned.logits("val"), tuned.logits("test")
+    shifted = thresholds_after(val, test, DATA)
+    scores = test[..., 1] - test[..., 0]
+    moved = shifted[..., 1] - scores
+    for g in range(2):  # one number for each group of each network
+        of_group = moved[:, DATA.examples("test").group == g]
+        np.testing.assert_allclose(
+            of_group, of_group[:, :1].repeat(of_group.shape[1], 1), atol=1e-5
+        )
 
 
 def test_a_refit_moves_what_the_mask_trains_and_nothing_else(found):

@@ -6,8 +6,16 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
+from scipy.optimize import linprog
 
-from fairjax.losses import cross_entropy, focal_loss, predictions, soft_nearest_neighbor_loss
+from fairjax.losses import (
+    cross_entropy,
+    focal_loss,
+    log_priors,
+    predictions,
+    soft_nearest_neighbor_loss,
+    worst_weights,
+)
 from fairjax.models import logistic_regression
 from fairjax.train import Batch, init_train, make_step
 
@@ -86,3 +94,63 @@ def test_a_step_takes_another_loss_and_no_smoothing_that_it_would_ignore():
     np.testing.assert_allclose(step(state, batch, None)[1]["loss"], each @ batch.weights / 3)
     with pytest.raises(ValueError, match="are those of cross_entropy"):
         make_step(net, sgd, loss_fn=loss_fn, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.37, 1.0])
+def test_the_mean_of_the_worst_is_the_published_infimum_and_a_linear_programs_maximum(share):
+    rng = np.random.default_rng(0)
+    losses, mass = rng.exponential(size=12), rng.integers(0, 4, size=12).astype(float)
+    p = mass / mass.sum()
+    # Rockafellar and Uryasev: the infimum over eta is at one of the losses
+    infimum = min(eta + p @ np.maximum(losses - eta, 0) / share for eta in losses)
+    solved = linprog(-losses, A_eq=np.ones((1, 12)), b_eq=[1], bounds=[(0, x / share) for x in p])
+    weights = np.asarray(worst_weights(jnp.asarray(losses, jnp.float32), jnp.asarray(mass), share))
+    np.testing.assert_allclose(weights @ losses, infimum, rtol=1e-5)
+    np.testing.assert_allclose(weights @ losses, -solved.fun, rtol=1e-5)
+    assert (weights <= p / share + 1e-6).all() and not weights[mass == 0].any()
+    assert not np.asarray(worst_weights(jnp.ones(3), jnp.zeros(3), share)).any()
+
+
+def test_a_step_trains_on_the_worst_share_of_a_batch_and_on_adjusted_logits():
+    net, sgd = logistic_regression(3), optax.sgd(0.5)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+    labels, group = jnp.array([0, 1, 1, 0, 1, 0]), jnp.array([0, 1, 0, 1, 0, 0])
+    batch = Batch(inputs, labels, group, jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 1.0]))
+    state = init_train(net, sgd, jax.random.key(0))
+    logits = np.asarray(net.apply(state.params, {}, inputs)[0], np.float64)
+    counts = np.array([[5, 1], [2, 4]])
+    prior = np.asarray(log_priors(counts, tau=0.7))
+    np.testing.assert_allclose(np.exp(prior / 0.7), counts / counts.sum(0), rtol=1e-6)
+    # Menon et al., equation 10: log(1 + sum of (prior ratio)^tau exp(margin))
+    other, own, g = 1 - labels, np.asarray(labels), np.asarray(group)
+    ratio = (counts[other, g] / counts[own, g]) ** 0.7
+    each = np.log1p(ratio * np.exp(logits[np.arange(6), other] - logits[np.arange(6), own]))
+    found = make_step(net, sgd, log_prior=jnp.asarray(prior))(state, batch, None)[1]
+    np.testing.assert_allclose(found["loss"], each[[0, 1, 2, 3, 5]].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["logits"], logits, rtol=1e-5)
+    plain = np.asarray(cross_entropy(jnp.asarray(logits, jnp.float32), labels))
+    worst = np.sort(plain[[0, 1, 2, 3, 5]])[-2:].mean()
+    step = make_step(net, sgd, worst_share=0.4)
+    moved, told = step(state, batch, None)
+    np.testing.assert_allclose(told["loss"], worst, rtol=1e-5)
+    # only the two worst have moved the parameters, as if they were the batch
+    two = np.argsort(np.where(batch.weights > 0, plain, -1))[-2:]
+    alone = make_step(net, sgd)(state, Batch(*(leaf[two] for leaf in batch)), None)[0]
+    np.testing.assert_allclose(moved.params["head"]["kernel"], alone.params["head"]["kernel"])
+
+
+BAD = {
+    "tau must be": lambda: log_priors(np.ones((2, 2)), tau=-1.0),
+    "of must be classes or groups": lambda: log_priors(np.ones((2, 2)), of="cells"),  # pyright: ignore
+    "rows of every group": lambda: log_priors(np.array([[1, 0], [1, 0]])),
+    r"worst_share must be in \(0, 1\], got 0": lambda: make_step(
+        logistic_regression(3), optax.sgd(0.1), worst_share=0.0
+    ),
+    r"worst_share must be in \(0, 1\], got 2": lambda: worst_weights(jnp.ones(2), jnp.ones(2), 2),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_mistakes_with_priors_and_shares_are_named(message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()

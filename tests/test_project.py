@@ -35,14 +35,14 @@ LEVELS = {
     "pruning": 3,
     "audit": 3,
     "estimator": 3,
+    "compare": 4,
     "report": 4,
 }
 # What may be imported from a room of the same level, by which rooms.
 SAME_LEVEL = {"trees": {"models"}, "data": {"metrics"}, "sampling": {"fairbatch"}}
 
-MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 5_050  # lines
+MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_700  # lines
 LONGER_FILES: dict[str, str] = {
-    "experiments/compare.py": "one script, with the options of every method",
     "experiments/fairbatch.py": "one script, with the options of every criterion and split",
     "experiments/fairtune.py": "one script, with the presets of eight medical sets",
 }

@@ -11,6 +11,7 @@ import pytest
 from fairjax.data import Dataset, Examples
 from fairjax.models import image_model, mlp
 from fairjax.optimizers import make_optimizer
+from fairjax.sampling import shuffled
 from fairjax.train import Batch, Recipe, fit, init_fit, init_train, make_step, start_train
 
 RNG = np.random.default_rng(0)
@@ -34,7 +35,8 @@ NAN, INF = float("nan"), float("inf")
 NONSENSE: dict[str, list[Any]] = {
     "num_epochs": [0, -1, 1.5, 2.0, NAN, INF, "3", None, True],
     "batch_size": [0, -1, 1.5, NAN, INF, None],
-    "sampler": ["fairbatch", "", None],
+    "sampler": ["fairbatching", "", None],
+    "loss": ["focal_loss", "", None],
     "optimizer": ["adam", None],
     "learning_rate": [0, 0.0, -1, NAN, INF, "0.1", None, True],
     "schedule": ["linear", None],
@@ -115,6 +117,7 @@ CHANGES: dict[str, Any] = {
     "weight_decay": 0.1,
     "label_smoothing": 0.1,
     "class_weights": (1.0, 3.0),
+    "loss": "logit_adjusted",
     "augment": lambda key, inputs: inputs + jax.random.normal(key, inputs.shape),
 }
 
@@ -124,6 +127,31 @@ def test_every_setting_changes_what_is_trained(name, plain):
     state, losses = trained(dataclasses.replace(BASE, **{name: CHANGES[name]}))
     assert difference(state.params, plain[0].params) > 1e-4
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("sampler", ["group_dro", "group_cvar", "fairbatch", "fairbatch@rate"])
+def test_a_sampler_that_adapts_moves_its_shares_wherever_a_recipe_trains(sampler, plain):
+    recipe = dataclasses.replace(BASE, sampler=sampler)
+    made = recipe.make_sampler(DATA)
+    step = recipe.make_step(MODEL, recipe.make_optimizer(made.batches_per_epoch), DATA)
+    train = init_train(MODEL, recipe.make_optimizer(4), jax.random.key(0))
+    state = init_fit(train, made, jax.random.key(1))
+    state, history = jax.jit(lambda state: fit(step, state, TRAIN, made, num_epochs=2))(state)
+    assert np.abs(history["shares"][1] - made.init().shares).max() > 1e-3
+    by_hand = made._replace(update_every=None)
+    every = 4 if sampler.startswith("fairbatch") else 1  # the most up to ten that divide 4 batches
+    again = init_fit(train, by_hand, jax.random.key(1))
+    again, _ = jax.jit(
+        lambda state: fit(step, state, TRAIN, by_hand, num_epochs=2, update_every=every)
+    )(again)
+    assert difference(again.train.params, state.train.params) == 0
+    with pytest.raises(ValueError, match="give measure_fn"):
+        fit(step, state, TRAIN, by_hand, num_epochs=1)
+
+
+def test_a_recipe_takes_a_sampler_of_the_users(plain):
+    same, _ = trained(dataclasses.replace(BASE, sampler=shuffled))
+    assert difference(same.params, plain[0].params) == 0
 
 
 def test_drops_change_the_schedule_of_steps_alone(plain):

@@ -15,6 +15,7 @@ from fairjax.sampling import (
     arrange_rows,
     balance_weights,
     group_balanced,
+    group_cvar,
     group_dro,
     reweighted,
     weighted,
@@ -24,7 +25,7 @@ from fairjax.train import fit, init_fit, init_train, make_step
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0])
 GROUP = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0])
 IDS: dict[str, Any] = {"labels": LABELS, "group": GROUP, "num_classes": 2, "num_groups": 2}
-FACTORIES = [group_balanced, reweighted, weighted, group_dro]
+FACTORIES = [group_balanced, reweighted, weighted, group_dro, group_cvar]
 
 
 def shares_drawn(sampler, state, num_batches=3000, **options):
@@ -91,6 +92,7 @@ def test_a_run_with_rows_of_its_own_balances_these(factory):
         group_balanced: np.full((2, 2), 0.25),
         group_dro: np.full((2, 2), 0.25),
         weighted: counts / 8,
+        group_cvar: counts / 8,
         reweighted: np.outer(counts.sum(1), counts.sum(0)) / 64,
     }[factory]
     np.testing.assert_allclose(cell_shares(drawn), expected, atol=0.01)
@@ -153,7 +155,39 @@ def test_group_dro_leaves_cells_without_a_loss_and_empty_ones_alone():
     np.testing.assert_allclose(moved.shares, [[0.25, 0.25], [0.5, 0]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("over", ["cells", "groups"])
+def test_group_cvar_trains_on_the_worst_share_by_moving_averages(over):
+    """Against a loop in NumPy: averages, then mass from the worst cell down."""
+    sampler = group_cvar(**IDS, batch_size=8, worst_share=0.4, memory=0.5, over=over)
+    state, averages = sampler.init(), np.zeros((2, 2))
+    mass = np.bincount(2 * LABELS + GROUP).reshape(2, 2) / 13
+    np.testing.assert_allclose(state.shares, mass, rtol=1e-6)
+    for losses in np.random.default_rng(0).exponential(size=(4, 2, 2)):
+        if over == "groups":  # as `cell_losses` gives them
+            losses = np.broadcast_to(losses[:1], (2, 2)).copy()
+        losses[1, 1] = losses[1, 1] if over == "groups" else np.nan
+        state = sampler.update(jnp.asarray(losses, jnp.float32), state)
+        seen = np.isfinite(losses)
+        averages[seen] = 0.5 * averages[seen] + 0.5 * losses[seen]
+        left, taken = 0.4, np.zeros((2, 2))
+        units = [(averages[0, g], [(0, g), (1, g)]) for g in range(2)]
+        if over == "cells":
+            units = [(averages[k, g], [(k, g)]) for k in range(2) for g in range(2)]
+        for _, cells in sorted(units, key=lambda unit: -unit[0]):
+            whole = sum(mass[cell] for cell in cells)
+            for cell in cells:
+                taken[cell] = min(left, whole) * mass[cell] / whole
+            left -= min(left, whole)
+        np.testing.assert_allclose(state.shares, taken / 0.4, atol=1e-5)
+    rows, weights = sampler.sample_epoch(jax.random.key(0), state, num_batches=2000)
+    drawn = np.bincount(np.ravel(rows), np.ravel(weights), minlength=13)
+    np.testing.assert_allclose(cell_shares(drawn / drawn.sum()), state.shares, atol=0.01)
+    assert (np.asarray(weights) > 0).all()  # what weighs nothing is looked at, too
+
+
 BAD: dict[str, Any] = {
+    "worst_share must be": lambda: group_cvar(**IDS, batch_size=4, worst_share=0.0),
+    "memory must be": lambda: group_cvar(**IDS, batch_size=4, memory=1.0),
     "over must be cells or groups": lambda: group_balanced(**IDS, batch_size=4, over="sex"),
     "over must be one of cells": lambda: group_dro(**IDS, batch_size=4, over="classes"),
     "by must be one of draws": lambda: weighted(**IDS, batch_size=4, by="rows"),

@@ -149,7 +149,7 @@ def make_program(
             mesh=mesh,
             # where all draw the same batches, drawn once they need less memory, but one candidate
             # after another is faster where its whole epoch stays in the cache
-            shared_batches=chunk_size > 1 and replicates.count == 1,
+            shared_batches=chunk_size > 1 and replicates.count == 1 and not sampler.adapts,
             augment=recipe.augment,
         )
         measured = shard_candidates(measure, mesh, num_mapped=3)

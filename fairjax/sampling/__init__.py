@@ -17,7 +17,9 @@ from fairjax.sampling.dealing import largest_remainder as largest_remainder
 from fairjax.sampling.dealing import one_deck as one_deck
 from fairjax.sampling.dealing import select as select
 from fairjax.sampling.dealing import weighted_rows as weighted_rows
+from fairjax.sampling.dro import GroupCVaRState as GroupCVaRState
 from fairjax.sampling.dro import GroupDROState as GroupDROState
+from fairjax.sampling.dro import group_cvar as group_cvar
 from fairjax.sampling.dro import group_dro as group_dro
 from fairjax.sampling.plain import class_balanced as class_balanced
 from fairjax.sampling.plain import shuffled as shuffled

@@ -59,6 +59,8 @@ class BatchSampler(NamedTuple):
     update: Any = None
     """`update(cell_losses [K, G], state) -> state`; nan cells are left alone. Takes `losses [N]`
     too where `CellSums` has them."""
+    update_every: int | None = None
+    """Most batches between two updates where who trains names no cadence, as in a `Recipe`."""
 
     @property
     def adapts(self) -> bool:

@@ -16,6 +16,7 @@ from fairjax.thresholds.apply import shift_logits as shift_logits
 from fairjax.thresholds.choose import frontier as frontier
 from fairjax.thresholds.choose import group_thresholds as group_thresholds
 from fairjax.thresholds.choose import match_accuracy as match_accuracy
+from fairjax.thresholds.choose import thresholds_after as thresholds_after
 from fairjax.thresholds.points import OperatingPoints as OperatingPoints
 from fairjax.thresholds.points import operating_points as operating_points
 from fairjax.thresholds.search import CRITERIA as CRITERIA

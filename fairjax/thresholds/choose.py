@@ -10,7 +10,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Integer
 
+from fairjax.data import Dataset
 from fairjax.metrics.counts import Array, check_choice
+from fairjax.thresholds.apply import shift_logits
 from fairjax.thresholds.points import check, points_of
 from fairjax.thresholds.search import CRITERIA, GroupThresholds, Search
 
@@ -159,6 +161,42 @@ def match_accuracy(
         criterion=criterion,
         min_accuracy=np.minimum(accuracy(plain), accuracy(rival)),
     ).thresholds
+
+
+def thresholds_after(
+    val: Float[Array, "S M 2"],
+    test: Float[Array, "S N 2"],
+    data: Dataset,
+    *,
+    criterion: str = "equalized_odds",
+) -> np.ndarray:
+    """Test logits of trained networks with thresholds per group, chosen on validation.
+
+    The smallest gap at the accuracy that the networks have on validation without.
+
+    Args:
+      val: logits `[S, M, 2]` of S networks on the set's validation split.
+      test: logits `[S, N, 2]` of the same on its test split.
+      data: two classes.
+      criterion: one of `CRITERIA`.
+
+    Returns:
+      float32 `[S, N, 2]`, as `shift_logits`.
+
+    Raises:
+      ValueError: as `group_thresholds`.
+
+    >>> from fairjax.data import load_adult
+    >>> data = load_adult("sex")
+    >>> val, test = (np.eye(2)[data.examples(split).labels][None] for split in ("val", "test"))
+    >>> bool((thresholds_after(val, test, data).argmax(-1) == test.argmax(-1)).all())
+    True
+    """
+    val, test = np.asarray(val), np.asarray(test)
+    rows, tested = data.splits["val"], data.splits["test"]
+    ids = {"labels": data.labels[rows], "group": data.group[rows]}
+    chosen = match_accuracy(val, val, **ids, num_groups=data.num_groups, criterion=criterion)
+    return np.asarray(shift_logits(test, chosen, group=data.group[tested]), np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="by_gap")

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+_NEWTON_STEPS = 30
+
 
 class Heads(NamedTuple):
     """P logistic regressions; the score of class 1 is `features @ kernel + bias`."""
@@ -17,8 +19,8 @@ class Heads(NamedTuple):
     bias: jax.Array
     """float32 `[P]`."""
     slope: jax.Array
-    """float32 `[P]`: largest entry of the loss's gradient in the standardised features that it was
-    minimised in, about 0 where a head has converged."""
+    """float32 `[P]`: largest entry of the loss's gradient in the coordinates that it was minimised
+    in, whose curvature is about 1: about how far the head still is from its minimum."""
 
     def logits(self, features: Float[Array | np.ndarray, "n D"]) -> Float[jax.Array, "P n 2"]:
         """For `fairjax.metrics`: 0 and the score."""
@@ -39,10 +41,11 @@ def fit_heads(
     """Minimise each head's weighted mean cross-entropy + l2 / 2 * |kernel|^2.
 
     Heads share the features and differ in the weights of examples (0 leaves one out: halves that
-    are balanced, bootstrap samples, splits) and in `l2`. Conjugate gradients in coordinates where
-    the shared features are uncorrelated, with the exact minimum along every direction by Newton
-    steps, which need no product with the features: all heads of a chunk advance together, by two
-    matrix products a step.
+    are balanced, bootstrap samples, splits) and in `l2`. A chunk of heads starts from one head of
+    its mean weights, found by Newton's method, and goes on by conjugate gradients in coordinates
+    where the curvature there is 1, with the exact minimum along every direction by Newton steps,
+    which need no product with the features: all heads of a chunk advance together, by two matrix
+    products a step, and about ten steps will do where their weights are of one kind.
 
     Args:
       features: float32, such as the outputs of a network's last hidden layer.
@@ -51,7 +54,7 @@ def fit_heads(
       l2: positive, one for all or one per head.
       max_steps: of the conjugate gradients.
       tolerance: a chunk ends when no head's `slope` is larger.
-      chunk_size: heads that advance together.
+      chunk_size: heads that advance together, neighbours in `l2`.
 
     Returns:
       Heads. Compiled once per shape; results do not depend on the chunks beyond rounding.
@@ -81,20 +84,24 @@ def fit_heads(
     turn = vectors / np.sqrt(np.maximum(values, 1e-3))
     kept = np.append(1 / scale, 0.0)  # kernel = (turn @ v) * kept; the bias is not penalised
     penalty = turn.T @ (np.square(kept)[:, None] * turn)
+    order = np.argsort(l2, kind="stable")
+    back = np.argsort(order)
+    even = (order == np.arange(len(l2))).all()  # as they are: weights of thousands are dear to copy
+    ordered = weights if even else weights[order]
     found, slope = _minimise(
         jnp.asarray(standard @ turn, jnp.float32),
         jnp.asarray(2 * labels - 1, jnp.float32),
-        jnp.asarray(weights / weights.sum(1, keepdims=True)),
-        jnp.asarray(l2),
+        jnp.asarray(ordered / ordered.sum(1, keepdims=True)),
+        jnp.asarray(l2[order]),
         jnp.asarray(penalty, jnp.float32),
         max_steps=max_steps,
         tolerance=tolerance,
         chunk_size=chunk_size,
     )
-    plain = np.asarray(found, np.float64) @ turn.T
+    plain = np.asarray(found, np.float64)[back] @ turn.T
     kernel = plain[:, :-1] / scale
     bias = plain[:, -1] - kernel @ center
-    return Heads(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32), slope)
+    return Heads(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32), slope[back])
 
 
 def _check(features, labels, weights, l2) -> None:
@@ -119,54 +126,97 @@ def _check(features, labels, weights, l2) -> None:
 def _minimise(x, signs, weights, l2, penalty, *, max_steps, tolerance, chunk_size):
     """Coefficients `[P, D + 1]` of the columns of `x`, and their slopes `[P]`."""
 
-    signs = signs[None]
+    def chunk(start, part):
+        weights, l2 = part
+        return _chunk(x, signs[None], penalty, start, weights, l2, max_steps, tolerance)
 
-    def chunk(weights, l2):
-        signed, l2 = signs * weights, l2[:, None]
-
-        def wrong(margins):
-            return jax.nn.sigmoid(-signs * margins)
-
-        def gradient(p, v):
-            return l2 * (v @ penalty) - (signed * p) @ x
-
-        def advance(carry):
-            number, v, margins, p, grad, direction = carry
-            run, bent = direction @ x.T, l2 * (direction @ penalty)
-            bend, lean = (bent * direction).sum(1), (bent * v).sum(1)
-            squares = weights * run * run
-
-            # The minimum along each direction, by two Newton steps in one variable.
-            step = -(grad * direction).sum(1) / curvature(squares, p, bend)
-            near = wrong(margins + step[:, None] * run)
-            first = lean + step * bend - (signed * near * run).sum(1)
-            step = finite(step - first / curvature(squares, near, bend))[:, None]
-
-            v, margins = v + step * direction, margins + step * run
-            p = wrong(margins)
-            after = gradient(p, v)
-            old = jnp.maximum((grad * grad).sum(1), 1e-30)
-            turn = jnp.maximum((after * (after - grad)).sum(1) / old, 0.0)[:, None]
-            direction = -after + turn * direction
-            uphill = ((direction * after).sum(1) > 0)[:, None]
-            return number + 1, v, margins, p, after, jnp.where(uphill, -after, direction)
-
-        def unfinished(carry):
-            return (carry[0] < max_steps) & (jnp.abs(carry[4]).max() > tolerance)
-
-        v = jnp.zeros((len(l2), x.shape[1]), jnp.float32)
-        margins = jnp.zeros(weights.shape, jnp.float32)
-        p = wrong(margins)
-        grad = gradient(p, v)
-        start = (jnp.zeros((), jnp.int32), v, margins, p, grad, -grad)
-        _, v, _, _, grad, _ = jax.lax.while_loop(unfinished, advance, start)
-        return v, jnp.abs(grad).max(1)
-
-    finite = lambda step: jnp.where(jnp.isfinite(step), step, 0.0)
-    curvature = lambda squares, p, bend: jnp.maximum((squares * p * (1 - p)).sum(1) + bend, 1e-20)
     size = min(chunk_size, len(l2))
     missing = -len(l2) % size
     fill = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)])
     parts: Any = [fill(leaf).reshape(-1, size, *leaf.shape[1:]) for leaf in (weights, l2)]
-    v, slope = jax.lax.map(lambda part: chunk(*part), tuple(parts))
+    start = jnp.zeros((1, x.shape[1]), jnp.float32)
+    v, slope = jax.lax.scan(chunk, start, tuple(parts))[1]
     return v.reshape(-1, x.shape[1])[: len(l2)], slope.reshape(-1)[: len(l2)]
+
+
+def _chunk(x, signs, penalty, start, weights, l2, max_steps, tolerance):
+    """Conjugate gradients of a chunk; `(where its middle is, (coefficients, slopes))`."""
+    l2 = l2[:, None]
+    middle, margins, root = _middle(
+        x, signs, penalty, start, weights.mean(0)[None], jnp.exp(jnp.log(l2).mean())
+    )
+    # coordinates around the middle, in which its curvature is 1 in every direction
+    turn = jax.scipy.linalg.solve_triangular(root, jnp.eye(len(root)), lower=True).T
+    columns, bending, leaning = x @ turn, turn.T @ penalty @ turn, middle @ penalty @ turn
+    gradient = lambda p, u: l2 * (leaning + u @ bending) - (signs * weights * p) @ columns
+
+    def advance(carry):
+        number, u, margins, p, grad, direction = carry
+        run, bent = direction @ columns.T, l2 * (direction @ bending)
+        lean = (bent * u + l2 * leaning * direction).sum(1)
+        sums = -(grad * direction).sum(1), lean, (bent * direction).sum(1)
+        step = _length(margins, run, p, signs, weights, *sums)
+        u, margins = u + step * direction, margins + step * run
+        p = _wrong(margins, signs)
+        after = gradient(p, u)
+        old = jnp.maximum((grad * grad).sum(1), 1e-30)
+        again = jnp.maximum((after * (after - grad)).sum(1) / old, 0.0)[:, None]
+        direction = -after + again * direction
+        uphill = ((direction * after).sum(1) > 0)[:, None]
+        return number + 1, u, margins, p, after, jnp.where(uphill, -after, direction)
+
+    def unfinished(carry):
+        return (carry[0] < max_steps) & (jnp.abs(carry[4]).max() > tolerance)
+
+    u = jnp.zeros((len(weights), len(root)), jnp.float32)
+    margins = jnp.broadcast_to(margins, weights.shape)
+    p = _wrong(margins, signs)
+    grad = gradient(p, u)
+    begin = (jnp.zeros((), jnp.int32), u, margins, p, grad, -grad)
+    _, u, _, _, grad, _ = jax.lax.while_loop(unfinished, advance, begin)
+    return middle, (middle + u @ turn.T, jnp.abs(grad).max(1))
+
+
+def _middle(x, signs, penalty, start, weights, l2):
+    """One head for a whole chunk by Newton's method: `[1, D + 1]`, its margins, its curvature."""
+
+    def look(v):
+        margins = v @ x.T
+        p = _wrong(margins, signs)
+        grad = l2 * (v @ penalty) - (signs * weights * p) @ x
+        curvature = (x * (weights * p * (1 - p)).T).T @ x + l2 * penalty
+        ridge = 1e-5 * jnp.trace(curvature) / len(curvature)
+        return v, margins, p, grad, jnp.linalg.cholesky(curvature + ridge * jnp.eye(len(curvature)))
+
+    def advance(carry):
+        number, (v, margins, p, grad, root) = carry
+        direction = -jax.scipy.linalg.cho_solve((root, True), grad[0])[None]
+        run, bent = direction @ x.T, l2 * (direction @ penalty)
+        sums = -(grad * direction).sum(1), (bent * v).sum(1), (bent * direction).sum(1)
+        return number + 1, look(v + _length(margins, run, p, signs, weights, *sums) * direction)
+
+    def unfinished(carry):
+        return (carry[0] < _NEWTON_STEPS) & (jnp.abs(carry[1][3]).max() > 1e-4)
+
+    begin = (jnp.zeros((), jnp.int32), look(start))
+    v, margins, _, _, root = jax.lax.while_loop(unfinished, advance, begin)[1]
+    return v, margins, root
+
+
+def _wrong(margins, signs):
+    """Probability of the other label."""
+    return jax.nn.sigmoid(-signs * margins)
+
+
+def _length(margins, run, p, signs, weights, fall, lean, bend):
+    """How far to go along each direction, `[P, 1]`: two Newton steps in one variable.
+
+    `fall` is the slope downhill, `lean` and `bend` slope and curvature of the penalty.
+    """
+    squares = weights * run * run
+    curvature = lambda p: jnp.maximum((squares * p * (1 - p)).sum(1) + bend, 1e-20)
+    finite = lambda step: jnp.where(jnp.isfinite(step), step, 0.0)
+    step = finite(fall / curvature(p))
+    near = _wrong(margins + step[:, None] * run, signs)
+    first = lean + step * bend - (signs * weights * near * run).sum(1)
+    return finite(step - first / curvature(near))[:, None]

@@ -91,7 +91,8 @@ def fit(
       measure_data: its last argument; `data` if None.
       update_every: instead, update every that many steps from the losses of those steps' own
         batches, for networks whose full pass is dear. Must divide the batches of an epoch;
-        dealing without replacement starts anew at every update.
+        dealing without replacement starts anew at every update. Where neither is given, the
+        sampler's own number.
       evaluate_fn: recorded after every epoch, `evaluate_fn(train, evaluate_data)`.
       evaluate_data: any pytree.
       unroll: steps per iteration of the compiled loop; more compile time, fewer loop overheads.
@@ -102,8 +103,8 @@ def fit(
       (the sampling shares used) and `cell_losses [E, K, G]` (what moved them).
 
     Raises:
-      ValueError: a sampler that adapts without `measure_fn` or `update_every`, one that does not
-        with either, both given, `update_every` does not divide the epoch, or a sampler of more
+      ValueError: a sampler that adapts without `measure_fn` or any `update_every`, one that does
+        not with either, both given, `update_every` does not divide the epoch, or a sampler of more
         rows than `data` has.
     """
     num_steps = check_cadence(sampler, measure_fn is not None, update_every)
@@ -114,7 +115,7 @@ def fit(
         mask=mask,
         frozen=frozen,
         augment=augment,
-        running=update_every is not None,
+        running=sampler.adapts and measure_fn is None,
         unroll=unroll,
     )
 
@@ -147,6 +148,8 @@ def check_cadence(sampler: BatchSampler, measured: bool, update_every: int | Non
     if measured and update_every is not None:
         raise ValueError("give measure_fn or update_every, not both")
     if sampler.adapts and not measured and update_every is None:
+        update_every = _own_cadence(sampler)
+    if sampler.adapts and not measured and update_every is None:
         raise ValueError(
             "the sampler adapts to the model's outputs: give measure_fn (a full pass before every "
             "epoch, see measure_cells) or update_every, or take sampling.shuffled for plain batches"
@@ -160,6 +163,12 @@ def check_cadence(sampler: BatchSampler, measured: bool, update_every: int | Non
             f"got {update_every}"
         )
     return num_steps
+
+
+def _own_cadence(sampler: BatchSampler) -> int | None:
+    """Of the sampler itself: the most batches up to its own number that divide an epoch."""
+    num_batches, most = sampler.batches_per_epoch, sampler.update_every or 0
+    return max((n for n in range(1, most + 1) if num_batches % n == 0), default=None)
 
 
 def check_rows(state: FitState, num_rows: int) -> None:

@@ -1,6 +1,7 @@
 """How a network is trained: settings that are checked once and shared by every method."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import numbers
@@ -14,14 +15,31 @@ import optax
 from fairjax import models, sampling
 from fairjax.data import Dataset
 from fairjax.data.streaming import device_budget, device_bytes
-from fairjax.losses import balanced_class_weights
+from fairjax.fairbatch import fairbatch
+from fairjax.losses import balanced_class_weights, focal_loss, log_priors
 from fairjax.models import Model
 from fairjax.optimizers import Optimizer, Schedule, make_optimizer
 from fairjax.sampling import BatchSampler
 from fairjax.train.loop import Augment
 from fairjax.train.step import Step, make_step
 
-Sampler = Literal["shuffled", "class_balanced"]
+Sampler = Literal[
+    "shuffled",
+    "class_balanced",
+    "group_balanced",
+    "reweighted",
+    "group_dro",
+    "group_cvar",
+    "fairbatch",
+    "fairbatch@rate",
+]
+Loss = Literal["cross_entropy", "focal", "cvar", "logit_adjusted"]
+_WORST_SHARE = 0.5
+_FAIRBATCH: dict[str, dict[str, Any]] = {
+    "fairbatch": {"step_size": 0.01},
+    "fairbatch@rate": {"signal": "rate", "step_size": 0.1, "decay": 0.5},
+}
+_UPDATE_EVERY = 10  # batches, by which rates are known well enough
 Dtype = Literal["float32", "bfloat16", "bfloat16_products"]
 
 
@@ -40,8 +58,13 @@ class Recipe:
 
     num_epochs: int = 3
     batch_size: int = 32
-    sampler: Sampler = "shuffled"
-    """see `fairjax.sampling`"""
+    sampler: Sampler | Callable[..., BatchSampler] = "shuffled"
+    """see `fairjax.sampling`; group DRO and CVaR move with every batch, FairBatch every ten, for
+    equalized odds. Or a function of the arguments that all samplers take; `update_every` of what it
+    returns says when it adapts"""
+    loss: Loss = "cross_entropy"
+    """focal loss (gamma 2), the mean over the worst half of a batch (cvar), or logits adjusted by
+    log P(label | group) of the training split"""
     optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-3
     """the largest; searches try their own"""
@@ -104,10 +127,13 @@ class Recipe:
     def _check_names(self) -> None:
         for name, known in (
             ("sampler", Sampler),
+            ("loss", Loss),
             ("optimizer", Optimizer),
             ("schedule", Schedule),
             ("dtype", Dtype),
         ):
+            if name == "sampler" and callable(self.sampler):
+                continue
             if getattr(self, name) not in get_args(known):
                 accepted = ", ".join(get_args(known))
                 raise ValueError(f"{name} must be one of {accepted}; got {getattr(self, name)!r}")
@@ -132,13 +158,20 @@ class Recipe:
     def make_sampler(self, data: Dataset) -> BatchSampler:
         """Of the training split; its rows count from 0 within the split."""
         train = data.splits["train"]
-        return getattr(sampling, self.sampler)(
+        make = self.sampler
+        watched = isinstance(make, str) and make in _FAIRBATCH
+        if watched:
+            make = functools.partial(fairbatch, criterion="equalized_odds", **_FAIRBATCH[str(make)])
+        elif isinstance(make, str):
+            make = getattr(sampling, make)
+        sampler = make(
             labels=data.labels[train],
             group=data.group[train],
             num_classes=data.num_classes,
             num_groups=data.num_groups,
             batch_size=self.batch_size,
         )
+        return sampler._replace(update_every=_UPDATE_EVERY) if watched else sampler
 
     def make_optimizer(self, batches_per_epoch: int) -> optax.GradientTransformation:
         """For `num_epochs` epochs; its learning rate and weight decay may differ between runs."""
@@ -166,7 +199,8 @@ class Recipe:
         """The gradient step; see `train.make_step` for `bind` and `gate`.
 
         Raises:
-          ValueError: class weights that are not one per class, or a class without examples.
+          ValueError: class weights that are not one per class, or a class without examples; or
+            smoothing or class weights with another loss than the cross-entropy.
         """
         weights = self.class_weights
         if weights == "balanced":
@@ -178,9 +212,17 @@ class Recipe:
                     f"class_weights must be one per class, {data.num_classes}, got {len(weights)}"
                 )
             weights = jnp.asarray(weights, jnp.float32)
+        options: dict[str, Any] = {}
+        if self.loss == "focal":
+            options["loss_fn"] = focal_loss
+        elif self.loss == "cvar":
+            options["worst_share"] = _WORST_SHARE
+        elif self.loss == "logit_adjusted":
+            options["log_prior"] = log_priors(data.cell_counts("train"))
         return make_step(
             model,
             optimizer,
+            **options,
             label_smoothing=self.label_smoothing,
             class_weights=weights,
             bind=bind,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from fairjax.losses import cross_entropy
+from fairjax.losses import cross_entropy, worst_weights
 from fairjax.models import Model
 
 
@@ -62,6 +62,8 @@ def make_step(
     label_smoothing: float = 0.0,
     class_weights: Float[Array, " K"] | None = None,
     loss_fn: Callable[..., jax.Array] = cross_entropy,
+    log_prior: Float[Array, "K G"] | None = None,
+    worst_share: float | None = None,
     bind: Any = None,
     gate: Any = None,
     ema_decay: float | None = None,
@@ -76,6 +78,10 @@ def make_step(
       class_weights: float32 `[K]`; the loss is sum(w * loss) / sum(batch weights).
       loss_fn: `loss_fn(logits, labels) -> [B]`, such as `losses.focal_loss`; only the
         cross-entropy takes label smoothing and class weights too.
+      log_prior: added to the logits of an example of group g in the loss, see `losses.log_priors`;
+        the logits that the step gives are without.
+      worst_share: in (0, 1], the loss is the mean over that share of a batch, by its weights, whose
+        losses are largest (CVaR); None is the mean over all.
       bind: `bind(params, frozen)` makes what `model.apply` takes, such as `MaskSpace.bind`; only
         `params` is differentiated and in the state. None trains all parameters.
       gate: `gate(params, mask)` makes of bound parameters those that skip the gradients of what
@@ -86,9 +92,9 @@ def make_step(
       A `Step`. XLA drops what the caller does not use of its results.
 
     Raises:
-      ValueError: `label_smoothing` outside [0, 1), `ema_decay` outside (0, 1), smoothing or class
-        weights with another loss; when traced, class weights that are not one per class, or a
-        state that has no average where one is kept.
+      ValueError: `label_smoothing` outside [0, 1), `ema_decay` outside (0, 1), `worst_share`
+        outside (0, 1], smoothing or class weights with another loss; when traced, class weights
+        that are not one per class, or a state that has no average where one is kept.
 
     >>> from fairjax.models import logistic_regression
     >>> net, sgd = logistic_regression(3), optax.sgd(0.1)
@@ -100,6 +106,9 @@ def make_step(
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay must be in (0, 1), got {ema_decay}")
+
+    if worst_share is not None and not 0 < worst_share <= 1:
+        raise ValueError(f"worst_share must be in (0, 1], got {worst_share}")
 
     if loss_fn is cross_entropy:
         loss_of = functools.partial(
@@ -122,7 +131,10 @@ def make_step(
                 f"class_weights must be one per class, {logits.shape[-1:]}, "
                 f"got shape {class_weights.shape}"
             )
-        losses = loss_of(logits, batch.labels)
+        adjusted = logits if log_prior is None else logits + log_prior.T[batch.group]
+        losses = loss_of(adjusted, batch.labels)
+        if worst_share is not None:
+            return worst_weights(losses, batch.weights, worst_share) @ losses, (logits, batch_stats)
         loss = jnp.sum(losses * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1e-12)
         return loss, (logits, batch_stats)
 

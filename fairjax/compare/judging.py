@@ -1,0 +1,140 @@
+"""After training: which epoch of a run, thresholds per group, and the test split, once."""
+
+import functools
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from fairjax.compare.setting import Setting, Trained
+from fairjax.metrics.rate_comparison import RateComparison, compare_rates
+from fairjax.thresholds import apply_thresholds, group_thresholds
+
+Select = Literal["dto", "worst_group", "accuracy", "last"]
+
+
+def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
+    """Every run at the stage that is best on its validation rows, the first of equals.
+
+    Args:
+      setting: of the comparison.
+      trained: a method's runs at E stages.
+      rule: "dto": nearest to the best accuracy of all stages without a gap of the criterion;
+        "worst_group" and "accuracy": the highest; "last": the last stage.
+
+    Returns:
+      Leaves `[F * S, ...]`. A stage whose value is undefined never wins.
+
+    Raises:
+      ValueError: an unknown rule.
+
+    Source: Zong et al., ICLR 2023 (MEDFAIR), for the distance to the utopia point (DTO).
+    """
+    if rule not in get_args(Select):
+        raise ValueError(f"select must be one of {', '.join(get_args(Select))}; got {rule!r}")
+    preds = trained.val.argmax(-1)
+    best = np.empty(preds.shape[1], int)
+    for run, split in enumerate(setting.split_of_run):
+        found = setting.rates(preds[:, run], setting.splits.val[split])
+        accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
+        value = {
+            "last": np.arange(len(accuracy)),
+            "accuracy": accuracy,
+            "worst_group": found["worst_group_accuracy"],
+            "dto": -np.hypot(accuracy.max() - accuracy, gap),
+        }[rule]
+        best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
+    return trained.at(best)
+
+
+def margins(logits: Float[np.ndarray, "*axes 2"]) -> np.ndarray:
+    """Score of class 1 over class 0."""
+    return logits[..., 1] - logits[..., 0]
+
+
+def common_accuracy(
+    scores: Float[np.ndarray, "*axes m"], labels: Integer[np.ndarray, " m"]
+) -> np.ndarray:
+    """The highest accuracy that one threshold for all groups gives, `[...]`.
+
+    >>> float(common_accuracy(np.array([0.1, 0.2, 0.7]), np.array([0, 0, 1])))
+    1.0
+    """
+    order = np.argsort(scores, axis=-1)
+    signs = np.take_along_axis(np.broadcast_to(1 - 2 * labels, scores.shape), order, axis=-1)
+    # class 1 above the threshold: what falls below it turns right or wrong
+    turned = np.maximum(np.cumsum(signs, axis=-1), 0)
+    ties = np.diff(np.take_along_axis(scores, order, axis=-1), axis=-1, append=np.inf) == 0
+    return np.asarray((labels.sum() + np.where(ties, 0, turned).max(-1)) / len(labels))
+
+
+def add_thresholds(
+    setting: Setting,
+    val: Float[np.ndarray, "M P m"],
+    test: Float[np.ndarray, "M P t"],
+    *,
+    cost: float = 0.005,
+) -> np.ndarray:
+    """Predictions on test with a threshold for every group, beside two rivals of each method.
+
+    Thresholds are chosen for the smallest gap on validation at an accuracy that is demanded.
+
+    Args:
+      setting: of the comparison.
+      val: `margins` of M methods' runs on the validation rows of their splits; the first is plain
+        training, which the rivals are made of.
+      test: likewise.
+      cost: accuracy that thresholds may give up, against the best single one.
+
+    Returns:
+      int8 `[3, M, P, t]`: each method with thresholds of its own; plain training with thresholds
+      that are as accurate on validation as the method without; and as the method with them.
+
+    Raises:
+      ValueError: a group lacks what the criterion compares.
+    """
+    data = setting.data
+    plain_val, plain_test = (np.broadcast_to(x[:1], x.shape) for x in (val, test))
+    found = np.empty((3, *test.shape), np.int8)
+    for split, (rows, tested) in enumerate(
+        zip(setting.splits.val, setting.splits.test, strict=True)
+    ):
+        runs, labels = setting.split_of_run == split, data.labels[rows]
+        choose = functools.partial(
+            group_thresholds,
+            labels=labels,
+            group=data.group[rows],
+            num_groups=data.num_groups,
+            criterion=setting.criterion,
+        )
+
+        def apply(scores, limits, ids):
+            return np.asarray(apply_thresholds(scores, limits, group=data.group[ids]))
+
+        right = lambda preds, labels=labels: (preds == labels).mean(-1)
+        own, plain = val[:, runs], plain_val[:, runs]
+        limits = choose(own, min_accuracy=common_accuracy(own, labels) - cost).thresholds
+        found[0][:, runs] = apply(test[:, runs], limits, tested)
+        for place, preds in ((1, own > 0), (2, apply(own, limits, rows))):
+            demanded = np.minimum(common_accuracy(plain, labels), right(preds))
+            limits = choose(plain, min_accuracy=demanded).thresholds
+            found[place][:, runs] = apply(plain_test[:, runs], limits, tested)
+    return found
+
+
+def judge(
+    setting: Setting, preds: Integer[np.ndarray, "R P t"], *, num_replicates: int = 500
+) -> RateComparison:
+    """All predictions on the test rows of their splits, looked at once; see `compare_rates`."""
+    tested, place = np.unique(setting.splits.test, return_inverse=True)
+    place = place.reshape(setting.splits.test.shape)
+    data = setting.data
+    return compare_rates(
+        preds,
+        labels=data.labels[tested],
+        group=data.group[tested],
+        num_groups=data.num_groups,
+        examples=place[setting.split_of_run],
+        splits=setting.split_of_run,
+        num_replicates=num_replicates,
+    )

@@ -1,0 +1,208 @@
+"""Training the methods of a setting: all runs of a program as one population."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairjax.compare.methods import PROGRAMS, Program, by_method, choices_of_runs
+from fairjax.compare.retrain import linear_probe, retrain_balanced
+from fairjax.compare.setting import Setting, Trained, known_methods
+from fairjax.fairtune import add_lora, mask_space
+from fairjax.models import compiler_options, fresh_head
+from fairjax.sampling import BatchSampler, arrange_splits
+from fairjax.train import (
+    fit_population,
+    init_population,
+    logits_of_rows,
+    make_step,
+    measure_cells,
+    replicate,
+    seed_keys,
+)
+
+AFTERWARDS = ("dfr", "linear_probe")  # heads on features of a trained network
+ALL_METHODS = (*(name for names in PROGRAMS for name in names), *AFTERWARDS)
+
+
+def train_methods(
+    setting: Setting,
+    methods: Sequence[str],
+    *,
+    keep: Callable[[str, Trained], Any] = lambda name, trained: trained,
+    on_trained: Callable[[tuple[str, ...]], None] = lambda names: None,
+    seconds: MutableMapping[str, float] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Train all methods that apply, those of one program at the same time.
+
+    Methods start alike and draw by the same keys, so that their differences are paired.
+
+    Args:
+      setting: what they share.
+      methods: of `ALL_METHODS`; plain training runs always.
+      keep: `keep(name, trained)`: what stays of a method; networks of all stages are many.
+      on_trained: called with the names of what is trained.
+      seconds: where the time goes is added here: "compile_s", "train_s", "heads_s".
+
+    Returns:
+      `({method: kept}, notes)`, in the order of `methods`; the notes say what was left out and why.
+
+    Raises:
+      ValueError: an unknown method; or as the recipe and its step.
+    """
+    wanted = known_methods(methods, ALL_METHODS)
+    seconds = {} if seconds is None else seconds
+    kept: dict[str, Any] = {}
+    notes: list[str] = []
+    plain: dict[str, Trained] = {}
+    for names, make in PROGRAMS.items():
+        own = tuple(name for name in wanted if name in names)
+        if not own:
+            continue
+        try:
+            program = make(setting, plain)
+            program = program._replace(choices={name: program.choices[name] for name in own})
+            space, params = _space(setting, program)
+        except ValueError as error:  # a factory that says why it does not apply
+            if "plain" in own:
+                raise
+            notes.append(f"{', '.join(own)} left out: {error}")
+            continue
+        frozen = None if space is None else space.partition(params)[1]
+        found = _train(setting, program, space, frozen, seconds)
+        plain |= {name: each for name, each in found.items() if name == "plain"}
+        kept |= {name: keep(name, each) for name, each in found.items()}
+        on_trained(own)
+    for name in (name for name in wanted if name in AFTERWARDS):
+        try:
+            with timed(seconds, "heads_s"):
+                found = _afterwards(name, setting, plain["plain"])
+        except ValueError as error:
+            notes.append(f"{name} left out: {error}")
+            continue
+        kept[name] = keep(name, found)
+        on_trained((name,))
+    return {name: kept[name] for name in wanted if name in kept}, notes
+
+
+def _afterwards(name: str, setting: Setting, plain: Trained) -> Trained:
+    if name == "dfr":
+        return retrain_balanced(setting, plain.at_stage(-1))
+    if setting.weights is None:
+        raise ValueError("needs a network that was trained before")
+    num_runs = len(setting.split_of_run)
+    host = lambda tree: jax.tree.map(np.array, replicate(tree, num_runs))
+    start = Trained(host(setting.weights.params), host(setting.weights.batch_stats), plain.val[-1])
+    return linear_probe(setting, start)
+
+
+def _space(setting: Setting, program: Program) -> tuple[Any, Any]:
+    """The mask space of a program and the parameters it is of; None where everything trains."""
+    if program.space is None or setting.weights is None:
+        return None, None
+    params = setting.weights.params
+    if program.space == "lora":
+        params = add_lora(params, jax.random.key(0))
+    return mask_space(params, program.space, head=setting.model.head), params
+
+
+def _train(
+    setting: Setting,
+    program: Program,
+    space: Any,
+    frozen: Any,
+    seconds: MutableMapping[str, float],
+) -> dict[str, Trained]:
+    """All runs of the program's methods, kept at the end of every stage."""
+    data, model, names = setting.data, setting.model, list(program.choices)
+    network = setting.recipe.make_model(model)
+    num_train = setting.splits.train.shape[1]
+    sampler = program.sampler._replace(batches_per_epoch=num_train // setting.recipe.batch_size)
+    optimizer = setting.recipe.make_optimizer(sampler.batches_per_epoch)
+    bind = None if space is None else space.bind
+    step = make_step(network, optimizer, bind=bind, **program.step)
+    measure = functools.partial(measure_cells, network, sampler) if program.full_pass else None
+
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(model))
+    def stage(states, examples, frozen):
+        states = fit_population(
+            step,
+            states,
+            examples,
+            sampler,
+            num_epochs=setting.recipe.num_epochs // setting.num_stages,
+            frozen=frozen,
+            augment=setting.recipe.augment,
+            measure_fn=measure,
+            chunk_size=None if setting.weights is None else 1,
+        )[0]
+        params = states.train.params
+        if bind is not None:
+            params = jax.vmap(bind, in_axes=(0, None))(params, frozen)
+        return states, (params, states.train.batch_stats)
+
+    states = _start(setting, program, space, sampler, optimizer)
+    examples = jax.tree.map(jnp.asarray, data.rows(np.arange(len(data.labels))))
+    with timed(seconds, "compile_s"):
+        run = stage.lower(states, examples, frozen).compile()
+    own = setting.splits.val[np.tile(setting.split_of_run, len(names))]
+    stages = []
+    with timed(seconds, "train_s"):
+        for _ in range(setting.num_stages):
+            states, networks = run(states, examples, frozen)
+            params, stats = jax.device_get(networks)
+            val = logits_of_rows(model, params, stats, examples.inputs, own)
+            stages.append(Trained(params, stats, np.asarray(val)))
+    return by_method(jax.tree.map(lambda *leaves: np.stack(leaves), *stages), names)
+
+
+def _start(
+    setting: Setting, program: Program, space: Any, sampler: BatchSampler, optimizer: Any
+) -> Any:
+    """All runs before their first epoch, ordered by method, split and seed."""
+    num_splits, num_runs = len(setting.splits.train), len(setting.split_of_run)
+    arguments = setting.arguments()
+    del arguments["batch_size"]
+    rows = arrange_splits(**arguments, rows=setting.splits.train)
+    keys = jnp.tile(seed_keys(setting.num_seeds, setting.start_seed), num_splits)
+    # not the keys that drew the parameters
+    order = jnp.tile(seed_keys(setting.num_seeds, setting.batch_seed), num_splits)
+    order = jax.vmap(jax.random.fold_in)(order, 1 + setting.split_of_run)
+    number = np.tile(np.arange(num_runs), len(program.choices))
+
+    def fresh(key, weights):
+        """The parameters and statistics of one run."""
+        if weights is None:
+            return setting.model.init(key)
+        params = fresh_head(setting.model, weights[0], key)
+        if space is not None:
+            if space.name == "lora":
+                params = add_lora(params, jax.random.fold_in(key, 1))
+            params = space.partition(params)[0]
+        return params, weights[1]
+
+    @jax.jit
+    def init(keys, order, weights, rows, choices):
+        networks = jax.vmap(fresh, in_axes=(0, None))(keys, weights)
+        params, stats = jax.tree.map(lambda leaf: leaf[number], networks)
+        choices |= {"rows": jax.tree.map(lambda leaf: leaf[setting.split_of_run[number]], rows)}
+        how = {"keys": order[number], "choices": choices}
+        return init_population(params, stats, optimizer, sampler, **how)
+
+    weights = None if setting.weights is None else setting.weights[:2]
+    return init(keys, order, weights, rows, choices_of_runs(program, num_runs))
+
+
+@contextlib.contextmanager
+def timed(seconds: MutableMapping[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of a block, which waits for its arrays, to `seconds[name]`."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
