@@ -53,6 +53,7 @@ from fairjax.report.fairbatch import (
     split_notes,
 )
 from fairjax.sampling import BatchSampler, arrange_splits
+from fairjax.table_model import how_to_open, table_header
 from fairjax.train import (
     FitState,
     Recipe,
@@ -385,7 +386,7 @@ def run_all(task: Task) -> None:
         *task.start.notes,
         *notes,
     ]
-    save_models(run.folder / "models.safetensors", list(row_choices(config)), weights)
+    save_models(task, weights)
     cli.phase("drawing the report")
     results.show(
         run,
@@ -401,6 +402,7 @@ def run_all(task: Task) -> None:
         network=(
             "`models.safetensors` holds the weights of all rows as `row/name`, the leading axis "
             "splits x seeds; `--pretrained` goes on from the row `plain`."
+            + how_to_open(data, run.folder, list(row_choices(config))[-1])
         ),
         figures=fairbatch_figures(run.history(), by_row, config.criteria, data),
         legend=(
@@ -554,14 +556,15 @@ def log_epochs(run: Run, rows: list[str], history: dict[str, Any], done: int) ->
         run.log({"epoch": done + epoch + 1, "rows": values})
 
 
-def save_models(path: Path, rows: list[str], weights: Weights) -> None:
-    """All final weights as `row/leaf`, leading axis splits x seeds."""
-    tensors = {}
+def save_models(task: Task, weights: Weights) -> None:
+    """All final weights as `row/leaf`, leading axis splits x seeds, and how rows are read."""
+    tensors, rows = {}, list(row_choices(task.config))
     for name, leaf in flatten_named(named_weights(weights)).items():
         by_row = np.asarray(leaf).reshape(len(rows), -1, *leaf.shape[1:])
         tensors |= {f"{row}/{name}": by_row[i] for i, row in enumerate(rows)}
-    with replacing(path) as partial:
-        save_file(tensors, partial)
+    header = None if task.data.encoder is None else table_header(task.model, task.data)
+    with replacing(task.run.folder / "models.safetensors") as partial:
+        save_file(tensors, partial, metadata=header)
 
 
 if __name__ == "__main__":

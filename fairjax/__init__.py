@@ -50,3 +50,4 @@ from fairjax.data import load_image_table as load_image_table
 from fairjax.fairbatch import fairbatch as fairbatch
 from fairjax.metrics import fairness_metrics as fairness_metrics
 from fairjax.models import load_pretrained as load_pretrained
+from fairjax.table_model import load_model as load_model

@@ -30,6 +30,7 @@ LEVELS = {
     "sampling": 1,
     "fairbatch": 1,
     "thresholds": 1,
+    "table_model": 1,
     "train": 2,
     "fairtune": 3,
     "pruning": 3,
