@@ -48,8 +48,9 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
     Args:
       name: of timm or torchvision: `vit_{tiny,small,base,large,huge}_patch{8,14,16,32}_SIZE`, with
         `_clip` or `_clip_quickgelu` before the size; `deit_SIZE[_distilled]_patch16_224`,
-        `deit3_SIZE_patch16_224`, `vit_SIZE_patch14[_reg4]_dinov2`, `vit_b_16`;
-        `resnet{18,34,50,101,152}`, `wide_resnet{50,101}_2`; `vgg{11,13,16,19}[_bn]`;
+        `deit3_SIZE_patch16_224`, `vit_SIZE_patch14[_reg4]_dinov2`,
+        `vit_{base,large,so400m}_patch{14,16,32}_siglip_SIZE`, `vit_b_16`;
+        `resnet{18,34,50,101,152}[d]`, `wide_resnet{50,101}_2`; `vgg{11,13,16,19}[_bn]`;
         `efficientnet_lite0` (with TensorFlow's padding, timm's `tf_efficientnet_lite0`), all with
         timm's tags (`.dino`, `.mae`, ...) behind them; for 64 px `vit_micro`, `vgg_micro`.
       num_classes: K, at least 2.

@@ -41,7 +41,7 @@ _FAMILIES = {
 }
 """By configuration; networks of one's own, of any other, are "own"."""
 _HARMLESS = re.compile(
-    r"num_batches_tracked|^pooler\.|(^|\.)mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
+    r"num_batches_tracked|position_ids$|^pooler\.|(^|\.)mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
 )
 """Names that may be left over: counters, decoders, poolers, the norm of the other pooling, CLIP's
 projection to the space that it shares with text."""
@@ -193,6 +193,7 @@ def _written(model: Model, name: str | None) -> Layout:
     layouts = [each for each in (*LAYOUTS, OWN) if each.family == family and each.style != "flax"]
     if name is None:
         name = "timm distilled ViT" if distilled else WRITTEN[family]
+        name = "timm ResNet-D" if getattr(model.config, "deep", False) else name
     for each in layouts:
         if each.name == name:
             return each
