@@ -76,6 +76,7 @@ def load_pretrained(
     path: Path | None = None,
     weights_key: str | None = None,
     grey: Literal["error", "spread"] = "error",
+    adapter: Path | None = None,
     **overrides: Any,
 ) -> tuple[Model, Weights]:
     """A pre-trained network with a fresh classifier: from a file, a package, or fairjax itself.
@@ -100,6 +101,7 @@ def load_pretrained(
         and deviation of the images, the activation, the epsilon of norms.
       weights_key: see `load_weights`; likewise `grey`.
       grey: see `load_weights`.
+      adapter: see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
 
     Returns:
@@ -119,7 +121,8 @@ def load_pretrained(
         model = image_model(name, num_logits, **(settled | overrides))
         return model, load_weights(path, model, key)
     model = image_model(name, num_classes, **(settled | overrides))
-    weights = load_weights(path, model, key, weights_key=weights_key, grey=grey)
+    how: Any = {"weights_key": weights_key, "grey": grey, "adapter": adapter}
+    weights = load_weights(path, model, key, **how)
     notes = weights.notes
     if given:
         notes += (normalisation_note(model.config, facts, overrides),)
