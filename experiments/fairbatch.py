@@ -78,7 +78,7 @@ Moved = Annotated[float, cli.Range(0, 1, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(cli.WeightFile):
     """FairBatch on a table, or with `--model` on images."""
 
     about: cli.Hidden = ""
@@ -267,6 +267,7 @@ def check_options(config: Config) -> None:
             "--clean-share looks at all training examples before every epoch; leave --update-every "
             "and --signal-split out"
         )
+    config.reading()
     if config.model is None and config.weights is not None:
         raise ValueError("--weights are those of a --model; leave them out, or name the network")
     if config.model is not None and config.hidden:
@@ -297,7 +298,7 @@ def make_start(config: Config, data: Dataset, num_splits: int) -> tuple[Model, W
         model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
         start = Weights(*jax.vmap(model.init)(keys), ())
     else:
-        how: Any = {"path": config.weights, "image_size": config.image_size}
+        how: Any = {**config.reading(), "image_size": config.image_size}
         model, weights = load_pretrained(config.model, data.num_classes, keys[0], **how)
         params = jax.vmap(lambda key: fresh_head(model, weights.params, key))(keys)
         start = Weights(params, replicate(weights.batch_stats, len(keys)), weights.notes)
