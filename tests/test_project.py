@@ -24,6 +24,7 @@ LEVELS = {
     "optimizers": 0,
     "sharding": 0,
     "memory": 0,
+    "fusions": 0,
     "metrics": 0,
     "models": 0,
     "data": 0,
@@ -39,7 +40,12 @@ LEVELS = {
     "report": 4,
 }
 # What may be imported from a room of the same level, by which rooms.
-SAME_LEVEL = {"trees": {"models"}, "data": {"metrics"}, "sampling": {"fairbatch"}}
+SAME_LEVEL = {
+    "trees": {"models"},
+    "fusions": {"models"},
+    "data": {"metrics"},
+    "sampling": {"fairbatch"},
+}
 
 MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_950  # lines
 LONGER_FILES: dict[str, str] = {
