@@ -17,7 +17,8 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -69,6 +70,27 @@ class Seeds:
     """of initial parameters and classifiers; rows and seeds take this one and those that follow"""
     batches: Seed = 0
     """of the orders of examples, likewise, and of searches and scores"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """Options of a configuration that has a `weights` file; what `load_weights` takes."""
+
+    weights_key: str | None = None
+    """which state dict of a .pth with several, such as state_dict; by default an average (ema)"""
+    grey: Literal["error", "spread"] = "error"
+    """spread: the first kernel of a network of one channel, a third of it on each colour"""
+    adapter: Path | None = None
+    """PEFT's adapter_model.safetensors (LoRA) to merge into the weights"""
+
+    def reading(self) -> dict[str, Any]:
+        """How the file is read; ValueError where there is none to be read that way."""
+        how = settings(self, ("weights", "weights_key", "grey", "adapter"))
+        path = how.pop("weights")
+        for name, value in how.items() if path is None else ():
+            if value != getattr(WeightFile, name):
+                raise ValueError(f"--{name.replace('_', '-')} needs --weights, a file to read so")
+        return {"path": path, **how}
 
 
 def check_numbers(config: Any) -> None:

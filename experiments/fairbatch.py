@@ -53,6 +53,7 @@ from fairjax.report.fairbatch import (
     split_notes,
 )
 from fairjax.sampling import BatchSampler, arrange_splits
+from fairjax.table_model import how_to_open, table_header
 from fairjax.train import (
     FitState,
     Recipe,
@@ -77,7 +78,7 @@ Moved = Annotated[float, cli.Range(0, 1, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(cli.WeightFile):
     """FairBatch on a table, or with `--model` on images."""
 
     about: cli.Hidden = ""
@@ -266,6 +267,7 @@ def check_options(config: Config) -> None:
             "--clean-share looks at all training examples before every epoch; leave --update-every "
             "and --signal-split out"
         )
+    config.reading()
     if config.model is None and config.weights is not None:
         raise ValueError("--weights are those of a --model; leave them out, or name the network")
     if config.model is not None and config.hidden:
@@ -296,7 +298,7 @@ def make_start(config: Config, data: Dataset, num_splits: int) -> tuple[Model, W
         model = mlp(*sizes, config.hidden) if config.hidden else logistic_regression(*sizes)
         start = Weights(*jax.vmap(model.init)(keys), ())
     else:
-        how: Any = {"path": config.weights, "image_size": config.image_size}
+        how: Any = {**config.reading(), "image_size": config.image_size}
         model, weights = load_pretrained(config.model, data.num_classes, keys[0], **how)
         params = jax.vmap(lambda key: fresh_head(model, weights.params, key))(keys)
         start = Weights(params, replicate(weights.batch_stats, len(keys)), weights.notes)
@@ -385,7 +387,7 @@ def run_all(task: Task) -> None:
         *task.start.notes,
         *notes,
     ]
-    save_models(run.folder / "models.safetensors", list(row_choices(config)), weights)
+    save_models(task, weights)
     cli.phase("drawing the report")
     results.show(
         run,
@@ -401,6 +403,7 @@ def run_all(task: Task) -> None:
         network=(
             "`models.safetensors` holds the weights of all rows as `row/name`, the leading axis "
             "splits x seeds; `--pretrained` goes on from the row `plain`."
+            + how_to_open(data, run.folder, list(row_choices(config))[-1])
         ),
         figures=fairbatch_figures(run.history(), by_row, config.criteria, data),
         legend=(
@@ -554,14 +557,15 @@ def log_epochs(run: Run, rows: list[str], history: dict[str, Any], done: int) ->
         run.log({"epoch": done + epoch + 1, "rows": values})
 
 
-def save_models(path: Path, rows: list[str], weights: Weights) -> None:
-    """All final weights as `row/leaf`, leading axis splits x seeds."""
-    tensors = {}
+def save_models(task: Task, weights: Weights) -> None:
+    """All final weights as `row/leaf`, leading axis splits x seeds, and how rows are read."""
+    tensors, rows = {}, list(row_choices(task.config))
     for name, leaf in flatten_named(named_weights(weights)).items():
         by_row = np.asarray(leaf).reshape(len(rows), -1, *leaf.shape[1:])
         tensors |= {f"{row}/{name}": by_row[i] for i, row in enumerate(rows)}
-    with replacing(path) as partial:
-        save_file(tensors, partial)
+    header = None if task.data.encoder is None else table_header(task.model, task.data)
+    with replacing(task.run.folder / "models.safetensors") as partial:
+        save_file(tensors, partial, metadata=header)
 
 
 if __name__ == "__main__":

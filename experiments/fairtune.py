@@ -43,7 +43,7 @@ PROBE_RATES, PROBE_EPOCHS = (1e-4, 1.0), 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(cli.WeightFile):
     """FairTune on images."""
 
     about: cli.Hidden = ""
@@ -223,7 +223,7 @@ def prepare_run(config: Config):
     cli.check_numbers(config)
     if config.first_masks == "guided" and config.search not in ("tpe", "nsga2"):
         raise ValueError(f"--first-masks guided goes with tpe or nsga2, not with {config.search}")
-    models.find_weights(config.model, config.weights)  # data can take long to read
+    models.find_weights(config.model, config.reading()["path"])  # data can take long to read
     recipe = make_recipe(config)
     how = {"out": config.out, "resume": config.resume, "may_grow": ("num_trials",)}
     run = Run("fairtune", config, **how)
@@ -246,7 +246,7 @@ def load_network(config: Config, num_classes: int) -> tuple[models.Model, models
     """The pre-trained network with a fresh classifier."""
     key = jax.random.key(config.seeds.start)
     model, weights = models.load_pretrained(
-        config.model, num_classes, key, path=config.weights, image_size=config.image_size
+        config.model, num_classes, key, image_size=config.image_size, **config.reading()
     )
     if config.space == "lora":
         params = fairtune.add_lora(weights.params, key, rank=config.lora_rank)

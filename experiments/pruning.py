@@ -42,7 +42,7 @@ TARGET = Data(num_train=3200, num_val=4800, num_test=9600, balance=("val", "test
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(cli.WeightFile):
     """Sensitive-channel pruning of an image network."""
 
     about: cli.Hidden = ""
@@ -167,6 +167,7 @@ PRESETS = {
 def prepare_run(config: Config):
     """Read and check everything; returns the function that trains."""
     cli.check_numbers(config)
+    config.reading()
     if config.num_epochs == 0 and config.weights is None:
         raise ValueError("--num-epochs must be at least 1, or 0 with --weights, got 0")
     architecture = image_model(config.model, 2, image_size=config.image_size).config
@@ -221,7 +222,7 @@ def start_weights(config: Config, model: Model, seed: int) -> Weights:
     """What the baseline of a seed begins with."""
     key, path = jax.random.key(config.seeds.start + seed), config.weights
     if path is not None:
-        weights = load_weights(path, model, key)
+        weights = load_weights(model=model, key=key, **config.reading())
         if config.num_epochs == 0 and weights.notes:
             raise ValueError(
                 f"{path} is no baseline for these data ({'; '.join(weights.notes)}); "

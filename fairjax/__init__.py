@@ -13,29 +13,24 @@ import sys
 import warnings
 from importlib.metadata import version
 
-__version__ = "0.1.0"
+from fairjax import fusions
 
-# First jaxlib whose CPU compiler gives sums to YNNPACK by default, and the first one built after
-# the mends: 0.10.2 computes wrong sums (jax#39103), 0.10.2 and 0.11.0 crash or hang at rank 7 and
-# more (jax#39257). An unknown flag aborts the process: widen this only for versions that know it.
-_WRONG_SUMS = ((0, 10, 2), (0, 11, 1))
-_FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
+__version__ = "0.1.0"
 
 
 def _guard_sums(jaxlib: str) -> None:
     """Switch the faulty fusion of sums off, or warn where it is too late to."""
-    release = tuple(int(part) for part in jaxlib.split(".")[:3] if part.isdecimal())
     flags = os.environ.get("XLA_FLAGS", "")
-    if not _WRONG_SUMS[0] <= release < _WRONG_SUMS[1] or _FUSIONS in flags:
+    if not fusions.affected(jaxlib) or fusions.FLAG in flags:
         return  # sums are right, or the user has decided
     bridge = sys.modules.get("jax._src.xla_bridge")  # JAX's public functions start the backend
     started = getattr(bridge, "backends_are_initialized", lambda: False)()
     if not started:
-        os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}=-reduce".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} --{fusions.FLAG}=-reduce".strip()
     elif sys.modules["jax"].default_backend() == "cpu":
         warnings.warn(
             f"jaxlib {jaxlib} may compute wrong sums on CPU and JAX has started already: "
-            f"import fairjax before using JAX, or set XLA_FLAGS={_FUSIONS}=-reduce",
+            f"import fairjax before using JAX, or set XLA_FLAGS=--{fusions.FLAG}=-reduce",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -50,3 +45,4 @@ from fairjax.data import load_image_table as load_image_table
 from fairjax.fairbatch import fairbatch as fairbatch
 from fairjax.metrics import fairness_metrics as fairness_metrics
 from fairjax.models import load_pretrained as load_pretrained
+from fairjax.table_model import load_model as load_model

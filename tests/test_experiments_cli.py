@@ -1,15 +1,18 @@
 """The terminal of every experiment: presets, options, numbers, progress, tables."""
 
 import dataclasses
+import inspect
 import math
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 from toy_experiment import Config, Part, call
 
 from experiments import benchmark, cli, fairbatch, fairtune, plan, prepare, pretrain, pruning
 from experiments.cli import check_numbers, table
+from fairjax.models import load_weights
 
 EXPERIMENTS = {
     "fairbatch": (fairbatch.prepare_run, fairbatch.PRESETS),
@@ -189,3 +192,23 @@ def test_a_terminal_shows_phases_and_a_bar_and_a_file_only_what_is_done(monkeypa
         *("drawing images", "epoch 1", "epoch 2")
     ]
     assert any("epochs:" in line and "1/2" in line for line in lines)
+
+
+@pytest.mark.parametrize("experiment", ["fairtune", "fairbatch", "pruning"])
+def test_options_of_a_weight_file_need_one(experiment, monkeypatch):
+    presets = EXPERIMENTS[experiment][1]
+    flags = ["--weights", "w.pth", "--weights-key", "state_dict", "--grey", "spread"]
+    monkeypatch.setattr(sys, "argv", ["program", *flags, "--adapter", "a.bin"])
+    config = cli.parse(presets, "")
+    assert config.reading() == {
+        "path": Path("w.pth"),
+        "weights_key": "state_dict",
+        "grey": "spread",
+        "adapter": Path("a.bin"),
+    }
+    assert set(inspect.signature(load_weights).parameters) > config.reading().keys()
+    for option, value in (("weights_key", "ema"), ("grey", "spread"), ("adapter", Path("a"))):
+        alone = dataclasses.replace(next(iter(presets.values())), **{option: value})
+        flag = option.replace("_", "-")
+        with pytest.raises(ValueError, match=f"--{flag} needs --weights, a file to read so"):
+            EXPERIMENTS[experiment][0](alone)

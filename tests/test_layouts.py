@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from fairjax.models import image_model, load_pretrained, load_weights, save_weights
 from tests.golden import parity
 from tests.golden.filling import arrays_of, filled
+from tests.test_weights import slice_half
 
 REFERENCES = parity.golden()
 KEY = jax.random.key(0)
@@ -35,7 +36,11 @@ def test_a_tag_names_weights_and_not_another_network():
         image_model("resnetaa50", 2)
 
 
-TIMM = [case for case in parity.SMALL_CASES if case.source == "timm" and not case.variant]
+TIMM = [
+    case
+    for case in parity.SMALL_CASES
+    if case.source == "timm" and not case.variant and "resnet" not in case.name
+]
 
 
 @pytest.mark.parametrize("case", TIMM, ids=[case.key for case in TIMM])
@@ -107,3 +112,79 @@ def test_transformers_configs_of_the_new_kinds_are_obeyed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"use_swiglu_ffn": True}))
     with pytest.raises(ValueError, match="use_swiglu_ffn=True is not known here"):
         load_pretrained(case.name, 3, KEY, path=path, **case.overrides)
+
+
+def case_of(key):
+    return next(case for case in parity.SMALL_CASES if case.key == key)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "field"),
+    [
+        ("vit_base_patch16_siglip_224", "siglip_vision_model", "tanh_gelu"),
+        ("vit_base_patch16_clip_224", "clip_vision_model", "quick_gelu"),
+    ],
+)
+def test_a_vision_tower_has_the_activation_that_its_library_means(name, kind, field, tmp_path):
+    quick = name.replace("clip_224", "clip_quickgelu_224")
+    case = case_of(f"transformers/{quick}")._replace(overrides={**parity.SMALL_CASES[0].overrides})
+    path = parity.write_like_library(case, REFERENCES, str(tmp_path))
+    both = load_file(path)
+    tower = {f"vision_model.{n}": t for n, t in both.items() if "classifier" not in n}
+    text = {f"text_model.{n}": np.zeros(3, np.float32) for n in tower if "encoder" in n}
+    # of transformers' own image classifiers, which read the mean of the patches
+    own = {"classifier.weight": np.ones((3, 48), np.float32), "logit_scale": np.ones(())}
+    save_file({**tower, **text, **own}, path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    model, weights = load_pretrained(name, 5, KEY, path=path, **case.overrides)
+    assert getattr(model.config, field) and f"{field}=True, by config.json" in weights.notes
+    assert "fresh, not from the file: head/bias, head/kernel" in weights.notes
+    assert any("outside 'vision_model.'" in note for note in weights.notes)
+    head = {leaf: both[f"pooled_classifier.{n}"] for n, leaf in TORCH_LEAVES.items()}
+    weights.params["head"] = {"kernel": head["kernel"].T, "bias": head["bias"]}
+    logits = model.apply(weights.params, {}, parity.images(64))[0]
+    expected = REFERENCES[f"transformers/{quick}/logits"]
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "hidden_act": "silu"}))
+    with pytest.raises(ValueError, match="hidden_act='silu' is not known here"):
+        load_pretrained(name, 5, KEY, path=path, **case.overrides)
+
+
+TORCH_LEAVES = {"weight": "kernel", "bias": "bias"}
+
+
+def test_networks_that_pool_by_attention_do_not_pass_for_others(tmp_path):
+    case = case_of("timm/vit_base_patch16_siglip_224")
+    path = parity.write_like_library(case, REFERENCES, str(tmp_path))
+    for name in ("vit_base_patch16_224", "deit_tiny_patch16_224"):
+        with pytest.raises(ValueError, match="missing: cls_token.* unexpected: attn_pool"):
+            load_weights(path, image_model(name, 5, **case.overrides), KEY)
+    renamed = path.rename(tmp_path / "vit_base_patch16_siglip_gap_224.safetensors")
+    with pytest.raises(ValueError, match="by its name a vit_base_patch16_siglip_gap_224"):
+        load_weights(renamed, image_model(case.name, 5, **case.overrides), KEY)
+    for options in ({"num_registers": 4}, {"distilled": True}, {"quick_gelu": True}):
+        with pytest.raises(ValueError, match="registers|distilled|only one of quick_gelu"):
+            image_model(case.name, 5, tanh_gelu=True, **options)
+
+
+def test_a_resnet_d_goes_back_and_is_pruned_in_its_stem(tmp_path):
+    case = case_of("timm/resnet50d")
+    model, weights = parity.load(case, REFERENCES)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, model, weights.params, weights.batch_stats)
+    shapes = json.loads(str(REFERENCES[f"{case.key}/shapes"]))
+    shapes = {name: shape for name, shape in shapes.items() if "num_batches" not in name}
+    assert {name: list(tensor.shape) for name, tensor in load_file(path).items()} == shapes
+    plain = image_model("resnet50", 5, **case.overrides)
+    with pytest.raises(ValueError, match="deep=True by its header, the model has False"):
+        load_weights(path, plain, KEY)
+    bare = parity.write_like_library(case, REFERENCES, str(tmp_path))
+    with pytest.raises(ValueError, match="wrong shape: conv1.6.weight .*unexpected: conv1.0"):
+        load_weights(bare, plain, KEY)
+    inputs = parity.images(64)
+    sliced, masked = slice_half(model, weights.params, weights.batch_stats, "stem/conv2")
+    logits = [jax.jit(model.apply)(*arrays, inputs)[0] for arrays in (sliced, masked)]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+    save_weights(path, model, *sliced)
+    again = load_weights(path, model, KEY)
+    np.testing.assert_array_equal(again.params["conv1"]["kernel"], sliced[0]["conv1"]["kernel"])

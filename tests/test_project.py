@@ -24,12 +24,14 @@ LEVELS = {
     "optimizers": 0,
     "sharding": 0,
     "memory": 0,
+    "fusions": 0,
     "metrics": 0,
     "models": 0,
     "data": 0,
     "sampling": 1,
     "fairbatch": 1,
     "thresholds": 1,
+    "table_model": 1,
     "train": 2,
     "fairtune": 3,
     "pruning": 3,
@@ -39,7 +41,12 @@ LEVELS = {
     "report": 4,
 }
 # What may be imported from a room of the same level, by which rooms.
-SAME_LEVEL = {"trees": {"models"}, "data": {"metrics"}, "sampling": {"fairbatch"}}
+SAME_LEVEL = {
+    "trees": {"models"},
+    "fusions": {"models"},
+    "data": {"metrics"},
+    "sampling": {"fairbatch"},
+}
 
 MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_700  # lines
 LONGER_FILES: dict[str, str] = {

@@ -31,6 +31,9 @@ def same(a, b):
         ("transformers/resnet18", "transformers ResNet"),
         ("torchvision/vit_b_16", "torchvision ViT"),
         ("transformers/vit_small_patch14_dinov2", "transformers DINOv2"),
+        ("transformers/vit_base_patch16_siglip_224", "transformers SigLIP"),
+        ("transformers/vit_base_patch16_clip_quickgelu_224", "transformers CLIP"),
+        ("timm/vit_base_patch16_siglip_224", None),
     ],
 )
 def test_every_tensor_goes_back_to_the_layout_it_came_from(key, layout, tmp_path):

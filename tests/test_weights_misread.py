@@ -101,7 +101,7 @@ def test_a_config_beside_the_file_is_obeyed_and_noted(change, field, value, tmp_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new' is not known here, gelu or quick_gelu"),
+        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new' is not known here, gelu, quick_gelu"),
         ({"num_attention_heads": 6}, "num_heads=6 by config.json, the model has 3"),
         ({"image_size": [32, 64]}, r"image_size=\[32, 64\] is not known here, a square"),
         ({"model_type": "swin"}, "model_type='swin' is not known here"),
@@ -248,7 +248,9 @@ def test_an_adapter_is_refused_by_saying_what_it_is(tmp_path):
     name = "base_model.model.vit.encoder.layer.0.attention.attention.query.lora_A.weight"
     save_file({name: np.zeros((4, 24), np.float32)}, tmp_path / "adapter_model.safetensors")
     model = image_model(NAME, 3, **SMALL)
-    with pytest.raises(ValueError, match="LoRA adapter .* merge it in PyTorch"):
+    with pytest.raises(
+        ValueError, match="LoRA adapter .* give the base weights and this file as adapter="
+    ):
         load_weights(tmp_path / "adapter_model.safetensors", model, KEY)
 
 

@@ -7,6 +7,7 @@ from fairjax.data.dataset import SPLITS as SPLITS
 from fairjax.data.dataset import Dataset as Dataset
 from fairjax.data.dataset import Examples as Examples
 from fairjax.data.digits import colored_digits as colored_digits
+from fairjax.data.encoding import Encoder as Encoder
 from fairjax.data.image_tables import ImageTable as ImageTable
 from fairjax.data.image_tables import image_dataset as image_dataset
 from fairjax.data.image_tables import load_image_table as load_image_table

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +127,7 @@ def read_csv(
         name = strip(name)
         if name == "" or re.fullmatch(r"Unnamed: \d+", name):
             continue
-        column = _encode(cells, kept)
+        column = encode_cells(cells, MISSING - kept)
         if name not in columns:
             columns[name] = column
         elif column.values != columns[name].values or (column.codes != columns[name].codes).any():
@@ -224,13 +224,13 @@ def show(value) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-def _encode(cells, kept: frozenset[str]) -> Column:
-    """Distinct values in order of first appearance, and their codes."""
+def encode_cells(cells: Iterable[str], missing: Set[str]) -> Column:
+    """Distinct values in order of first appearance, and their codes; `missing` are words by key."""
+    cells = list(cells)
     code_of_value, code_of_cell = {}, {}
     for cell in dict.fromkeys(cells):
         value = strip(cell)
-        word = key(value)
-        missing = word in MISSING and word not in kept
-        code_of_cell[cell] = -1 if missing else code_of_value.setdefault(value, len(code_of_value))
+        code = -1 if key(value) in missing else code_of_value.setdefault(value, len(code_of_value))
+        code_of_cell[cell] = code
     codes = np.fromiter(map(code_of_cell.__getitem__, cells), np.int32, len(cells))
     return Column(tuple(code_of_value), codes)

@@ -46,6 +46,8 @@ class Dataset:
         where every row stands alone. Of text, "7" and "7.0" are equal; see `merge_ids`.
       fixed_test: whether the test split was given (a published one, or drawn from elsewhere) and
         must stay as it is when splits are drawn anew.
+      encoder: the `fairjax.data.encoding.Encoder` that made `inputs` of the columns of a table, and
+        makes those of other rows; None for images and for what had no columns.
 
     Raises:
       ValueError: lengths disagree, an id is outside its names, splits are absent or overlap,
@@ -63,6 +65,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     ids: Shaped[np.ndarray, " N"] | None = None
     fixed_test: bool = False
+    encoder: Any = None
 
     def __post_init__(self):
         for field in ("inputs", "labels", "group"):

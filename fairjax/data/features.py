@@ -1,4 +1,4 @@
-"""Features of a table: which columns are any, and the inputs that one becomes."""
+"""Features of a table: which columns are any, and how one becomes inputs."""
 
 import dataclasses
 import math
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from fairjax.data.columns import MAX_CATEGORIES, categories, distinct_numbers, merge_spellings
 from fairjax.data.csvfile import Column, Table, number, show
+from fairjax.data.encoding import Categories, Numbers, read_numbers
 from fairjax.data.numerals import looks_like, read_numerals
 from fairjax.data.values import UNKNOWN, key
 
@@ -122,18 +123,21 @@ def check_features(table: Table, names: Sequence[str], categorical: Sequence[str
         )
 
 
-def read_feature(
+def fit_feature(
     table: Table,
     name: str,
     train: Int32[np.ndarray, " _"],
     *,
     categorical: bool,
     fixed_categories: bool,
-) -> tuple[Float32[np.ndarray, "N D"], tuple[str, ...], list[str]]:
-    """Input columns `[N, D]` float32 made of one feature, their names, and notes.
+    impute: bool,
+    unknown: bool,
+) -> tuple[Numbers | Categories, list[str]]:
+    """What makes inputs of one feature, and notes on how its cells are read.
 
     Statistics and categories come from the rows `train` alone; but with `fixed_categories` every
-    value of the table has its place, so that the width is the same for every split.
+    value of the table has its place, so that the width is the same for every split. Missing cells
+    are filled, or with `impute=False` refused; `unknown` as of `Categories`.
     """
     values, codes = table.columns[name]
     if not (codes[train] >= 0).any():
@@ -141,14 +145,16 @@ def read_feature(
     if not categorical:
         numerals = read_numerals(values, table.delimiter)
         if numerals is not None:
-            numbers = [float(text) for text in numerals.texts]
-            inputs, names, notes = _read_numbers(table, name, numbers, train)
-            return inputs, names, [*_note_rule(name, values, numerals), *notes]
+            column, notes = _fit_numbers(table, name, numerals.rule, train, impute)
+            return column, [*_note_rule(name, values, numerals), *notes]
         distinct_numbers(table, name, _REMEDY)
     column, merged = merge_spellings(table.columns[name], table.kept, feature=True)
-    table = dataclasses.replace(table, columns={**table.columns, name: column})
-    inputs, names, notes = _read_categories(table, name, train, fixed_categories)
-    return inputs, names, [*(f"Column {show(name)}: {text}." for text in merged), *notes]
+    values, codes = categories(column)
+    counts = np.bincount(codes[train][codes[train] >= 0], minlength=len(values))
+    kept = np.arange(len(values)) if fixed_categories else np.flatnonzero(counts)
+    fill = values[counts.argmax()] if impute else None
+    column = Categories(name, tuple(values[code] for code in kept), fill, unknown)
+    return column, [f"Column {show(name)}: {text}." for text in merged]
 
 
 def note_perfect(
@@ -191,61 +197,15 @@ def _note_rule(name: str, values: Sequence[str], numerals) -> list[str]:
     return [f"Column {show(name)}: numbers with {numerals.rule}; {show(text)} is read as {plain}."]
 
 
-def _read_numbers(table, name, numbers, train) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """One standardised column; missing cells get the median of train."""
-    values, codes = table.columns[name]
-    column = np.array([*numbers, math.nan])[codes]
-    outside = np.abs(column) > np.finfo(np.float32).max
-    if outside.any():
-        row = int(outside.argmax())
-        raise ValueError(
-            f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])}, "
-            "only finite float32 numbers are accepted"
-        )
-    notes = []
-    gaps = codes < 0
-    if gaps.any():
-        fill = float(np.nanmedian(column[train]))
-        column[gaps] = fill
-        notes.append(f"Filled {gaps.sum()} missing {show(name)} with the train median {fill:g}.")
+def _fit_numbers(
+    table: Table, name: str, rule: str, train: np.ndarray, impute: bool
+) -> tuple[Numbers, list[str]]:
+    """Mean and deviation of train, whose missing cells count as its median."""
+    cells = read_numbers(name, table.columns[name], rule, table.where)[train]
+    median = float(np.nanmedian(cells))
     # Exactly rounded sums, so that the same file gives the same bits on any machine.
-    cells = column[train].tolist()
+    cells = np.where(np.isnan(cells), median, cells).tolist()
     mean = math.fsum(cells) / len(cells)
     spread = math.sqrt(math.fsum((cell - mean) ** 2 for cell in cells) / len(cells))
-    if spread == 0:
-        notes.append(f"Column {show(name)} is constant in train.")
-    with np.errstate(over="ignore"):
-        standardised = ((column - mean) / (spread or 1.0)).astype(np.float32)
-    if not np.isfinite(standardised).all():
-        row = int((~np.isfinite(standardised)).argmax())
-        raise ValueError(
-            f"{table.where(row)}: column {show(name)} holds {show(values[codes[row]])}, "
-            "too far from the values of train to be standardised as float32"
-        )
-    return standardised[:, None], (name,), notes
-
-
-def _read_categories(
-    table, name, train, fixed_categories
-) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """One 0/1 column per known value; missing cells get train's most frequent value."""
-    values, codes = categories(table.columns[name])
-    counts = np.bincount(codes[train][codes[train] >= 0], minlength=len(values))
-    notes = []
-    gaps = codes < 0
-    if gaps.any():
-        codes = np.where(gaps, counts.argmax(), codes)
-        notes.append(
-            f"Filled {gaps.sum()} missing {show(name)} with the most frequent train value "
-            f"{show(values[counts.argmax()])}."
-        )
-    kept = np.arange(len(values)) if fixed_categories else np.flatnonzero(counts)
-    unseen = ~np.isin(codes, kept)
-    if unseen.any():
-        example = show(values[codes[unseen][0]])
-        notes.append(
-            f"Rows with a {show(name)} that train lacks: {unseen.sum()} (such as {example}), "
-            "encoded as all zeros."
-        )
-    one_hot = (codes[:, None] == kept).astype(np.float32)
-    return one_hot, tuple(f"{name}={values[code]}" for code in kept), notes
+    notes = [] if spread else [f"Column {show(name)} is constant in train."]
+    return Numbers(name, mean, spread or 1.0, rule, median if impute else None), notes

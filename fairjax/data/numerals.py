@@ -26,6 +26,10 @@ _DATE = re.compile(rf"(?:{_DAY})(?:[T ]+{_CLOCK}(?: ?[APap][Mm])?(?:Z|[+-]\d\d:?
 _LOOKS_NUMERIC = re.compile(rf"{_ANY}\s?%?")
 
 
+_PERCENT, _DECIMAL = "percent", "decimal comma"
+_BY_COMMAS, _BY_POINTS = "commas between thousands", "points between thousands"
+
+
 class Numerals(NamedTuple):
     """Distinct cells as numbers that Python reads, and by which rule."""
 
@@ -53,42 +57,56 @@ def read_numerals(values: Sequence[str], delimiter: str = ",") -> Numerals | Non
     >>> read_numerals(["20,5", "20.5"]) is None
     True
     """
-    percent = [value.endswith("%") for value in values]
-    rules = []
+    percent, rule = [value.endswith("%") for value in values], ""
     if any(percent):
         if not all(percent):
             return None
-        values = [value[:-1].rstrip() for value in values]
-        rules.append("percent")
-    texts = tuple(values)
-    if any(number(text) is None for text in texts):
-        found = _commas(texts, delimiter)
+        rule = _PERCENT
+    bare = [value[:-1].rstrip() if rule else value for value in values]
+    if any(number(text) is None for text in bare):
+        found = _commas(bare, delimiter)
         if found is None:
             return None
-        texts, rule = found
-        rules.append(rule)
-    return Numerals(texts, " and ".join(rules))
+        rule = f"{rule} and {found}" if rule else found
+    texts = [plain_number(value, rule) for value in values]
+    return Numerals(tuple(text for text in texts if text is not None), rule)
 
 
-def _commas(texts: tuple[str, ...], delimiter: str) -> tuple[tuple[str, ...], str] | None:
-    """Numbers with commas, or several points, as plain ones, and the rule; None if none fits."""
+def plain_number(text: str, rule: str) -> str | None:
+    """A cell as a number that Python reads, by the rule of its column; None if it does not fit.
+
+    >>> plain_number("1.234,5", "decimal comma"), plain_number("20.5", "decimal comma")
+    ('1234.5', None)
+    """
+    if _PERCENT in rule:
+        if not text.endswith("%"):
+            return None
+        text = text[:-1].rstrip()
+    if _BY_COMMAS in rule:
+        fits = _THOUSANDS.fullmatch(text) is not None or _below_thousand(text)
+        return text.replace(",", "") if fits else None
+    if _DECIMAL in rule or _BY_POINTS in rule:
+        fits = _DECIMAL_COMMA.fullmatch(text) or _WHOLE.fullmatch(text)
+        fits = fits or (_BY_POINTS in rule and _POINTS.fullmatch(text))
+        return text.replace(".", "").replace(",", ".") if fits else None
+    return text if number(text) is not None else None
+
+
+def _commas(texts: Sequence[str], delimiter: str) -> str | None:
+    """The rule by which all are numbers with commas, or several points; None if none fits."""
     several = any(text.count(".") > 1 or re.search(r"\..*,", text) for text in texts)
-    decimal = all(
-        _DECIMAL_COMMA.fullmatch(text)
-        or _WHOLE.fullmatch(text)
-        or (several and _POINTS.fullmatch(text))
-        for text in texts
+    with_comma = f"{_DECIMAL} and {_BY_POINTS}" if several else _DECIMAL
+    decimal, thousands = (
+        all(plain_number(text, rule) is not None for text in texts)
+        for rule in (with_comma, _BY_COMMAS)
     )
-    thousands = all(_THOUSANDS.fullmatch(text) or _below_thousand(text) for text in texts)
     if decimal and thousands:  # "1,234" everywhere is the same column but for a factor
         thousands = delimiter == "," or all("," in text for text in texts)
         decimal = False
     if thousands:
-        return tuple(text.replace(",", "") for text in texts), "commas between thousands"
+        return _BY_COMMAS
     if decimal:
-        plain = tuple(text.replace(".", "").replace(",", ".") for text in texts)
-        rule = "decimal comma" if any("," in text for text in texts) else "points between thousands"
-        return plain, rule
+        return with_comma if any("," in text for text in texts) else _BY_POINTS
     return None
 
 

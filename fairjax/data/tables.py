@@ -20,11 +20,12 @@ from fairjax.data.columns import (
 )
 from fairjax.data.csvfile import Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
+from fairjax.data.encoding import Encoder
 from fairjax.data.features import (
     check_features,
     default_features,
+    fit_feature,
     note_perfect,
-    read_feature,
     unknown_numbers,
 )
 from fairjax.data.rawtable import short_errors
@@ -222,18 +223,22 @@ def to_dataset(
         notes += tidy(table, (roles.id_column,))[1]
         _check_ids(table, roles.id_column, splits)
     check_features(table, roles.features, categorical)
-    blocks, feature_names = [], []
+    columns, blocks = [], []
     for feature in roles.features:
-        block, names, feature_notes = read_feature(
+        column, read = fit_feature(
             table,
             feature,
             splits["train"],
             categorical=feature in categorical,
             fixed_categories=fixed_categories,
+            impute=missing == "impute" and feature not in roles.sensitive,
+            unknown=feature in roles.sensitive,
         )
+        block, encoded = column.encode(table.columns[feature], table.where)
+        columns.append(column)
         blocks.append(block)
-        feature_names += names
-        notes += feature_notes
+        notes += [*read, *encoded]
+    encoder = Encoder(tuple(columns), tuple(sorted(table.kept)))
     notes.append(note_classes(roles.label, label_names))
     notes += _note_sensitive(roles)
     notes += note_perfect(table, roles.features, labels, roles.label)
@@ -245,9 +250,10 @@ def to_dataset(
         label_names=label_names,
         group_names=group_names,
         splits=splits,
-        feature_names=tuple(feature_names),
+        feature_names=encoder.input_names,
         ids=None if roles.id_column is None else _read_ids(table, roles.id_column),
         fixed_test=isinstance(split, (str, np.ndarray)),
+        encoder=encoder,
     )
     notes += _check_cells(data, table.files[0], allow_small_groups)
     return dataclasses.replace(data, notes=tuple(notes))

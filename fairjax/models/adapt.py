@@ -10,7 +10,7 @@ from fairjax.models.layouts import ALIASES, Layout
 from fairjax.models.model import Model
 from fairjax.models.positions import resize_positions, split_class_position
 
-FIRST = ("conv1/kernel", "features/0/kernel", "patch_embed/proj/kernel")
+FIRST = ("conv1/kernel", "stem/conv1/kernel", "features/0/kernel", "patch_embed/proj/kernel")
 """The kernels that see the image."""
 
 

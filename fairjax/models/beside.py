@@ -30,7 +30,7 @@ _FREE = (
 )
 """Fields that may differ from those of the network that a file was made with: what they change is
 replaced, resized, noted, or does not outlive training."""
-CHOSEN = ("norm_eps", "quick_gelu", "mean", "std")
+CHOSEN = ("norm_eps", "quick_gelu", "tanh_gelu", "mean", "std")
 """Fields that the name of a network leaves open and that its file may settle."""
 _IGNORED_ARGS = ("num_classes", "img_size", "global_pool", "dynamic_img_size", "in_chans")
 
@@ -152,7 +152,13 @@ def _read_config(content: dict[str, Any], neighbour: pathlib.Path) -> Facts:
     kind = content.get("model_type")
     if kind in ("clip", "clip_vision_model"):
         inside = content.get("vision_config", content)
-        return _read_vit(inside, neighbour) | _normalisation(CLIP_MEAN, CLIP_STD, "config.json")
+        facts = _read_vit({"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5} | inside, neighbour)
+        return facts | _normalisation(CLIP_MEAN, CLIP_STD, "config.json")
+    if kind in ("siglip", "siglip_vision_model"):
+        inside = {"hidden_act": "gelu_pytorch_tanh"} | content.get("vision_config", content)
+        if not inside.get("vision_use_head", True):
+            _refuse(neighbour, "vision_use_head", False, "True")
+        return _read_vit(inside, neighbour)
     if kind == "deit":
         normal = _normalisation(IMAGENET_MEAN, IMAGENET_STD, "config.json")
         return _read_vit(content, neighbour) | normal
@@ -166,16 +172,18 @@ def _read_config(content: dict[str, Any], neighbour: pathlib.Path) -> Facts:
     if kind == "resnet":
         return _read_resnet(content, neighbour)
     if isinstance(kind, str):
-        _refuse(neighbour, "model_type", kind, "vit, deit, dinov2, clip or resnet")
+        _refuse(neighbour, "model_type", kind, "vit, deit, dinov2, clip, siglip or resnet")
     return {}
 
 
 def _read_vit(content: dict[str, Any], neighbour: pathlib.Path) -> Facts:
     """A transformer's sizes, its activation and its epsilon."""
     activation = content.get("hidden_act", "gelu")
-    if activation not in ("gelu", "quick_gelu"):
-        _refuse(neighbour, "hidden_act", activation, "gelu or quick_gelu")
+    if activation not in ("gelu", "quick_gelu", "gelu_pytorch_tanh"):
+        accepted = "gelu, quick_gelu or gelu_pytorch_tanh"
+        _refuse(neighbour, "hidden_act", activation, accepted)
     facts: dict[str, Any] = {"quick_gelu": activation == "quick_gelu"}
+    facts["tanh_gelu"] = activation == "gelu_pytorch_tanh"
     for theirs in ("image_size", "patch_size"):
         value = content.get(theirs, 0)
         if isinstance(value, list) and len(set(value)) > 1:
@@ -225,8 +233,9 @@ def _read_timm(content: dict[str, Any], neighbour: pathlib.Path) -> Facts:
         ) from None
     facts = _compared(dataclasses.asdict(config), f"{neighbour.name} ({name})")
     for field, value in extra.items():
-        if field == "act_layer" and value in ("gelu", "quick_gelu"):
+        if field == "act_layer" and value in ("gelu", "quick_gelu", "gelu_tanh"):
             facts["quick_gelu"] = Fact(value == "quick_gelu", neighbour.name)
+            facts["tanh_gelu"] = Fact(value == "gelu_tanh", neighbour.name)
         elif field not in _IGNORED_ARGS and not field.endswith("rate"):
             _refuse(neighbour, f"model_args {field}", value, "a network as its name says")
     pretrained = {**content, **(content.get("pretrained_cfg") or {})}

@@ -4,12 +4,9 @@ import importlib.metadata
 
 import jax
 
+from fairjax.fusions import FLAG, affected
 from fairjax.models.model import Model
 from fairjax.trees import flatten_named
-
-# jaxlib versions that are known to have the option; others refuse a program that names it.
-_KNOWN = ((0, 10, 2), (0, 11, 1))
-_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def compiler_options(model: Model) -> dict[str, str] | None:
@@ -30,11 +27,10 @@ def compiler_options(model: Model) -> dict[str, str] | None:
     >>> compiler_options(image_model("vit_micro", 2)) is None
     True
     """
-    release = importlib.metadata.version("jaxlib").split(".")[:3]
-    known = _KNOWN[0] <= tuple(int(part) for part in release if part.isdecimal()) < _KNOWN[1]
-    if not known or jax.default_backend() != "cpu":
+    # other versions refuse a program that names the option
+    if not affected(importlib.metadata.version("jaxlib")) or jax.default_backend() != "cpu":
         return None
     params = jax.eval_shape(model.init, jax.random.key(0))[0]
     leaves = flatten_named(params)
     kernels = [name for name, leaf in leaves.items() if name.endswith("kernel") and leaf.ndim == 4]
-    return {_FUSIONS: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"} if len(kernels) > 1 else None
+    return {FLAG: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"} if len(kernels) > 1 else None

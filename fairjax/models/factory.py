@@ -48,8 +48,9 @@ def image_model(name: str, num_classes: int, **overrides: Any) -> Model:
     Args:
       name: of timm or torchvision: `vit_{tiny,small,base,large,huge}_patch{8,14,16,32}_SIZE`, with
         `_clip` or `_clip_quickgelu` before the size; `deit_SIZE[_distilled]_patch16_224`,
-        `deit3_SIZE_patch16_224`, `vit_SIZE_patch14[_reg4]_dinov2`, `vit_b_16`;
-        `resnet{18,34,50,101,152}`, `wide_resnet{50,101}_2`; `vgg{11,13,16,19}[_bn]`;
+        `deit3_SIZE_patch16_224`, `vit_SIZE_patch14[_reg4]_dinov2`,
+        `vit_{base,large,so400m}_patch{14,16,32}_siglip_SIZE`, `vit_b_16`;
+        `resnet{18,34,50,101,152}[d]`, `wide_resnet{50,101}_2`; `vgg{11,13,16,19}[_bn]`;
         `efficientnet_lite0` (with TensorFlow's padding, timm's `tf_efficientnet_lite0`), all with
         timm's tags (`.dino`, `.mae`, ...) behind them; for 64 px `vit_micro`, `vgg_micro`.
       num_classes: K, at least 2.
@@ -75,6 +76,7 @@ def load_pretrained(
     path: Path | None = None,
     weights_key: str | None = None,
     grey: Literal["error", "spread"] = "error",
+    adapter: Path | None = None,
     **overrides: Any,
 ) -> tuple[Model, Weights]:
     """A pre-trained network with a fresh classifier: from a file, a package, or fairjax itself.
@@ -99,6 +101,7 @@ def load_pretrained(
         and deviation of the images, the activation, the epsilon of norms.
       weights_key: see `load_weights`; likewise `grey`.
       grey: see `load_weights`.
+      adapter: see `load_weights`.
       **overrides: fields of the configuration, e.g. `image_size=96`; see `image_model`.
 
     Returns:
@@ -118,7 +121,8 @@ def load_pretrained(
         model = image_model(name, num_logits, **(settled | overrides))
         return model, load_weights(path, model, key)
     model = image_model(name, num_classes, **(settled | overrides))
-    weights = load_weights(path, model, key, weights_key=weights_key, grey=grey)
+    how: Any = {"weights_key": weights_key, "grey": grey, "adapter": adapter}
+    weights = load_weights(path, model, key, **how)
     notes = weights.notes
     if given:
         notes += (normalisation_note(model.config, facts, overrides),)

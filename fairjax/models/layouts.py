@@ -69,8 +69,14 @@ class Layout(NamedTuple):
             array = array.reshape(-1, array.shape[-1])
         if len(names) == 2 and path.startswith("head/"):  # of a distilled network, see `read`
             arrays = np.split(2 * array, 2) if path.endswith("kernel") else [array, array]
+        elif path.startswith("attn_pool/") and len(names) == 2:  # timm's query, and keys and values
+            arrays = np.split(array, [array.shape[-1] // 3], axis=-1)
         else:
             arrays = np.split(array, len(names), axis=-1)
+        if names[0].startswith("embeddings.position_embedding."):
+            arrays = [array[0]]
+        elif names[0].endswith("class_embedding"):
+            arrays = [array.reshape(-1)]
         if path.endswith("kernel"):
             arrays = [a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T for a in arrays]
             if names[0].startswith("pre_logits"):  # timm's convolutions over VGG's whole map
@@ -188,6 +194,31 @@ _CLIP = (
 )
 
 
+_FRESH = ((r"^head/", r"pooled_classifier/"),)
+_VISION_MODEL = (
+    (r"^blocks/(\d+)/norm([12])/", r"encoder/layers/\1/layer_norm\2/"),
+    (r"^blocks/(\d+)/attn/qkv/", r"encoder/layers/\1/self_attn/(q_proj|k_proj|v_proj)/"),
+    (r"^blocks/(\d+)/attn/proj/", r"encoder/layers/\1/self_attn/out_proj/"),
+    (r"^blocks/(\d+)/mlp/", r"encoder/layers/\1/mlp/"),
+    (r"^patch_embed/proj/", r"embeddings/patch_embedding/"),
+    (r"^cls_token$", r"embeddings/class_embedding"),
+    (r"^pos_embed$", r"embeddings/position_embedding/weight"),
+    (r"^norm_pre/", r"pre_layrnorm/"),
+    (r"^norm/", r"post_layernorm/"),
+)
+"""transformers' vision towers. Their own classifiers read other features than the pooled ones: ours
+has a name that is in none of their files."""
+
+_SIGLIP = (
+    (r"^attn_pool/latent$", r"head/probe"),
+    (r"^attn_pool/qkv/", r"head/attention/in_proj_"),
+    (r"^attn_pool/proj/", r"head/attention/out_proj/"),
+    (r"^attn_pool/norm/", r"head/layernorm/"),
+    (r"^attn_pool/mlp/", r"head/mlp/"),
+    *_VISION_MODEL,
+)
+
+
 def _npz_vit(attention: str, norm2: str, mlp: str, position: str) -> Rules:
     block = r"Transformer/encoderblock_\1"
     return (
@@ -211,7 +242,12 @@ LAYOUTS = (
         r"dist_token",
         ((r"^head/", "(head|head_dist)/"),),
     ),
-    Layout("timm ViT", "vit", r"blocks\.0\.attn\.qkv\.weight", _SCALES),
+    Layout(
+        "timm ViT",
+        "vit",
+        r"blocks\.0\.attn\.qkv\.weight",
+        (*_SCALES, (r"^attn_pool/qkv/", "attn_pool/(q|kv)/")),
+    ),
     Layout("torchvision ViT", "vit", r"conv_proj\.weight", _TORCHVISION_VIT),
     Layout("transformers DINOv2", "vit", r"encoder\.layer\.0\.layer_scale1\.lambda1", _DINOV2),
     Layout(
@@ -244,6 +280,9 @@ LAYOUTS = (
             "mlp/fc2",
         ),
     ),
+    # text towers have the names of these but for the first norm and the head
+    Layout("transformers CLIP", "vit", r"pre_layrnorm\.weight", (*_FRESH, *_VISION_MODEL)),
+    Layout("transformers SigLIP", "vit", r"head\.probe", (*_FRESH, *_SIGLIP)),
     # the text tower has these names too, without what the pattern looks back at
     Layout(
         "open_clip image tower",
@@ -269,6 +308,22 @@ LAYOUTS = (
         r"Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel",
         _npz_vit("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embedding"),
         style="flax",
+    ),
+    Layout(
+        "timm ResNet-D",
+        "resnet",
+        r"conv1\.0\.weight",
+        (
+            (r"^conv1/", "conv1/6/"),
+            (r"^stem/conv1/", "conv1/0/"),
+            (r"^stem/bn1/", "conv1/1/"),
+            (r"^stem/conv2/", "conv1/3/"),
+            (r"^stem/bn2/", "conv1/4/"),
+            # whose first module is the mean of pixels
+            (r"/downsample/1/", "/downsample/2/"),
+            (r"/downsample/0/", "/downsample/1/"),
+            (r"^head/", "fc/"),
+        ),
     ),
     Layout(
         "torchvision or timm ResNet",

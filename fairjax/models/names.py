@@ -16,10 +16,12 @@ _CONFIGS = (vit_config, resnet_config, vgg_config, efficientnet_config)
 KNOWN = (
     "vit_SIZE_patchN_PIXELS (tiny, small, base, large, huge; 8, 14, 16, 32; optionally _clip or "
     "_clip_quickgelu before the pixels)",
+    "vit_SIZE_patchN_siglip_PIXELS (base, large, so400m; 14, 16, 32)",
     "vit_SIZE_patch14_dinov2 and vit_SIZE_patch14_reg4_dinov2 (small, base, large)",
     *("deit_SIZE_patch16_PIXELS", "deit_SIZE_distilled_patch16_PIXELS", "deit3_SIZE_patch16_224"),
     *("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "vit_micro"),
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d"),
     *("wide_resnet50_2", "wide_resnet101_2"),
     *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     *("vgg_micro", "efficientnet_lite0"),
@@ -29,7 +31,7 @@ _NORMALISATIONS = (
     (r"deit\d*|dino(v2)?|mae", IMAGENET_MEAN, IMAGENET_STD),
 )
 """Words in the name of a file, and what its network was trained with."""
-_OTHERS = re.compile(r"resnet(aa|blur)\w*|resnet\d+_clip\w*|vit_\w*siglip\w*")
+_OTHERS = re.compile(r"resnet(aa|blur)\w*|resnet\d+_clip\w*|vit_\w*siglip_gap\w*")
 """timm's names of networks that have the tensors of one of ours and compute something else."""
 
 

@@ -19,6 +19,11 @@ _NAMES: dict[str, dict[str, Any]] = {
     "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
     "resnet101": {"depths": (3, 4, 23, 3), "bottleneck": True},
     "resnet152": {"depths": (3, 8, 36, 3), "bottleneck": True},
+    "resnet18d": {"depths": (2, 2, 2, 2), "deep": True},
+    "resnet34d": {"depths": (3, 4, 6, 3), "deep": True},
+    "resnet50d": {"depths": (3, 4, 6, 3), "bottleneck": True, "deep": True},
+    "resnet101d": {"depths": (3, 4, 23, 3), "bottleneck": True, "deep": True, "image_size": 256},
+    "resnet152d": {"depths": (3, 8, 36, 3), "bottleneck": True, "deep": True, "image_size": 256},
     "wide_resnet50_2": {"depths": (3, 4, 6, 3), "bottleneck": True, "inner": 2},
     "wide_resnet101_2": {"depths": (3, 4, 23, 3), "bottleneck": True, "inner": 2},
 }
@@ -38,6 +43,9 @@ class ResNetConfig:
     """Channels of the stem and of the first stage; doubles with each stage."""
     inner: int = 1
     """How many times as wide a bottleneck is inside, of wide networks."""
+    deep: bool = False
+    """ResNet-D: three 3x3 convolutions instead of the stem's 7x7 (`stem`, then `conv1`), and in
+    shortcuts the mean of 2x2 pixels instead of every other one."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -72,6 +80,13 @@ class ResNetConfig:
         every block in the stage. A stem without a projection behind it belongs to `layer1`.
         """
         graph: dict[str, Channels] = {}
+        if self.deep:
+            for i, reader in ((1, "stem/conv2"), (2, "conv1")):
+                graph[f"stem/conv{i}"] = Channels(
+                    self.width // 2,
+                    (Slot(f"stem/conv{i}/kernel", 3), *norm_slots(f"stem/bn{i}")),
+                    (Slot(f"{reader}/kernel", 2),),
+                )
         stream, size = "conv1", self.width
         outputs, inputs = [Slot("conv1/kernel", 3), *norm_slots("bn1")], []
         last = 3 if self.bottleneck else 2
@@ -134,15 +149,15 @@ def resnet(config: ResNetConfig) -> Model:
       each stage (`layer1`) and `pooled` `[B, C]`.
 
     Source: He et al., CVPR 2016; layout of torchvision's resnet18, resnet34 and resnet50 (stride
-    in the 3x3 convolution).
+    in the 3x3 convolution); He et al., CVPR 2019 (ResNet-D), as timm's resnet50d.
     """
     preprocess = image_preprocess(config.image_size, config.mean, config.std)
     return as_model(lambda draws: _ResNet(config, draws), config, preprocess)
 
 
 class _Block(nnx.Module):
-    def __init__(self, spec: BlockSpec, bottleneck: bool, draws: Draws):
-        if bottleneck:
+    def __init__(self, spec: BlockSpec, config: ResNetConfig, draws: Draws):
+        if config.bottleneck:
             sizes = ((spec.width, 1, 1), (spec.width, 3, spec.stride), (spec.num_out, 1, 1))
         else:
             sizes = ((spec.width, 3, spec.stride), (spec.num_out, 3, 1))
@@ -152,8 +167,10 @@ class _Block(nnx.Module):
             setattr(self, f"bn{i}", BatchNorm(width, draws=draws))
             num_in = width
         self.has_projection = spec.has_projection
+        self.averages = config.deep and spec.stride > 1
         if spec.has_projection:
-            conv = Conv(spec.num_in, spec.num_out, 1, stride=spec.stride, draws=draws)
+            stride = 1 if config.deep else spec.stride
+            conv = Conv(spec.num_in, spec.num_out, 1, stride=stride, draws=draws)
             self.downsample = nnx.Dict({"0": conv, "1": BatchNorm(spec.num_out, draws=draws)})
 
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -161,7 +178,7 @@ class _Block(nnx.Module):
         if self.has_projection:
             conv: Any = self.downsample["0"]
             norm: Any = self.downsample["1"]
-            out["downsample/0"] = shortcut = conv(x)
+            out["downsample/0"] = shortcut = conv(_halve(x) if self.averages else x)
             out["downsample/1"] = shortcut = norm(shortcut, train=train)
         for i in range(1, self.num_convs + 1):
             out[f"conv{i}"] = x = getattr(self, f"conv{i}")(x)
@@ -170,20 +187,41 @@ class _Block(nnx.Module):
         return x, out
 
 
+def _halve(x: jax.Array) -> jax.Array:
+    """Means of 2x2 pixels of `[B, H, W, C]`; at an odd border, of those that there are."""
+    # an odd border beside itself has the mean of itself
+    x = jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)], mode="edge")
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
 class _ResNet(nnx.Module):
     def __init__(self, config: ResNetConfig, draws: Draws):
         self.config = config
-        self.conv1 = Conv(3, config.width, 7, stride=2, draws=draws)
+        if config.deep:
+            half = config.width // 2
+            self.stem = nnx.Dict({})
+            for i, (width, stride) in enumerate(((3, 2), (half, 1)), start=1):
+                self.stem[f"conv{i}"] = Conv(width, half, 3, stride=stride, draws=draws)
+                self.stem[f"bn{i}"] = BatchNorm(half, draws=draws)
+            self.conv1 = Conv(half, config.width, 3, draws=draws)
+        else:
+            self.conv1 = Conv(3, config.width, 7, stride=2, draws=draws)
         self.bn1 = BatchNorm(config.width, draws=draws)
         for spec in config.blocks:
             if spec.index == "0":
                 setattr(self, spec.stage, nnx.Dict({}))
-            getattr(self, spec.stage)[spec.index] = _Block(spec, config.bottleneck, draws)
+            getattr(self, spec.stage)[spec.index] = _Block(spec, config, draws)
         self.head = Linear(config.blocks[-1].num_out, config.num_classes, draws=draws)
 
     def __call__(self, x, *, train, key):
         check_images(x, self.config.image_size)
         out = {}
+        for i in (1, 2) if self.config.deep else ():
+            conv, norm = self.stem[f"conv{i}"], self.stem[f"bn{i}"]
+            out[f"stem/conv{i}"] = x = conv(x)
+            out[f"stem/bn{i}"] = x = norm(x, train=train)
+            x = jax.nn.relu(x)
         out["conv1"] = x = self.conv1(x)
         out["bn1"] = x = self.bn1(x, train=train)
         x = max_pool(jax.nn.relu(x), 3, 2, padding=1)

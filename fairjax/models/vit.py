@@ -18,6 +18,7 @@ from fairjax.models.preprocess import (
     image_preprocess,
 )
 
+POOLS = ("cls", "mean", "map")
 DTYPES = ("float32", "bfloat16", "bfloat16_products")
 """bfloat16: activations and products, for accelerators. bfloat16_products: only the factors of
 linear layers' products, for CPUs that multiply bfloat16 faster (avx512_bf16, amx_bf16)."""
@@ -35,10 +36,13 @@ class ViTConfig:
     num_heads: int = 3
     mlp_ratio: float = 4.0
     pool: str = "cls"
-    """"mean" averages the patch tokens and then normalises (`fc_norm`), "cls" the reverse."""
+    """"mean" averages the patch tokens and then normalises (`fc_norm`), "cls" the reverse; "map" is
+    SigLIP's: no class token, a learned query attends to all patches (`attn_pool`)."""
     norm_pre: bool = False
     """CLIP: normalise after adding positions, no bias in the patch embedding."""
     quick_gelu: bool = False
+    tanh_gelu: bool = False
+    """SigLIP in transformers and big_vision: the approximation of GELU by tanh."""
     distilled: bool = False
     """DeiT: a second class token, and a classifier that reads both, side by side."""
     num_registers: int = 0
@@ -69,7 +73,7 @@ class ViTConfig:
             raise ValueError(
                 f"width must be a multiple of num_heads {self.num_heads}, got {self.width}"
             )
-        for field, accepted in (("pool", ("cls", "mean")), ("dtype", DTYPES)):
+        for field, accepted in (("pool", POOLS), ("dtype", DTYPES)):
             if getattr(self, field) not in accepted:
                 raise ValueError(f"{field} must be one of {accepted}, got {getattr(self, field)!r}")
         for field in ("dropout", "drop_path"):
@@ -77,10 +81,14 @@ class ViTConfig:
                 raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
-        if self.num_registers < 0 or (self.distilled and self.pool == "mean"):
+        if self.num_registers < 0 or (self.distilled and self.pool != "cls"):
             raise ValueError(
                 "num_registers must be at least 0, and a distilled network reads its class tokens "
                 f'(pool="cls"), got {self.num_registers} and pool={self.pool!r}'
+            )
+        if (self.num_registers and self.pool == "map") or (self.quick_gelu and self.tanh_gelu):
+            raise ValueError(
+                'pool="map" has no registers, and only one of quick_gelu and tanh_gelu can be True'
             )
 
     @property
@@ -96,7 +104,7 @@ class ViTConfig:
     @property
     def num_class_tokens(self) -> int:
         """Tokens that a classifier reads: the class token, and that of a distilled network."""
-        return 1 + self.distilled
+        return 0 if self.pool == "map" else 1 + self.distilled
 
     @property
     def num_positions(self) -> int:
@@ -151,7 +159,8 @@ def vit(config: ViTConfig) -> Model:
       `drop_path` rate, `apply` needs a `key`.
 
     Source: Dosovitskiy et al., ICLR 2021; layout, names and defaults of timm's VisionTransformer;
-    Touvron et al. 2021 (DeiT) and 2022 (DeiT-III), Darcet et al. 2024 (registers).
+    Touvron et al. 2021 (DeiT) and 2022 (DeiT-III), Darcet et al. 2024 (registers), Zhai et al. 2023
+    (SigLIP).
     """
 
     make_block, make_trunk = functools.partial(_Block, config), functools.partial(_Trunk, config)
@@ -247,7 +256,8 @@ class _Trunk(nnx.Module):
     def __init__(self, config: ViTConfig, draws: Draws):
         self.config = config
         self.patch_embed = _PatchEmbed(config, draws)
-        self.cls_token = nnx.Param(draws.normal(1e-6, 1, 1, config.width))
+        if config.num_class_tokens:
+            self.cls_token = nnx.Param(draws.normal(1e-6, 1, 1, config.width))
         if config.distilled:
             self.dist_token = nnx.Param(draws.normal(_STD, 1, 1, config.width))
         if config.num_registers:
@@ -260,7 +270,9 @@ class _Trunk(nnx.Module):
             self.fc_norm = norm
         else:
             self.norm = norm
-        width = config.width * config.num_class_tokens
+        if config.pool == "map":
+            self.attn_pool = _AttentionPool(config, draws)
+        width = config.width * max(1, config.num_class_tokens)
         self.head = Linear(width, config.num_classes, draws=draws, std=_STD)
 
     def embed(self, images: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -270,7 +282,8 @@ class _Trunk(nnx.Module):
         positions = self.pos_embed[...].astype(x.dtype)
         if not config.class_position:
             x = x + positions
-        classes = [self.cls_token, self.dist_token] if config.distilled else [self.cls_token]
+        names = ("cls_token", "dist_token")[: config.num_class_tokens]
+        classes = [getattr(self, name) for name in names]
         x = jnp.concatenate([*(_for_all(token, x) for token in classes), x], axis=1)
         if config.class_position:
             x = x + positions
@@ -286,6 +299,8 @@ class _Trunk(nnx.Module):
             return self.fc_norm(jnp.mean(x[:, 1 + self.config.num_registers :], axis=1))
         if self.config.distilled:
             return self.norm(x[:, :2]).reshape(x.shape[0], -1)
+        if self.config.pool == "map":
+            return self.attn_pool(self.norm(x))
         return self.norm(x[:, 0])
 
 
@@ -337,8 +352,35 @@ class _Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         hidden = self.fc1(x)
-        x = hidden * jax.nn.sigmoid(1.702 * hidden) if self.config.quick_gelu else gelu(hidden)
+        if self.config.quick_gelu:
+            x = hidden * jax.nn.sigmoid(1.702 * hidden)
+        else:
+            x = jax.nn.gelu(hidden) if self.config.tanh_gelu else gelu(hidden)
         return _scaled(self, self.fc2(dropout(x, self.config.dropout, key))), hidden
+
+
+class _AttentionPool(nnx.Module):
+    """SigLIP's head: one learned query attends to all tokens, and a perceptron follows."""
+
+    def __init__(self, config: ViTConfig, draws: Draws):
+        width = config.width
+        self.num_heads = config.num_heads
+        self.latent = nnx.Param(draws.normal(width**-0.5, 1, 1, width))
+        self.qkv = Linear(width, 3 * width, draws=draws, std=_STD)
+        self.proj = Linear(width, width, draws=draws, std=_STD)
+        self.norm = LayerNorm(width, draws=draws, eps=config.norm_eps)
+        self.mlp = _Mlp(config, draws)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, _, width = x.shape
+        tokens = jnp.concatenate([_for_all(self.latent, x), x], axis=1)
+        q, k, v = jnp.split(self.qkv(tokens), 3, axis=-1)
+        heads = (batch, -1, self.num_heads, width // self.num_heads)
+        q, k, v = q[:, :1].reshape(heads), k[:, 1:].reshape(heads), v[:, 1:].reshape(heads)
+        scores = jnp.einsum("bqhd,bnhd->bhqn", q * heads[-1] ** -0.5, k)
+        pooled = jnp.einsum("bhqn,bnhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
+        y = self.proj(pooled.reshape(batch, width))
+        return y + self.mlp(self.norm(y)[:, None], None)[0][:, 0]
 
 
 class _Block(nnx.Module):

@@ -12,11 +12,13 @@ _SIZES = {
     "base": {"width": 768, "depth": 12, "num_heads": 12},
     "large": {"width": 1024, "depth": 24, "num_heads": 16},
     "huge": {"width": 1280, "depth": 32, "num_heads": 16},
+    "so400m": {"width": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 4304 / 1152},
 }
 _IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _VIT = r"vit_(tiny|small|base|large|huge)_patch(8|14|16|32)(_clip(_quickgelu)?)?_(\d+)"
 _DINOV2 = r"vit_(small|base|large)_patch14(_reg4)?_dinov2"
 _DEIT = r"deit(3)?_(tiny|small|base|large|huge)(_distilled)?_patch(14|16)_(\d+)"
+_SIGLIP = r"vit_(base|large|so400m)_patch(14|16|32)_siglip_(\d+)"
 _TORCHVISION = r"vit_(b|l|h)_(14|16|32)"
 
 
@@ -42,6 +44,11 @@ def _values(name: str, tag: str) -> dict[str, Any] | None:
             values |= {"norm_pre": True, "norm_eps": 1e-5, "quick_gelu": bool(quick)}
             return values | {"mean": CLIP_MEAN, "std": CLIP_STD}
         return values | (_IMAGENET if tag in ("dino", "mae") else {})
+    if match := re.fullmatch(_SIGLIP, name):
+        size, patch, image = match.groups()
+        values = {**_SIZES[size], "patch_size": int(patch), "image_size": int(image)}
+        later = patch == "32" or (size == "so400m" and patch == "16")  # came with SigLIP 2
+        return values | {"pool": "map", "tanh_gelu": later}
     if match := re.fullmatch(_DINOV2, name):
         size, registers = match.groups()
         values = {**_SIZES[size], "patch_size": 14, "image_size": 518, "layer_scale": True}

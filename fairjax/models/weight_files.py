@@ -41,6 +41,17 @@ def read_weight_file(path: pathlib.Path, weights_key: str | None = None) -> Weig
       FileNotFoundError: no such file.
       ValueError: the file is damaged, of an unknown kind, an adapter, or lacks that key.
     """
+    found = read_any(path, weights_key)
+    if any(".lora_A." in name or ".lora_B." in name for name in found.tensors):
+        raise ValueError(
+            f"{path}: holds a LoRA adapter (PEFT), which changes a network and is none; give the "
+            "base weights and this file as adapter=, or merge it in PyTorch (merge_and_unload)"
+        )
+    return found
+
+
+def read_any(path: pathlib.Path, weights_key: str | None = None) -> WeightFile:
+    """As `read_weight_file`, whatever the tensors are of."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weight file")
     suffix = path.suffix.lower()
@@ -50,19 +61,13 @@ def read_weight_file(path: pathlib.Path, weights_key: str | None = None) -> Weig
             f"writes: {', '.join(_TORCH[:-1])}, .pth.tar"
         )
     try:
-        found = _read(path, suffix, weights_key)
+        return _read(path, suffix, weights_key)
     except Exception as error:  # a damaged file raises whatever its first wrong byte leads to
         kind = "a safetensors file" if suffix == ".safetensors" else "an npz of arrays"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         reason = reason.removeprefix(f"{path}: ")
         message = reason if suffix in _TORCH else f"damaged or not {kind} ({reason})"
         raise ValueError(f"{path}: {message}") from None
-    if any(".lora_A." in name or ".lora_B." in name for name in found.tensors):
-        raise ValueError(
-            f"{path}: holds a LoRA adapter (PEFT), which changes a network and is none; merge it "
-            "in PyTorch (merge_and_unload) and save the whole network, or give its base weights"
-        )
-    return found
 
 
 def _read(path: pathlib.Path, suffix: str, weights_key: str | None) -> WeightFile:

@@ -21,6 +21,7 @@ from fairjax.models.adapt import (
     unwrap_head,
     usual_name,
 )
+from fairjax.models.adapters import merge_adapter
 from fairjax.models.beside import check_facts, facts_of
 from fairjax.models.efficientnet import EfficientNetConfig
 from fairjax.models.layouts import LAYOUTS, OWN, WRITTEN, Layout
@@ -41,7 +42,7 @@ _FAMILIES = {
 }
 """By configuration; networks of one's own, of any other, are "own"."""
 _HARMLESS = re.compile(
-    r"num_batches_tracked|^pooler\.|(^|\.)mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
+    r"num_batches_tracked|position_ids$|^pooler\.|(^|\.)mask_token|^decoder|^pre_logits/|^opt/|^norm\.|^fc_norm\.|^proj$"
 )
 """Names that may be left over: counters, decoders, poolers, the norm of the other pooling, CLIP's
 projection to the space that it shares with text."""
@@ -63,6 +64,7 @@ def load_weights(
     *,
     weights_key: str | None = None,
     grey: Literal["error", "spread"] = "error",
+    adapter: str | pathlib.Path | None = None,
 ) -> Weights:
     """Read the parameters of `model` from a file written by another library or by `save_weights`.
 
@@ -83,6 +85,7 @@ def load_weights(
         and "state_dict"; None takes the average, as timm does, and says so in the notes.
       grey: what to do with a network that takes one channel: "error", or "spread" its first
         kernel, a third of it on each colour, so that it sees their mean.
+      adapter: PEFT's `adapter_model.safetensors` to merge (LoRA), beside its `adapter_config.json`.
 
     Returns:
       `Weights(params, batch_stats, notes)`, float32 whatever the precision of the file. Transformer
@@ -96,6 +99,8 @@ def load_weights(
     """
     path = pathlib.Path(path)
     tensors, header, notes = read_weight_file(path, weights_key)
+    if adapter is not None:
+        tensors = merge_adapter(tensors, pathlib.Path(adapter), notes)
     if _family(model) == "vit":
         tensors = {usual_name(name): tensor for name, tensor in tensors.items()}
     layout, prefix = _detect(path, tensors, _family(model))
@@ -193,6 +198,7 @@ def _written(model: Model, name: str | None) -> Layout:
     layouts = [each for each in (*LAYOUTS, OWN) if each.family == family and each.style != "flax"]
     if name is None:
         name = "timm distilled ViT" if distilled else WRITTEN[family]
+        name = "timm ResNet-D" if getattr(model.config, "deep", False) else name
     for each in layouts:
         if each.name == name:
             return each

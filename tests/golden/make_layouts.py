@@ -19,6 +19,7 @@ import transformers
 from filling import filled, noise
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import save_file
+from timm.models.resnet import Bottleneck as TimmBottleneck
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
@@ -31,6 +32,7 @@ COUNTED = (
     *("vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     *("deit_base_patch16_384", "deit3_large_patch16_224"),
     *("vit_small_patch14_dinov2", "vit_large_patch14_reg4_dinov2"),
+    *("vit_base_patch16_siglip_224", "vit_so400m_patch14_siglip_378", "resnet34d", "resnet101d"),
 )
 
 
@@ -69,6 +71,12 @@ def timm_models() -> None:
     evaluate("timm/deit3_small_patch16_224", small("deit3_small_patch16_224", 64), 64)
     evaluate("timm/vit_small_patch14_dinov2", small("vit_small_patch14_dinov2", 56), 56)
     evaluate("timm/vit_small_patch14_reg4_dinov2", small("vit_small_patch14_reg4_dinov2", 56), 56)
+    evaluate("timm/vit_base_patch16_siglip_224", small("vit_base_patch16_siglip_224", 64), 64)
+    evaluate("timm/vit_base_patch32_siglip_256", small("vit_base_patch32_siglip_256", 64), 64)
+    how = {"stem_type": "deep", "stem_width": 32, "avg_down": True, "num_classes": NUM_CLASSES}
+    for size in (64, 72):  # 72 has maps of 9 pixels
+        case = f"timm/resnet50d{'' if size == 64 else f' at {size}'}"
+        evaluate(case, timm.models.resnet.ResNet(TimmBottleneck, [1, 1, 1, 1], **how), size)
     distilled = "deit_tiny_distilled_patch16_224"
     evaluate(f"timm/{distilled}", small(distilled, 64), 64)
     for name, old, new in ((distilled, 64, 96), ("vit_small_patch14_reg4_dinov2", 56, 84)):
@@ -96,7 +104,7 @@ def filled_on_disk(module: torch.nn.Module) -> tuple[torch.nn.Module, dict]:
 
 
 def transformers_models() -> None:
-    """Of DINOv2 the last class token, with a classifier of our own on it."""
+    """Of towers without a classifier what they pool, with one of our own on it."""
     sizes = {
         "hidden_size": 48,
         "num_attention_heads": 3,
@@ -107,17 +115,37 @@ def transformers_models() -> None:
     module, shapes = filled_on_disk(transformers.DeiTForImageClassificationWithTeacher(deit))
     case = "transformers/deit_tiny_distilled_patch16_224"
     record(case, shapes, module(images(64)).logits)
-    for case, kind in (
-        ("vit_small_patch14_dinov2", transformers.Dinov2Model),
-        ("vit_small_patch14_reg4_dinov2", transformers.Dinov2WithRegistersModel),
+    for case, kind, size, patch, head in (
+        ("vit_small_patch14_dinov2", transformers.Dinov2Model, 56, 14, "classifier"),
+        (
+            "vit_small_patch14_reg4_dinov2",
+            transformers.Dinov2WithRegistersModel,
+            56,
+            14,
+            "classifier",
+        ),
+        (
+            "vit_base_patch16_siglip_224",
+            transformers.SiglipVisionModel,
+            64,
+            16,
+            "pooled_classifier",
+        ),
+        (
+            "vit_base_patch16_clip_quickgelu_224",
+            transformers.CLIPVisionModel,
+            64,
+            16,
+            "pooled_classifier",
+        ),
     ):
-        config = kind.config_class(**sizes, image_size=56, patch_size=14)
+        more = {} if patch == 14 else {"intermediate_size": 192}
+        config = kind.config_class(**sizes, **more, image_size=size, patch_size=patch)
         body, shapes = filled_on_disk(kind(config))
-        head = {"classifier.weight": (NUM_CLASSES, 48), "classifier.bias": (NUM_CLASSES,)}
-        weight, bias = (torch.from_numpy(filled(name, shape)) for name, shape in head.items())
-        record(
-            f"transformers/{case}", shapes | head, body(images(56)).pooler_output @ weight.T + bias
-        )
+        own = {f"{head}.weight": (NUM_CLASSES, 48), f"{head}.bias": (NUM_CLASSES,)}
+        weight, bias = (torch.from_numpy(filled(name, shape)) for name, shape in own.items())
+        logits = body(images(size)).pooler_output @ weight.T + bias
+        record(f"transformers/{case}", shapes | own, logits)
 
 
 def counts() -> None:

@@ -67,11 +67,17 @@ SMALL_CASES = (
     Case("timm", "vit_small_patch14_reg4_dinov2", _DINOV2 | {"image_size": 84}, "at 84"),
     Case("timm", "deit_tiny_distilled_patch16_224", _SMALL),
     Case("timm", "deit_tiny_distilled_patch16_224", _SMALL | {"image_size": 96}, "at 96"),
+    Case("timm", "vit_base_patch16_siglip_224", _SMALL),
+    Case("timm", "vit_base_patch32_siglip_256", _SMALL),
+    Case("timm", "resnet50d", {"depths": (1, 1, 1, 1), "image_size": 64}),
+    Case("timm", "resnet50d", {"depths": (1, 1, 1, 1), "image_size": 72}, "at 72"),
     Case("torchvision", "vit_b_16", _SMALL),
     Case("torchvision", "wide_resnet50_2", {"depths": (1, 1, 1, 1), "image_size": 64}),
     Case("transformers", "deit_tiny_distilled_patch16_224", _SMALL | {"norm_eps": 1e-12}),
     Case("transformers", "vit_small_patch14_dinov2", _DINOV2),
     Case("transformers", "vit_small_patch14_reg4_dinov2", _DINOV2),
+    Case("transformers", "vit_base_patch16_siglip_224", _SMALL | {"tanh_gelu": True}),
+    Case("transformers", "vit_base_patch16_clip_quickgelu_224", _SMALL),
 )
 """Of `make_layouts.py`: small, for what differs in names and tokens and not in size."""
 
