@@ -404,6 +404,7 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
             caption="Test, means over splits and seeds; below, 95 % bootstrap intervals "
             f"({config.num_replicates} replicates resampling test examples and splits). Changes "
             "are paired.",
+            groups=told.groups_of_settings(settings, ("plain", *config.methods)),
             figures=figures,
             notes=notes,
             command=summary["command"],

@@ -4,13 +4,22 @@
 product per split, so that dozens of rows over dozens of splits take a second.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
 
-_STEP = 0.1  # share of a replicate's deviation at which a slope is taken; see compare_rows
+from fairjax.metrics.disparities import bounds, deviations, disparities, worst
+from fairjax.metrics.group_table import GroupTable, percentiles
+
+_COLUMNS = {
+    "selection_rate": "selection",
+    "true_positive_rate": "recall",
+    "false_positive_rate": "false_alarm",
+    "accuracy": "accuracy",
+}
+_POOLED = ("recall", "false_alarm", "selection")
 
 
 class RateComparison(NamedTuple):
@@ -19,10 +28,13 @@ class RateComparison(NamedTuple):
     metrics: dict[str, np.ndarray]
     """name -> float64 `[R, S]`: accuracy, worst_group_accuracy, accuracy_gap, worst_group_recall,
     equal_opportunity_difference, equalized_odds_difference, demographic_parity_difference;
-    `accuracy/g` and `recall/g` (true-positive rate) of every group number g."""
+    `accuracy/g`, `recall/g` (true-positive rate), `selection/g` and `false_alarm/g` of every group
+    number g, and `recall`, `selection` and `false_alarm` of everyone."""
     replicates: dict[str, np.ndarray]
     """name -> float64 `[R, B, 3]`: of every row's mean in every replicate the values plain,
     reflected and slope of `compare_rows`."""
+    per_label: np.ndarray
+    """float64 `[2, G]`: examples by label and group, the mean over runs."""
 
     def mean(self, name: str, row: int) -> tuple[float, float, float]:
         """A row's mean over runs, and its 95 % interval."""
@@ -35,6 +47,16 @@ class RateComparison(NamedTuple):
         moved = (self.replicates[name][row] - self.replicates[name][reference])[:, ::2]
         estimate = float(values[row].mean() - values[reference].mean())
         return (estimate, *_ends(moved.min(1), moved.max(1)))
+
+    def group_table(self, row: int, group_names: Sequence[str]) -> GroupTable:
+        """A row's rates in each group, as of `group_tables`; predictions have no AUC and no ECE."""
+        rates = {}
+        for name, own in _COLUMNS.items():
+            keys = [*(f"{own}/{g}" for g in range(len(group_names))), own]
+            estimate = np.array([self.metrics[key][row].mean() for key in keys])
+            drawn = np.stack([self.replicates[key][row, :, 0] for key in keys], axis=1)
+            rates[name] = percentiles(estimate, drawn, drawn)
+        return GroupTable.of_means(group_names, self.per_label.T, rates)
 
     def worst_change(self, kind: str, row: int, reference: int) -> tuple[int, float, float, float]:
         """The group whose "accuracy" or "recall" falls most (levelling down), and its change."""
@@ -108,13 +130,14 @@ def compare_rates(
             totals[:, runs, cell % 2, cell // 2] = weights.sum(1, dtype=np.float64)[:, None]
     rates = _rates(selected, totals[None])
     whole = {name: value[:, :1] for name, value in rates.items()}
-    deviation = {name: _deviation(value[:, 1:], whole[name]) for name, value in rates.items()}
+    deviation = deviations({name: value[:, 1:] for name, value in rates.items()}, whole)
     share = of_split / of_split.sum(1, keepdims=True)
     replicates = {
         name: np.einsum("rbsk,bs->rbk", values, share)
-        for name, values in _bounds(whole, deviation).items()
+        for name, values in bounds(_metrics, whole, deviation).items()
     }
-    return RateComparison({k: v[:, 0] for k, v in _metrics(whole).items()}, replicates)
+    found = {name: values[:, 0] for name, values in _metrics(whole).items()}
+    return RateComparison(found, replicates, totals[0].mean(0))
 
 
 def _check(preds, labels, group, num_groups, examples, splits, num_replicates) -> None:
@@ -149,68 +172,41 @@ def _draws(generator: np.random.Generator, count: int, num_replicates: int) -> n
 
 
 def _rates(selected: np.ndarray, totals: np.ndarray) -> dict[str, np.ndarray]:
-    """Rates from counts `[..., 2, G]` of selected and of all; `[...]` of everyone, `[..., G]`."""
+    """Rates from counts `[..., 2, G]` of selected and of all: `[..., G]`, of everyone `[...]` the
+    accuracy and `[..., 3]` the rates of `_POOLED`."""
     right = selected[..., 1, :] + totals[..., 0, :] - selected[..., 0, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "overall": np.asarray(right.sum(-1) / totals.sum((-2, -1))),
             "accuracy": right / totals.sum(-2),
-            "recall": selected[..., 1, :] / totals[..., 1, :],
-            "false_alarm": selected[..., 0, :] / totals[..., 0, :],
-            "selection": selected.sum(-2) / totals.sum(-2),
+            "true_positive_rate": selected[..., 1, :] / totals[..., 1, :],
+            "false_positive_rate": selected[..., 0, :] / totals[..., 0, :],
+            "selection_rate": selected.sum(-2) / totals.sum(-2),
+            "everyone": np.stack(
+                [
+                    *(selected[..., k, :].sum(-1) / totals[..., k, :].sum(-1) for k in (1, 0)),
+                    selected.sum((-2, -1)) / totals.sum((-2, -1)),
+                ],
+                axis=-1,
+            ),
         }
-
-
-def _deviation(drawn: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """What a replicate adds; nothing where it has no examples of a group."""
-    return np.where(np.isnan(whole), np.nan, np.where(np.isnan(drawn), 0.0, drawn - whole))
 
 
 def _metrics(rates: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every metric from rates."""
-
-    def extreme(name: str, fn: Callable[..., np.ndarray], fill: float) -> np.ndarray:
-        defined = ~np.isnan(rates[name])
-        found = fn(np.where(defined, rates[name], fill), axis=-1)
-        return np.where(defined.any(-1), found, np.nan)
-
-    def gap(name: str) -> np.ndarray:
-        several = (~np.isnan(rates[name])).sum(-1) > 1
-        wide = extreme(name, np.max, -np.inf) - extreme(name, np.min, np.inf)
-        return np.where(several, wide, np.nan)
-
+    num_groups = rates["accuracy"].shape[-1]
     by_group = {
-        f"{kind}/{g}": rates[kind][..., g]
-        for kind in ("accuracy", "recall")
-        for g in range(rates[kind].shape[-1])
+        f"{kind}/{g}": rates[name][..., g]
+        for name, kind in _COLUMNS.items()
+        for g in range(num_groups)
     }
     return {
         "accuracy": rates["overall"],
-        "worst_group_accuracy": extreme("accuracy", np.min, np.inf),
-        "accuracy_gap": gap("accuracy"),
-        "worst_group_recall": extreme("recall", np.min, np.inf),
-        "equal_opportunity_difference": gap("recall"),
-        "equalized_odds_difference": np.fmax(gap("recall"), gap("false_alarm")),
-        "demographic_parity_difference": gap("selection"),
+        "worst_group_recall": worst(rates["true_positive_rate"]),
+        **disparities(rates),
         **by_group,
+        **{kind: rates["everyone"][..., i] for i, kind in enumerate(_POOLED)},
     }
-
-
-def _bounds(whole: Mapping[str, np.ndarray], deviation: Mapping[str, np.ndarray]):
-    """`{name: [..., 3]}`: plain, reflected and slope of every metric; see `compare_rows`."""
-    at = lambda share: _metrics({name: whole[name] + share * deviation[name] for name in whole})
-    value, usual, near = at(0.0), at(1.0), at(_STEP)
-    start, mirrored = (
-        _metrics({name: share * each for name, each in deviation.items()}) for share in (0.0, -1.0)
-    )
-    found = {}
-    for name, plain in usual.items():
-        reflected = value[name] + start[name] - mirrored[name]
-        # No further than to the whole numbers around: gaps and rates stay within 0 and 1.
-        least, most = np.floor(np.fmin(plain, 0.5)), np.ceil(np.fmax(plain, 0.5))
-        slope = value[name] + (near[name] - value[name]) / _STEP
-        found[name] = np.stack([plain, np.clip(reflected, least, most), slope], -1)
-    return found
 
 
 def _ends(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fairjax.metrics import group_cells
 from fairjax.metrics.ranks import Ranks
 from fairjax.metrics.rate_comparison import RateComparison
 from fairjax.report.plots import figure
@@ -46,7 +47,7 @@ def row_results(
 
     Returns:
       `{row: {metric, "std", "per_seed", "ci95", "ci95_vs_plain", "change_vs_plain",
-      "change_vs_rival", "ci95_vs_rival", "levelling_down"}}`.
+      "change_vs_rival", "ci95_vs_rival", "levelling_down", "by_group"}}`.
     """
     results = {}
     for i, row in enumerate(rows):
@@ -69,6 +70,7 @@ def row_results(
         for kind in ("accuracy", "recall"):
             group, *change = judged.worst_change(kind, i, 0)
             result["levelling_down"][kind] = {"group": group_names[group], "change": change}
+        result["by_group"] = judged.group_table(i, group_names).as_dict()
         results[row] = result
     return results
 
@@ -102,6 +104,18 @@ def comparison_cells(
                 )
             cells.append(line)
     return columns, cells
+
+
+def groups_of_settings(
+    settings: Mapping[str, Results], rows: Sequence[str]
+) -> dict[str, tuple[list[str], list[list[tuple[str, str]]]]]:
+    """The tables by group of some rows, for `write_report`; rates of predictions, without AUC."""
+    return {
+        f"{setting}: {row}" if len(settings) > 1 else row: group_cells(results[row]["by_group"])
+        for setting, results in settings.items()
+        for row in dict.fromkeys(rows)
+        if row in results
+    }
 
 
 def _cell(value: float | None, interval: Sequence[float | None], form: str) -> tuple[str, str]:

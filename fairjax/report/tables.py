@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fairjax.metrics import Comparison, small_cells, undefined
+from fairjax.metrics import Comparison, group_tables, small_cells, undefined
 
 _SHORT = {
     "equal_opportunity": "EqOpp",
@@ -23,8 +23,11 @@ def summarise(
     comparison: Comparison,
     group_names: Sequence[str],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The `results` of `summary.json` by row; notes on what is undefined or rests on little."""
-    results = {}
+    """The `results` of `summary.json` by row; notes on what is undefined or rests on little.
+
+    Each row has `by_group`, its table by group as of `GroupTable.as_dict`.
+    """
+    results, tables = {}, group_tables(rows, comparison, group_names)
     first = {name: np.asarray(values[0, 0]) for name, values in comparison.metrics.items()}
     notes = small_cells(first, group_names)
     for i, row in enumerate(rows):
@@ -37,6 +40,7 @@ def summarise(
         result["per_seed"] = {name: own[name] for name in scalars}
         for key, part in (("ci95", comparison.mean), (f"ci95_vs_{rows[0]}", comparison.change)):
             result[key] = {name: [low[i], part.upper[name][i]] for name, low in part.lower.items()}
+        result["by_group"] = tables[row].as_dict()
         results[row] = result
         per_seed = [
             undefined({name: np.asarray(x[seed]) for name, x in own.items()}, group_names)
