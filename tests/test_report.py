@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+from html import escape
 
 import jax
 import numpy as np
@@ -125,6 +128,27 @@ def test_bands_of_curves_hold_the_curve_and_are_as_wide_as_a_bootstrap_of_exampl
     wilson = scipy.stats.binomtest(int(round(share * n)), int(n)).proportion_ci(method="wilson")
     np.testing.assert_allclose(filled[3, 2:4], [wilson.low, wilson.high], atol=1e-6)
     assert np.isnan(metrics.roc_curve(scores[:5], labels=np.ones(5, int))).all()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_errors_and_no_wider_than_its_window(tmp_path, width):
+    rate = {"estimate": 0.5, "lower": 0.25, "upper": 0.75}
+    told = {name: {"n": 1200} | {f"rate {i}": rate for i in range(7)} for name in ("x", "everyone")}
+    inner = escape(page(tmp_path, groups={"plain": metrics.group_cells(told)}, answer="long_" * 60))
+    (tmp_path / "outer.html").write_text(  # a window itself is at least 500 wide
+        f'<iframe style="width: {width}px; border: 0" srcdoc="{inner}"></iframe><script>onload = () '
+        "=> { document.title = frames[0].document.documentElement.scrollWidth; };</script>"
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    shown = subprocess.run(
+        ["chromium", *options, "--dump-dom", (tmp_path / "outer.html").as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "CONSOLE" not in shown.stderr
+    assert re.findall("<title>(\\d+)</title>", shown.stdout) == [str(width)]
 
 
 def test_undefined_points_are_left_out_and_equal_drawings_are_equal_text():

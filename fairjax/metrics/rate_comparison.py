@@ -11,15 +11,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from fairjax.metrics.disparities import bounds, deviations, disparities, worst
-from fairjax.metrics.group_table import GroupTable, percentiles
-
-_COLUMNS = {
-    "selection_rate": "selection",
-    "true_positive_rate": "recall",
-    "false_positive_rate": "false_alarm",
-    "accuracy": "accuracy",
-}
-_POOLED = ("recall", "false_alarm", "selection")
+from fairjax.metrics.group_table import Estimates, GroupTable, percentiles
 
 
 class RateComparison(NamedTuple):
@@ -28,13 +20,15 @@ class RateComparison(NamedTuple):
     metrics: dict[str, np.ndarray]
     """name -> float64 `[R, S]`: accuracy, worst_group_accuracy, accuracy_gap, worst_group_recall,
     equal_opportunity_difference, equalized_odds_difference, demographic_parity_difference;
-    `accuracy/g`, `recall/g` (true-positive rate), `selection/g` and `false_alarm/g` of every group
-    number g, and `recall`, `selection` and `false_alarm` of everyone."""
+    `accuracy/g` and `recall/g` (true-positive rate) of every group number g."""
     replicates: dict[str, np.ndarray]
     """name -> float64 `[R, B, 3]`: of every row's mean in every replicate the values plain,
     reflected and slope of `compare_rows`."""
+    by_group: dict[str, Estimates]
+    """Means over runs of the rates of `group_table` in every group and of everyone, `[R, G + 1]`;
+    predictions have no AUC and no ECE."""
     per_label: np.ndarray
-    """float64 `[2, G]`: examples by label and group, the mean over runs."""
+    """float64 `[G, 2]`: examples by group and label, the mean over runs."""
 
     def mean(self, name: str, row: int) -> tuple[float, float, float]:
         """A row's mean over runs, and its 95 % interval."""
@@ -49,14 +43,9 @@ class RateComparison(NamedTuple):
         return (estimate, *_ends(moved.min(1), moved.max(1)))
 
     def group_table(self, row: int, group_names: Sequence[str]) -> GroupTable:
-        """A row's rates in each group, as of `group_tables`; predictions have no AUC and no ECE."""
-        rates = {}
-        for name, own in _COLUMNS.items():
-            keys = [*(f"{own}/{g}" for g in range(len(group_names))), own]
-            estimate = np.array([self.metrics[key][row].mean() for key in keys])
-            drawn = np.stack([self.replicates[key][row, :, 0] for key in keys], axis=1)
-            rates[name] = percentiles(estimate, drawn, drawn)
-        return GroupTable.of_means(group_names, self.per_label.T, rates)
+        """A row's table by group, as of `group_tables`."""
+        rates = {name: Estimates(*(x[row] for x in rate)) for name, rate in self.by_group.items()}
+        return GroupTable.of_means(group_names, self.per_label, rates)
 
     def worst_change(self, kind: str, row: int, reference: int) -> tuple[int, float, float, float]:
         """The group whose "accuracy" or "recall" falls most (levelling down), and its change."""
@@ -137,7 +126,13 @@ def compare_rates(
         for name, values in bounds(_metrics, whole, deviation).items()
     }
     found = {name: values[:, 0] for name, values in _metrics(whole).items()}
-    return RateComparison(found, replicates, totals[0].mean(0))
+    everyone = _rates(selected.sum(-1, keepdims=True), totals[None].sum(-1, keepdims=True))
+    by_group = {}
+    for name in (each for each in rates if each != "overall"):
+        values = np.concatenate([rates[name], everyone[name]], axis=-1)
+        drawn = np.einsum("rbsg,bs->brg", values[:, 1:], share)
+        by_group[name] = percentiles(values[:, 0].mean(1), drawn, drawn)
+    return RateComparison(found, replicates, by_group, totals[0].mean(0).T)
 
 
 def _check(preds, labels, group, num_groups, examples, splits, num_replicates) -> None:
@@ -172,40 +167,30 @@ def _draws(generator: np.random.Generator, count: int, num_replicates: int) -> n
 
 
 def _rates(selected: np.ndarray, totals: np.ndarray) -> dict[str, np.ndarray]:
-    """Rates from counts `[..., 2, G]` of selected and of all: `[..., G]`, of everyone `[...]` the
-    accuracy and `[..., 3]` the rates of `_POOLED`."""
+    """Rates `[..., G]` from counts `[..., 2, G]` of selected and of all, by the names and in the
+    order of `group_table`; the accuracy of everyone `[...]` is "overall"."""
     right = selected[..., 1, :] + totals[..., 0, :] - selected[..., 0, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "overall": np.asarray(right.sum(-1) / totals.sum((-2, -1))),
-            "accuracy": right / totals.sum(-2),
+            "selection_rate": selected.sum(-2) / totals.sum(-2),
             "true_positive_rate": selected[..., 1, :] / totals[..., 1, :],
             "false_positive_rate": selected[..., 0, :] / totals[..., 0, :],
-            "selection_rate": selected.sum(-2) / totals.sum(-2),
-            "everyone": np.stack(
-                [
-                    *(selected[..., k, :].sum(-1) / totals[..., k, :].sum(-1) for k in (1, 0)),
-                    selected.sum((-2, -1)) / totals.sum((-2, -1)),
-                ],
-                axis=-1,
-            ),
+            "accuracy": right / totals.sum(-2),
+            "overall": np.asarray(right.sum(-1) / totals.sum((-2, -1))),
         }
 
 
 def _metrics(rates: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every metric from rates."""
-    num_groups = rates["accuracy"].shape[-1]
+    kinds = {"accuracy": rates["accuracy"], "recall": rates["true_positive_rate"]}
     by_group = {
-        f"{kind}/{g}": rates[name][..., g]
-        for name, kind in _COLUMNS.items()
-        for g in range(num_groups)
+        f"{kind}/{g}": each[..., g] for kind, each in kinds.items() for g in range(each.shape[-1])
     }
     return {
         "accuracy": rates["overall"],
         "worst_group_recall": worst(rates["true_positive_rate"]),
         **disparities(rates),
         **by_group,
-        **{kind: rates["everyone"][..., i] for i, kind in enumerate(_POOLED)},
     }
 
 

@@ -7,5 +7,6 @@ from fairjax.report.page import write_report as write_report
 from fairjax.report.plots import figure as figure
 from fairjax.report.plots import lines as lines
 from fairjax.report.plots import trade_off as trade_off
+from fairjax.report.tables import as_markdown as as_markdown
 from fairjax.report.tables import summarise as summarise
 from fairjax.report.tables import table_cells as table_cells

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairjax.report.page import GROUP_CAPTION, Rows
+from fairjax.report.page import GROUP_CAPTION
+from fairjax.report.tables import Rows, as_markdown, plain_text
 
 _LIMITS = """\
 Numbers are of the examples that were judged. They say nothing about people, devices or places that
@@ -43,24 +44,24 @@ def model_card(
       task: the hub's name of it, such as "image-classification".
     """
     data = summary["data"]
-    counts = ", ".join(f"{_cell(name)} {count}" for name, count in data["groups"].items())
+    counts = ", ".join(f"{plain_text(name)} {count}" for name, count in data["groups"].items())
     splits = ", ".join(f"{name} {count}" for name, count in data["n"].items())
     every_note = (*data.get("notes", ()), *summary["notes"])
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-    tables = [f"{_cell(row)}:\n\n{_table(*cells)}" for row, cells in groups.items()]
+    tables = [f"{plain_text(row)}:\n\n{as_markdown(*cells)}" for row, cells in groups.items()]
     parts = {
         "The network": network,
-        "Data": f"{_cell(data['name'])}, fingerprint {data['fingerprint']}. Examples: {splits}. "
-        f"Groups: {counts}.",
-        "Results": f"{_table(columns, rows)}\n\n{caption}",
+        "Data": f"{plain_text(data['name'])}, fingerprint {data['fingerprint']}. "
+        f"Examples: {splits}. Groups: {counts}.",
+        "Results": f"{as_markdown(columns, rows)}\n\n{caption}",
         "By group": "\n\n".join([*tables, GROUP_CAPTION]) if tables else "",
-        "Notes": "\n".join(f"- {_cell(note)}" for note in every_note) or "- none",
+        "Notes": "\n".join(f"- {plain_text(note)}" for note in every_note) or "- none",
         "Limits": _LIMITS,
         "Made by": f"```\n{summary['command']}\n```\n\n{versions}",
     }
     text = "\n\n".join(f"## {name}\n\n{part}" for name, part in parts.items() if part)
     head = _head(data, measured, task)
-    return f"{head}# {_cell(title)}\n\n{_cell(answer)}\n\n{text}\n"
+    return f"{head}# {plain_text(title)}\n\n{plain_text(answer)}\n\n{text}\n"
 
 
 def _head(data: Mapping[str, Any], measured: Mapping[str, Any], task: str) -> str:
@@ -77,17 +78,3 @@ def _head(data: Mapping[str, Any], measured: Mapping[str, Any], task: str) -> st
         for metric, value in known.items():
             lines += [f"    - type: {told(metric)}", f"      value: {value:.6g}"]
     return "---\n" + "\n".join(lines) + "\n---\n\n"
-
-
-def _table(columns: Sequence[str], rows: Rows) -> str:
-    """A table in Markdown, a line per row."""
-    lines = [[_cell(column) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
-    lines += [[_cell(" ".join(filter(None, cell))) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Names of the data as text: they neither end a cell nor begin markup."""
-    for char in "\\`*_<>|[]#":
-        text = text.replace(char, f"\\{char}")
-    return " ".join(text.split())

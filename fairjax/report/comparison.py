@@ -183,14 +183,6 @@ def as_csv(settings: Mapping[str, Results]) -> str:
     return text.getvalue()
 
 
-def as_markdown(columns: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
-    """The table for a README."""
-    escape = lambda text: text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    lines = [[escape(" ".join(part for part in cell if part)) for cell in row] for row in cells]
-    head = [list(map(escape, columns)), ["---", *["---:"] * (len(columns) - 1)]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines])
-
-
 def as_latex(columns: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
     """The table for a paper, with the packages booktabs and makecell."""
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairjax.report.tables import Rows
+
 _TEMPLATE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}</title>
@@ -22,7 +24,14 @@ _TEMPLATE = """<!doctype html>
  th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
    background: var(--page); }
  @media (max-width: 40rem) { td:first-child { white-space: normal; overflow-wrap: anywhere;
-   min-width: 6rem; } }
+   min-width: 6rem; }
+  .cards, .cards tbody { display: block; } .cards thead { display: none; }
+  .cards tr { display: grid; grid-template-columns: repeat(3, 1fr); padding: .3rem 0;
+   border-bottom: 1px solid var(--line); }
+  .cards td { border: 0; padding: .1rem; } .cards td:first-child { grid-column: 1 / -1;
+   font-weight: 600; }
+  .cards td:not(:first-child)::before { content: attr(data-head) " "; color: var(--quiet);
+   font-size: .75rem; } }
  th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline:
    2px solid var(--mark); } [aria-sort=ascending] button::after { content: " \\2191"; }
  [aria-sort=descending] button::after { content: " \\2193"; }
@@ -33,11 +42,12 @@ _TEMPLATE = """<!doctype html>
  pre { overflow-x: auto; padding: .7rem; } dt { font-weight: 600; }
  dd, li, p { overflow-wrap: anywhere; }
 </style>
-{% macro table(columns, rows) %}<div class="scroll" tabindex="0"><table><thead><tr>{% for column in
+{% macro table(columns, rows, kind="") %}<div class="scroll" tabindex="0"><table class="{{ kind
+}}"><thead><tr>{% for column in
 columns %}<th scope="col"><button>{{ column }}</button></th>{% endfor %}
 </tr></thead><tbody>
 {% for row in rows %}<tr>{% for cell in row %}{% set parts = cell[0].split(" ± ") if loop.index0
-else [cell[0]] %}<td>{{ parts[0]
+else [cell[0]] %}<td data-head="{{ columns[loop.index0] }}">{{ parts[0]
 }}{% if parts[1] %}<small>± {{ parts[1] }}</small>{% endif %}{% if cell[1] %}
 <small>{{ cell[1] }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endmacro %}
@@ -49,7 +59,7 @@ else [cell[0]] %}<td>{{ parts[0]
 <p><small>{{ caption }}</small></p>
 {% if groups %}<h2>By group</h2>
 {% for name, (columns, rows) in groups %}<details{% if loop.index < 3 %} open{% endif %}>
-<summary>{{ name }}</summary>{{ table(columns, rows) }}</details>
+<summary>{{ name }}</summary>{{ table(columns, rows, "cards") }}</details>
 {% endfor %}<p><small>{{ group_caption }}</small></p>{% endif %}
 {% for name, svg in figures %}<h2>{{ name }}</h2><figure>{{ svg | safe }}</figure>
 {% endfor %}
@@ -74,8 +84,6 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
 """
 
 
-Rows = Sequence[Sequence[tuple[str, str]]]
-"""Cells of a table: a value and a smaller second line, such as its interval, or ""."""
 GROUP_CAPTION = (
     "Below each rate its 95 % interval, of the same replicates as above. Selected: predicted to be "
     "of class 1; TPR, FPR: of those that are and that are not of class 1; ECE: expected "

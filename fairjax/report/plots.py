@@ -77,7 +77,7 @@ def trade_off(
     a model whose metrics are undefined has none, which the legend says.
     """
     known = {name for name, (x, y) in points.items() if math.isfinite(x) and math.isfinite(y)}
-    looks = ((color, marker) for marker in itertools.cycle(_MARKERS) for color in COLORS)
+    looks = zip(itertools.cycle(COLORS), itertools.cycle(_MARKERS), strict=False)
 
     def draw(canvas):
         axis = canvas.subplots()

@@ -7,6 +7,9 @@ import numpy as np
 
 from fairjax.metrics import Comparison, group_tables, small_cells, undefined
 
+Rows = Sequence[Sequence[tuple[str, str]]]
+"""Cells of a table: a value and a smaller second line, such as its interval, or ""."""
+
 _SHORT = {
     "equal_opportunity": "EqOpp",
     "equalized_odds": "EqOdds",
@@ -81,3 +84,23 @@ def table_cells(
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def as_markdown(columns: Sequence[str], rows: Rows) -> str:
+    """A table in Markdown, a line per row.
+
+    >>> print(as_markdown(["row", "a_b"], [[("x|y", ""), ("0.5", "[0.4, 0.6]")]]))
+    | row | a\\_b |
+    | --- | ---: |
+    | x\\|y | 0.5 \\[0.4, 0.6\\] |
+    """
+    lines = [[plain_text(column) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[plain_text(" ".join(filter(None, cell))) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain_text(text: str) -> str:
+    """Text for Markdown as it is: names of the data neither end a cell nor begin markup."""
+    for char in "\\`*_<>|[]#":
+        text = text.replace(char, f"\\{char}")
+    return " ".join(text.split())
