@@ -136,7 +136,7 @@ def test_a_browser_shows_the_page_without_errors_and_no_wider_than_a_phone(tmp_p
     told = {name: {"n": 1200} | {f"rate {i}": rate for i in range(7)} for name in ("x", "everyone")}
     inner = page(tmp_path, groups={"plain": metrics.group_cells(told)}, answer="long_" * 60)
     frame = f'<iframe style="width: WIDTHpx; border: 0" srcdoc="{escape(inner)}"></iframe>'
-    script = """<script>onload = () => { document.title = [...frames].map((frame) => {
+    script = """<script>onload = () => { document.title = Array.from(frames).map((frame) => {
       const shown = frame.document.documentElement, table = frame.document.querySelector("details");
       return [shown.scrollWidth - shown.clientWidth, table.scrollWidth - table.clientWidth];
     }).join(); };</script>"""
