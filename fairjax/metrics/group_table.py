@@ -72,8 +72,9 @@ class GroupTable(NamedTuple):
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """The table as `summary.json` holds it, under `by_group`: `{group: {"n", "positives", rate:
         {"estimate", "lower", "upper"}}}`, groups and "everyone"; undefined values are nan."""
-        told = {name: {"n": int(self.n[g])} for g, name in enumerate(self.groups)}
+        told: dict[str, dict[str, Any]] = {name: {} for name in self.groups}
         for g, own in enumerate(told.values()):
+            own["n"] = int(self.n[g])
             if self.positives is not None:
                 own["positives"] = int(self.positives[g])
             for name, rate in self.rates.items():
