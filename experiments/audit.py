@@ -10,6 +10,7 @@ A file of 100,000 rows takes seconds. The folder holds `report.html`, `README.md
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -17,7 +18,7 @@ from experiments import cli
 from experiments.files import replacing, write_atomically
 from experiments.run import Run, main, timed
 from fairjax import report
-from fairjax.audit import answer, audit, card, read_predictions
+from fairjax.audit import answer, audit, read_predictions
 from fairjax.metrics.group_table import number_and_span
 from fairjax.report.audit import audit_figures
 
@@ -69,10 +70,7 @@ def show(config: Config, run: Run, found, timing: dict[str, float]) -> None:
         data={"name": name, "fingerprint": digest, "n": {"test": table.n[-1]}, "groups": groups},
         results={
             "gaps": {gap: by_name(values) for gap, values in table.gaps.items()},
-            "groups": {
-                group: {rate: by_name(v[g] for v in values) for rate, values in table.rates.items()}
-                for g, group in enumerate(table.groups)
-            },
+            "by_group": table.as_dict(),
             "frontier": {each: choice._asdict() for each, choice in found.frontier.items()},
         },
         timing=timing,
@@ -83,23 +81,28 @@ def show(config: Config, run: Run, found, timing: dict[str, float]) -> None:
     gaps = {gap: number_and_span(*values) for gap, values in table.gaps.items()}
     print("\n".join(f"{gap}: {value} {span}" for gap, (value, span) in gaps.items()))
     print("\n".join(f"note: {note}" for note in found.notes))
-    write_atomically(run.folder / "README.md", card(found, name, summary["command"]))
+    caption = f"Below each rate its 95 % interval ({config.num_replicates} replicates). "
+    told: dict[str, Any] = {"title": f"Audit of {name}", "answer": answer(found)}
+    told |= {"columns": columns, "rows": rows, "groups": {}}
+    told["caption"] = caption + "; ".join(f"{gap} {' '.join(pair)}" for gap, pair in gaps.items())
     page = run.folder / "report.html"
     with replacing(page) as partial:
         report.write_report(
             partial,
-            title=f"Audit of {name}",
+            **told,
             question="Do these predictions treat groups alike?",
-            answer=answer(found),
-            columns=columns,
-            rows=rows,
-            caption=f"Below each rate its 95 % interval ({config.num_replicates} replicates). "
-            + "; ".join(f"{gap} {' '.join(pair)}" for gap, pair in gaps.items()),
             figures=audit_figures(found),
             notes=found.notes,
             command=summary["command"],
             facts={"data": f"{name}, fingerprint {digest}", "device": summary["device"]},
         )
+    card = report.model_card(
+        summary,
+        **told,
+        network=f"Whatever made the predictions in `{config.predictions.name}`; it was not seen.",
+        measured={name: {gap: float(values.estimate) for gap, values in table.gaps.items()}},
+    )
+    write_atomically(run.folder / "README.md", card)
     print(f"\n{answer(found)}\nresults in {run.folder}, page {page}")
 
 

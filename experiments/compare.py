@@ -330,7 +330,7 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
         write_atomically(run.folder / "ranks.json", json.dumps(ranked, indent=1) + "\n")
     columns, lines = told.comparison_cells(settings, config.criterion)
     write_atomically(run.folder / "results.csv", told.as_csv(settings))
-    write_atomically(run.folder / "results.md", told.as_markdown(columns, lines))
+    write_atomically(run.folder / "results.md", report.as_markdown(columns, lines) + "\n")
     write_atomically(run.folder / "results.tex", told.as_latex(columns, lines))
     answer = told.comparison_sentence(settings, config.criterion)
     print(cli.table(columns, [[value for value, _ in line] for line in lines]))
@@ -353,6 +353,7 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
             caption="Test, means over splits and seeds; below, 95 % bootstrap intervals "
             f"({config.num_replicates} replicates resampling test examples and splits). Changes "
             "are paired.",
+            groups=told.groups_of_settings(settings, ("plain", *config.methods)),
             figures=figures,
             notes=notes,
             command=summary["command"],

@@ -399,6 +399,8 @@ def run_all(task: Task) -> None:
         question="Does choosing batches by group make the model fairer, and at what accuracy?",
         answer=fairbatch_sentence(by_row, data.name),
         shown=SHOWN,
+        chosen=list(row_choices(config)),
+        logits=test,
         splits=task.splits,
         network=(
             "`models.safetensors` holds the weights of all rows as `row/name`, the leading axis "

@@ -303,7 +303,9 @@ def run_all(task: Task) -> None:
         question="Which parts of the network should be fine-tuned for the fairest result?",
         answer=search_sentence(by_row, data.name),
         shown=("percent_trained", *COMPARED),
-        figures=search_figures(found, logits, data),
+        chosen=("full", "fairtune"),
+        logits=logits,
+        figures=search_figures(found),
         network=(
             f"`fairtune.safetensors`, a {config.model} tuned with the found mask (`mask.json`; of "
             "the first seed), in timm's names: `fairjax.models.load_weights(path, "

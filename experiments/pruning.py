@@ -281,6 +281,8 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
             f"\n\n```python\n{OPEN_IN_TORCH}```"
         ),
         shown=SHOWN,
+        chosen=("baseline", "pruned"),
+        logits=logits,
         figures=pruning_figures(rounds, base, pruned, run.history(), names=axes, sizes=sizes),
     )
     size_rows = [[name, *(f"{value:,.6g}" for value in pair)] for name, pair in sizes.items()]

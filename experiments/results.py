@@ -12,7 +12,7 @@ from experiments.files import load_arrays, replacing, save_arrays, write_atomica
 from experiments.run import Run, data_summary, timed
 from fairjax import metrics, report
 from fairjax.data import Dataset, Splits
-from fairjax.metrics import Comparison
+from fairjax.metrics import Comparison, group_cells
 
 
 def judge(
@@ -132,7 +132,9 @@ def show(
     question: str,
     answer: str,
     shown: Sequence[str],
-    figures: Mapping[str, str],
+    chosen: Sequence[str],
+    logits: Mapping[str, np.ndarray],
+    figures: dict[str, str],
     network: str,
     splits: Splits | None = None,
     legend: str = "",
@@ -149,7 +151,9 @@ def show(
       question: what was asked, one sentence.
       answer: what came out, one sentence.
       shown: metrics of the table.
-      figures: heading -> SVG.
+      chosen: rows whose tables by group are shown, plain training first, then what matters most.
+      logits: of the rows on test; curves are drawn of the first run of the first two chosen ones.
+      figures: other ones, heading -> SVG.
       network: which files of the run hold networks, and how to open them; Markdown.
       splits: of the runs, where they have splits of their own.
       legend: what to know about the columns.
@@ -157,6 +161,10 @@ def show(
     summary = run.finish(data=data_summary(data), results=by_row, timing=timing, notes=notes)
     columns, cells = report.table_cells(summary["results"], shown)
     print(table(columns, [[value for value, _ in line] for line in cells]))
+    groups = {row: group_cells(summary["results"][row]["by_group"]) for row in chosen}
+    for row, (heads, lines) in list(groups.items())[:2]:
+        print(f"\n{row} by group")
+        print(table(heads, [[" ".join(cell) for cell in line] for line in lines]))
     every_note = [*summary["data"]["notes"], *summary["notes"]]
     for note in every_note:
         print(f"note: {note}")
@@ -168,16 +176,16 @@ def show(
         f"mean ({config['num_replicates']} replicates resampling test examples and {what}). "
         f"{legend}"
     )
+    told: dict[str, Any] = {"title": title, "answer": answer, "columns": columns, "rows": cells}
+    told |= {"caption": caption, "groups": groups}
+    tested = data.splits["test"] if splits is None else splits.test[0]
+    first = {f"{row}, first run": logits[row][0] for row in chosen[:2]}
     with replacing(page) as partial:
         report.write_report(
             partial,
-            title=title,
+            **told,
             question=question,
-            answer=answer,
-            columns=columns,
-            rows=cells,
-            caption=caption,
-            figures=figures,
+            figures=figures | report.group_curves(first, data, tested),
             notes=every_note,
             command=summary["command"],
             facts=page_facts(
@@ -187,12 +195,10 @@ def show(
         )
     card = report.model_card(
         summary,
-        title=title,
-        answer=answer,
+        **told,
         network=network,
-        columns=columns,
-        rows=cells,
-        caption=caption,
+        measured={row: {m: summary["results"][row].get(m) for m in shown} for row in chosen},
+        task="image-classification" if data.inputs.ndim > 2 else "tabular-classification",
     )
     write_atomically(run.folder / "README.md", card)
     print(f"\n{answer}\nmeans over {behind}\nresults in {run.folder}, page {page}")

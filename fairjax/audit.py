@@ -10,15 +10,19 @@ import numpy as np
 from fairjax import thresholds
 from fairjax.data.csvfile import read_csv
 from fairjax.data.values import canonical
-from fairjax.metrics import GroupTable, group_table, name_groups
+from fairjax.metrics import (
+    GroupTable,
+    calibration_curve,
+    group_table,
+    name_groups,
+    roc_curve,
+)
 from fairjax.metrics.counts import Ids
 from fairjax.metrics.group_table import number_and_span
 from fairjax.metrics.outputs import Logits, Probs, logits_of
 
 CRITERIA = ("demographic_parity", "equal_opportunity", "equalized_odds")
-NUM_BINS = 10
 FRONTIER_ROWS = 10_000  # that thresholds are chosen on; more cost seconds and change little
-_CURVE = 200  # points of a ROC curve that are kept
 
 
 class Audit(NamedTuple):
@@ -26,10 +30,9 @@ class Audit(NamedTuple):
 
     table: GroupTable
     calibration: dict[str, np.ndarray]
-    """Group -> `[NUM_BINS, 3]`: mean predicted probability of class 1, share of positives, n; nan
-    where a bin is empty. Empty for predictions without scores, as the next two."""
+    """Group -> `metrics.calibration_curve`. Empty for predictions without scores, as the next."""
     roc: dict[str, np.ndarray]
-    """Group -> `[points, 2]`: false- and true-positive rate as the threshold falls."""
+    """Group -> `metrics.roc_curve`."""
     frontier: dict[str, thresholds.GroupThresholds]
     """Criterion -> the best accuracy at each bound of its gap, with a threshold for each group's
     log-odds; chosen and judged on the same examples."""
@@ -92,33 +95,11 @@ def audit(
     frontier, notes = _frontier(scores, labels, group, table, np.asarray(max_gaps), seed)
     return Audit(
         table,
-        {name: _calibration(scores[own], labels[own]) for name, own in by_group.items()},
-        {name: _roc(scores[own], labels[own]) for name, own in by_group.items()},
+        {name: calibration_curve(scores[o], labels=labels[o]) for name, o in by_group.items()},
+        {name: roc_curve(scores[o], labels=labels[o], seed=seed) for name, o in by_group.items()},
         frontier,
         (*table.notes, *notes),
     )
-
-
-def _calibration(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Reliability of the probability of class 1 in equal bins."""
-    probs = 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
-    bins = np.minimum((probs * NUM_BINS).astype(int), NUM_BINS - 1)
-    n = np.bincount(bins, minlength=NUM_BINS)
-    sums = [np.bincount(bins, values, NUM_BINS) for values in (probs, labels)]
-    with np.errstate(invalid="ignore"):
-        return np.stack([*(each / n for each in sums), n], axis=1)
-
-
-def _roc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """False- and true-positive rates; nan where the group lacks a class."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    hits = np.cumsum(labels[order])[last]
-    rates = np.stack([last + 1 - hits, hits], axis=1).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        rates = np.concatenate([np.zeros((1, 2)), rates]) / rates[-1]
-    kept = np.unique(np.linspace(0, len(rates) - 1, _CURVE).astype(int))
-    return rates[kept]
 
 
 def _frontier(scores, labels, group, table: GroupTable, max_gaps, seed):
@@ -266,20 +247,3 @@ def answer(found: Audit) -> str:
     everyone = found.table.rates["accuracy"]
     accuracy = " ".join(number_and_span(*(values[-1] for values in everyone)))
     return f"Accuracy {accuracy}; {'; '.join(told)} (95 % intervals)."
-
-
-def card(found: Audit, name: str, command: str) -> str:
-    """A model card in Markdown: what was audited, the table by group, gaps, and what to know."""
-    gaps = [
-        f"| {gap} | {' '.join(number_and_span(*values))} |"
-        for gap, values in found.table.gaps.items()
-    ]
-    notes = "\n".join(f"- {note}" for note in found.notes) or "- none"
-    lines = "\n".join(["| disparity | value, 95 % interval |", "| --- | --- |", *gaps])
-    return (
-        f"# Audit of {name}\n\n{answer(found)}\n\n## By group\n\n{found.table.to_markdown()}\n\n"
-        f"## Between groups\n\n{lines}\n\n## Notes\n\n{notes}\n\n"
-        f"## Made by\n\n```\n{command}\n```\n\nIntervals are of the examples in the file: they say "
-        "nothing about people who are not like them. A gap is no verdict; whether it is harm "
-        "depends on what the prediction is for.\n"
-    )

@@ -73,6 +73,10 @@ def fairness_metrics(logits, labels, group, num_groups, weights):
     group_loss = [
         np.average(losses[m], weights=weights[m]) if weights[m].sum() else np.nan for m in members
     ]
+    group_ece = [
+        calibration_error(probs[m], labels[m], weights[m], 15) if weights[m].sum() else np.nan
+        for m in members
+    ]
     odds = [gap(true_positive[0]), gap(false_positive[0])]
     odds_deviation = [deviation(*true_positive), deviation(*false_positive)]
     return {
@@ -87,6 +91,7 @@ def fairness_metrics(logits, labels, group, num_groups, weights):
         "worst_group_auc": min([a for a in group_auc if not np.isnan(a)], default=np.nan),
         "auc_gap": gap(group_auc),
         "group_loss": group_loss,
+        "group_ece": group_ece,
         "max_group_loss": np.nanmax(group_loss),
         "demographic_parity_difference": gap(selection[0]),
         "demographic_parity_deviation": deviation(*selection),

@@ -6,6 +6,7 @@ import json
 import sys
 
 import numpy as np
+import page_tables
 import pytest
 import sklearn.calibration
 import sklearn.metrics as sk
@@ -31,11 +32,11 @@ def test_curves_are_those_of_scikit_learn_and_the_frontier_beats_one_threshold()
     for name in ("female", "male"):
         own = name == SEX
         false, true, _ = sk.roc_curve(LABELS[own], PROBS[own], drop_intermediate=False)
-        np.testing.assert_allclose(found.roc[name], np.stack([false, true], axis=1))
+        np.testing.assert_allclose(found.roc[name][:, :2], np.stack([false, true], axis=1))
         share, mean = sklearn.calibration.calibration_curve(LABELS[own], PROBS[own], n_bins=10)
         bins = found.calibration[name]
-        np.testing.assert_allclose(bins[bins[:, 2] > 0, :2], np.stack([mean, share], axis=1))
-        assert bins[:, 2].sum() == np.sum(own)
+        np.testing.assert_allclose(bins[bins[:, 4] > 0, :2], np.stack([mean, share], axis=1))
+        assert bins[:, 4].sum() == np.sum(own)
     choice = found.frontier["demographic_parity"]
     assert (choice.gap <= np.linspace(0, 0.2, 11) + 1e-6).all()
     assert choice.accuracy[-1] >= np.mean((PROBS > 0.5) == LABELS)
@@ -115,7 +116,7 @@ def test_the_folder_of_an_audit_holds_the_page_the_card_and_the_numbers(
     args = ["--label", "y", "--score", "p", "--num-replicates", "20", "--out", str(out)]
     run(path, args, monkeypatch)
     summary = json.loads((out / "summary.json").read_text())
-    accuracy = summary["results"]["groups"]["everyone"]["accuracy"]
+    accuracy = summary["results"]["by_group"]["everyone"]["accuracy"]
     expected = np.mean((PROBS > 0.5) == LABELS)
     assert accuracy["estimate"] == pytest.approx(expected)
     assert accuracy["lower"] <= expected <= accuracy["upper"]
@@ -124,3 +125,9 @@ def test_the_folder_of_an_audit_holds_the_page_the_card_and_the_numbers(
     for text in (shown, (out / "README.md").read_text(), (out / "report.html").read_text()):
         assert "female" in text and f"{expected:.3f}" in text and "Class 1 is y = 1." in text
     assert (out / "report.html").read_text().count("<svg") == 4
+    (head, *lines), _ = page_tables.read_tables(out / "report.html")
+    assert head[:3] == ["group", "n", "positives"] and len(lines) == 3
+    for line in lines:
+        auc = summary["results"]["by_group"][line[0]]["auc"]
+        told = f"{auc['estimate']:.3f} [{auc['lower']:.3f}, {auc['upper']:.3f}]"
+        assert line[head.index("AUC")] == told

@@ -94,6 +94,54 @@ def test_rows_agree_with_a_loop_over_replicates_rows_and_seeds():
             np.testing.assert_allclose(part.estimate[name], value, atol=1e-6)
             np.testing.assert_allclose(part.lower[name], np.minimum(low, value), atol=1e-5)
             np.testing.assert_allclose(part.upper[name], np.maximum(high, value), atol=1e-5)
+    check_groups(result.by_group, logits, labels, group, replicates)
+
+
+def check_groups(found, logits, labels, group, replicates):
+    """The rates by group and of everyone, against the same loop."""
+
+    def rates(row, seed, weights):
+        own = parts(logits[row, seed], labels, group, weights)
+        scores = logits[row, seed, :, 1] - logits[row, seed, :, 0]
+        return {
+            "true_positive_rate": [*own["true"], oracle.rate(scores > 0, labels == 1, weights)],
+            "false_positive_rate": [*own["false"], oracle.rate(scores > 0, labels == 0, weights)],
+            "accuracy": [np.nan] * G + [own["accuracy"]],
+            "auc": [*own["auc"], oracle.auc(scores, labels, weights)],
+        }
+
+    for row in range(ROWS):
+        once = [rates(row, seed, np.ones(N)) for seed in range(SEEDS)]
+        drawn = [[rates(row, seed, w[:N]) for seed in range(SEEDS)] for w in replicates]
+        for name in once[0]:
+            value = np.mean([each[name] for each in once], axis=0)
+            means = [
+                np.average([each[name] for each in one], axis=0, weights=w[N:])
+                for one, w in zip(drawn, replicates, strict=True)
+            ]
+            low, high = np.quantile(means, [0.025, 0.975], axis=0)
+            known = ~np.isnan(value)
+            for part, expected in (
+                (found.estimate, value),
+                (found.lower, np.minimum(low, value)),
+                (found.upper, np.maximum(high, value)),
+            ):
+                np.testing.assert_allclose(part[name][row][known], expected[known], atol=1e-5)
+
+
+def test_the_table_by_group_of_one_network_is_that_of_group_table():
+    logits, labels, group = make_case(5)
+    found = m.group_tables("abc", compare(logits[:, :1], labels, group), ["x", "y"])
+    assert list(found) == ["a", "b", "c"]
+    one = m.group_table(labels, logits=logits[2, 0], sensitive_features=group, num_replicates=2)
+    assert found["c"].n.tolist() == one.n.tolist()
+    np.testing.assert_array_equal(np.asarray(found["c"].positives), np.asarray(one.positives))
+    assert list(found["c"].rates) == list(one.rates)
+    for name, rate in one.rates.items():
+        np.testing.assert_allclose(found["c"].rates[name].estimate, rate.estimate, atol=1e-5)
+    told = found["c"].as_dict()
+    assert list(told) == ["x", "y", "everyone"] and told["y"]["n"] == (group == 1).sum()
+    assert told["x"]["auc"]["lower"] <= told["x"]["auc"]["estimate"] <= told["x"]["auc"]["upper"]
 
 
 def test_the_order_of_the_other_rows_does_not_matter():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import page_tables
 import pytest
 
 from experiments import compare as experiment
@@ -59,6 +60,10 @@ def test_rows_of_all_settings_are_in_every_file_and_what_failed_is_named(finishe
         assert np.isclose(result[line["metric"]], np.mean(result["per_seed"][line["metric"]]))
     page = (config.out / "report.html").read_text()
     assert "own<set>" not in page and "own&lt;set&gt;" in page
+    tables = page_tables.check_groups(config.out)
+    assert [name for name in tables if "race" not in name] == [
+        f"own<set>:sex: {row}" for row in ("plain", "reweighted", "dfr")
+    ]
     latex = (config.out / "results.tex").read_text()
     assert latex.count(r"\\" + "\n") == 1 + 2 * len(rows)
     assert (config.out / "results.md").read_text().count("\n") == 2 + 2 * len(rows)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import page_tables
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -52,9 +53,17 @@ def test_a_run_prints_a_table_and_leaves_a_complete_folder(finished):
                 assert low <= result[name] + 1e-6 and result[name] - 1e-6 <= high
         assert set(result["group_auc"]) == {"z=0", "z=1"}
     assert [row["epoch"] for row in logged(folder)] == [1, 2, 3, 4]
+    tables = page_tables.check_groups(folder)
+    assert list(tables)[:2] == ["plain", "equal_opportunity"]
+    columns = ["group", "n", "positives", "selected", "TPR", "FPR", "accuracy", "AUC", "ECE"]
+    assert all(head == columns for head, *_ in tables.values())
+    for name, told in summary["results"]["plain"]["by_group"].items():
+        own = summary["results"]["plain"]
+        expected = own["group_auc"].get(name, own["auc"])
+        assert np.isclose(told["auc"]["estimate"], expected, atol=1e-6)
     page = (folder / "report.html").read_text()
     head = page.split("</style>")[0]
-    assert page.count("<svg") == 5 and page.count("<script") == 1 and "http://" not in head
+    assert page.count("<svg") == 7 and page.count("<script") == 1 and "http://" not in head
 
 
 def test_an_existing_run_is_not_overwritten(finished):

@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import page_tables
 import pytest
 from PIL import Image
 
@@ -94,6 +95,8 @@ def test_the_folder_of_a_run_that_was_killed_is_complete_and_agrees(folder):
     assert len(summary["results"]["linear"]["per_seed"]["auc"]) == SMOKE.num_seeds
     assert "`fairtune.safetensors`" in (folder / "README.md").read_text()
     page = (folder / "report.html").read_text()
+    assert list(page_tables.check_groups(folder)) == ["full", "fairtune"]
+    assert "ROC by group" in page and "Calibration by group" in page
     assert "What the best trials train" in page and "What decides" in page
 
 

@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import page_tables
 import pytest
 from PIL import Image
 
@@ -76,7 +77,8 @@ def test_the_saved_network_has_the_channels_that_were_left(folders):
     assert graph["features/13"].size - left == sum(r["count"] for r in taken)
     images = np.zeros((1, 16, 16, 3), np.float32)
     assert np.isfinite(model.apply(*weights[:2], images)[0]).all()
-    assert (folders[0] / "report.html").read_text().count("<svg") == 4
+    assert (folders[0] / "report.html").read_text().count("<svg") == 6
+    assert list(page_tables.check_groups(folders[0])) == ["baseline", "pruned"]
 
 
 def test_seeds_of_start_and_batches_are_apart():

@@ -72,6 +72,27 @@ def test_replicates_are_what_a_loop_over_the_drawn_examples_and_splits_gives():
             assert np.isclose(plain, (values * share).sum() / share.sum())
 
 
+def test_the_table_by_group_is_the_mean_over_runs_of_fairlearn_with_intervals_that_hold_it():
+    table = compare_rates(PREDS, **SHARED).group_table(1, ["a", "b", "c"])
+    assert table.groups == ("a", "b", "c", "everyone") and table.n[-1] == 40
+    functions = {
+        "selection_rate": fairlearn.selection_rate,
+        "true_positive_rate": fairlearn.true_positive_rate,
+        "false_positive_rate": fairlearn.false_positive_rate,
+        "accuracy": lambda y, p: (y == p).mean(),
+    }
+    runs = []
+    for run in range(6):
+        given = {"y_true": LABELS[EXAMPLES[run]], "y_pred": PREDS[1, run]}
+        given["sensitive_features"] = GROUP[EXAMPLES[run]]
+        frame = fairlearn.MetricFrame(metrics=functions, **given)
+        runs.append(np.vstack([frame.by_group, frame.overall]))
+    for name, expected in zip(functions, np.mean(runs, axis=0).T, strict=True):
+        rate = table.rates[name]
+        np.testing.assert_allclose(rate.estimate, expected)
+        assert (rate.lower < rate.estimate).all() and (rate.estimate < rate.upper).all()
+
+
 def test_changes_are_paired_and_the_group_that_loses_most_is_named():
     better = np.where(RNG.random((6, 40)) < 0.9, LABELS[EXAMPLES], 1 - LABELS[EXAMPLES])
     hurt = np.where(GROUP[EXAMPLES] == 1, 1 - LABELS[EXAMPLES], better)

@@ -16,8 +16,12 @@ from fairjax.metrics.counts import GroupCounts as GroupCounts
 from fairjax.metrics.counts import GroupRates as GroupRates
 from fairjax.metrics.counts import group_counts as group_counts
 from fairjax.metrics.counts import group_sums as group_sums
+from fairjax.metrics.curves import calibration_curve as calibration_curve
+from fairjax.metrics.curves import roc_curve as roc_curve
 from fairjax.metrics.group_table import GroupTable as GroupTable
+from fairjax.metrics.group_table import group_cells as group_cells
 from fairjax.metrics.group_table import group_table as group_table
+from fairjax.metrics.group_table import group_tables as group_tables
 from fairjax.metrics.naming import name_groups as name_groups
 from fairjax.metrics.pruning_variants import dp_scp as dp_scp
 from fairjax.metrics.pruning_variants import eodd as eodd

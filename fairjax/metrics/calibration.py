@@ -36,21 +36,23 @@ def calibration_terms(
     return confidence - correct, bins.astype(jnp.int32)
 
 
-def binned_calibration_error(
+def binned_errors(
     excess: Float[jax.Array, " N"],
     bins: Int[jax.Array, " N"],
     weights: Float[jax.Array, " N"],
-    *,
     group: Integer[Array, " N"],
     num_groups: int,
     num_bins: int,
-) -> Float[jax.Array, " G"]:
-    """ECE per group `[G]` from `calibration_terms`: sum over bins of |weighted excess|, over n."""
+) -> tuple[Float[jax.Array, " G"], Float[jax.Array, ""]]:
+    """ECE of each group `[G]` and of everyone, from `calibration_terms`: the sum over bins of
+    |weighted excess|, over n."""
     excess = mark(weigh(excess, weights), jnp.isnan(excess) & (weights > 0))
     values = jax.nn.one_hot(bins, num_bins) * excess[:, None]
     values = jnp.concatenate([values, weights[:, None]], axis=1)
     sums = finite_sums(values, group=group, num_groups=num_groups)
-    return divide(unmark(jnp.abs(sums[:, :-1]).sum(-1)), sums[:, -1])
+    sums = jnp.concatenate([sums, sums.sum(0, keepdims=True)])
+    errors = divide(unmark(jnp.abs(sums[:, :-1]).sum(-1)), sums[:, -1])
+    return errors[:-1], errors[-1]
 
 
 def group_calibration_error(
@@ -95,9 +97,7 @@ def group_calibration_error(
     given, labels = device_logits(given), jnp.asarray(labels).astype(jnp.int32)
     weights = example_weights(weights, len(labels))
     excess, bins = calibration_terms(given, labels=labels, num_bins=num_bins)
-    return binned_calibration_error(
-        excess, bins, weights, group=jnp.asarray(group), num_groups=num_groups, num_bins=num_bins
-    )
+    return binned_errors(excess, bins, weights, jnp.asarray(group), num_groups, num_bins)[0]
 
 
 def expected_calibration_error(

@@ -11,12 +11,14 @@ from jaxtyping import Array as JaxArray
 from jaxtyping import Bool, Float, Int, Key
 
 from fairjax.metrics.counts import Array, Ids, check_examples, device_logits
+from fairjax.metrics.disparities import STEP
 from fairjax.metrics.outputs import logits_of
 from fairjax.metrics.resampling import Intervals, bootstrap
 from fairjax.metrics.summary import (
     Measured,
     Prepared,
     auc_scores,
+    by_group,
     measure,
     prepare_scored,
     tabulate,
@@ -24,7 +26,6 @@ from fairjax.metrics.summary import (
 )
 
 TableFn = Callable[[Measured], dict[str, jax.Array]]
-_STEP = 0.1  # share of a replicate's deviation at which a slope is taken
 
 
 class Comparison(NamedTuple):
@@ -36,6 +37,9 @@ class Comparison(NamedTuple):
     """Each row's mean over seeds, 95 %; fields `{name: [R]}` for the shown metrics."""
     change: Intervals
     """What that mean gains over the first row's in the same replicates, `{name: [R]}`."""
+    by_group: Intervals
+    """Each row's rates in every group and of everyone, means over seeds: `{name: [R, G + 1]}`,
+    percentiles of the same replicates; the rates of `group_table`."""
 
 
 def compare_rows(
@@ -130,7 +134,7 @@ def compare_rows(
     if unknown := [name for name in shown if name not in scalars]:
         raise ValueError(f"shown names {unknown}, known scalar metrics are {scalars}")
     splits = np.arange(num_seeds) if splits is None else np.asarray(splits)
-    intervals = _intervals(
+    mean, change, rates = _intervals(
         prepared,
         key,
         examples,
@@ -141,7 +145,12 @@ def compare_rows(
         num_replicates=num_replicates,
         table_fn=table_fn,
     )
-    return Comparison(*jax.device_get((metrics, *intervals)))
+    # percentiles of a bounded rate may lie beside it
+    rates = rates._replace(
+        lower=jax.tree.map(jnp.minimum, rates.lower, rates.estimate),
+        upper=jax.tree.map(jnp.maximum, rates.upper, rates.estimate),
+    )
+    return Comparison(*jax.device_get((metrics, mean, change, rates)))
 
 
 def _check_splits(shape, examples: np.ndarray, splits, num_examples: int) -> None:
@@ -196,21 +205,21 @@ def _intervals(
     shown: tuple[str, ...],
     num_replicates: int,
     table_fn: TableFn,
-) -> tuple[Intervals, Intervals]:
-    """Intervals of the rows' means over seeds, and of their changes from the first row.
+) -> tuple[Intervals, Intervals, Intervals]:
+    """Intervals of the rows' means over seeds, of their changes from the first row, and by group.
 
     Of the `strata`, examples are drawn among examples (0) and splits among splits (1).
     """
     whole = jax.vmap(jax.vmap(measure))(prepared)
 
     def bounds(prepared, whole, examples):
-        """Of one network in one replicate: `{name: [plain, reflected, slope]}`."""
+        """Of one network in one replicate: `{name: [plain, reflected, slope]}`, rates by group."""
         drawn = measure(prepared, examples)
         deviation = jax.tree.map(_deviation, drawn, whole)
         estimate, plain = table_fn(whole), table_fn(drawn)
         start, near, mirrored = (
             table_fn(with_counts(jax.tree.map(at, whole, deviation), whole.rates))
-            for at in (lambda r, e: 0.0 * r, lambda r, e: r + _STEP * e, lambda r, e: -e)
+            for at in (lambda r, e: 0.0 * r, lambda r, e: r + STEP * e, lambda r, e: -e)
         )
         found = {}
         for name in shown:
@@ -218,22 +227,24 @@ def _intervals(
             reflected = value + start[name] - mirrored[name]
             # No further than to the whole numbers around: gaps and rates stay within 0 and 1.
             least, most = jnp.floor(jnp.minimum(usual, 0.5)), jnp.ceil(jnp.maximum(usual, 0.5))
-            slope = value + (near[name] - value) / _STEP
+            slope = value + (near[name] - value) / STEP
             found[name] = jnp.stack([usual, jnp.clip(reflected, least, most), slope])
-        return jax.tree.map(lambda x: jnp.where(jnp.isnan(x[0]), jnp.nan, x), found)
+        found = jax.tree.map(lambda x: jnp.where(jnp.isnan(x[0]), jnp.nan, x), found)
+        return found, by_group(drawn)
 
     def metric_fn(weights):
         own, seeds = weights[examples], weights[splits]  # [S, n] and [S]
         found = jax.vmap(jax.vmap(bounds), in_axes=(0, 0, None))(prepared, whole, own)
         share = (seeds / seeds.sum())[None, :, None]
-        means = {name: jnp.sum(values * share, axis=1) for name, values in found.items()}
+        means, rates = jax.tree.map(lambda values: jnp.sum(values * share, axis=1), found)
         changes = {name: (mean - mean[:1])[:, ::2] for name, mean in means.items()}
-        return [
+        ends = [
             {name: jnp.stack([x.min(1), x[:, 0], x.max(1)]) for name, x in part.items()}
             for part in ({name: mean[:, :2] for name, mean in means.items()}, changes)
         ]
+        return ends, rates
 
-    both = bootstrap(
+    replicated = bootstrap(
         metric_fn,
         len(strata),
         key=key,
@@ -246,9 +257,9 @@ def _intervals(
         Intervals(
             *({k: v[i] for k, v in field.items()} for field, i in zip(part, ends, strict=True))
         )
-        for part in zip(*both, strict=True)
+        for part in zip(*(both for both, _ in replicated), strict=True)
     )
-    return mean, change
+    return mean, change, Intervals(*(rates for _, rates in replicated))
 
 
 def _deviation(drawn: jax.Array, whole: jax.Array) -> jax.Array:

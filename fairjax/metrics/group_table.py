@@ -1,6 +1,6 @@
 """The table by group: how many, and every rate with a bootstrap interval, on the host."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from fairjax.metrics.calibration import calibration_terms
+from fairjax.metrics.comparison import Comparison
 from fairjax.metrics.counts import Ids, check_examples, device_logits
+from fairjax.metrics.disparities import bounds, deviations, disparities
 from fairjax.metrics.naming import name_groups
 from fairjax.metrics.outputs import Logits, Probs, logits_of
 from fairjax.metrics.summary import NUM_BINS
@@ -26,6 +28,11 @@ _HEADS = {
 _CHUNK = 2**16  # weights drawn at a time
 
 
+def with_everyone(names: Sequence[str]) -> tuple[str, ...]:
+    """The groups of a table: those of the data, and one that holds all of them."""
+    return (*names, EVERYONE if EVERYONE not in names else f"{EVERYONE} (all groups)")
+
+
 class Estimates(NamedTuple):
     """Values with 95 % intervals; nan where undefined."""
 
@@ -38,25 +45,41 @@ class GroupTable(NamedTuple):
     """What a model does in each group; prints as a table."""
 
     groups: tuple[str, ...]
-    """G names, then "everyone": n, positives and rates are `[G + 1]`."""
+    """G names, then "everyone"; n, positives and rates are `[G + 1]`."""
     n: np.ndarray
-    positives: np.ndarray
+    positives: np.ndarray | None
+    """None for more than two classes."""
     rates: dict[str, Estimates]
-    """selection_rate, true_positive_rate, false_positive_rate, accuracy, and of
+    """selection_rate, true_positive_rate, false_positive_rate (for two classes), accuracy, and of
     scores auc and ece (15 bins)."""
     gaps: dict[str, Estimates]
     """Scalars by the names of `fairness_metrics`."""
     notes: tuple[str, ...]
 
+    @staticmethod
+    def of_means(
+        names: Sequence[str], per_label: np.ndarray, rates: dict[str, Estimates]
+    ) -> "GroupTable":
+        """A table of means over runs from the mean counts `[G, K]` of their examples."""
+        counts = np.round(np.concatenate([per_label, per_label.sum(0)[None]])).astype(int)
+        positives = counts[:, 1] if counts.shape[1] == 2 else None
+        return GroupTable(with_everyone(names), counts.sum(1), positives, rates, {}, ())
+
     def cells(self) -> tuple[list[str], list[list[tuple[str, str]]]]:
         """Heads of the columns, and per group the cells: a value and its interval, or ""."""
-        columns = ["group", "n", "positives", *(_HEADS[name] for name in self.rates)]
-        rows = [
-            [(name, ""), (f"{self.n[g]:,}", ""), (f"{self.positives[g]:,}", "")]
-            + [number_and_span(*(values[g] for values in rate)) for rate in self.rates.values()]
-            for g, name in enumerate(self.groups)
-        ]
-        return columns, rows
+        return group_cells(self.as_dict())
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """The table as `summary.json` holds it, under `by_group`: `{group: {"n", "positives", rate:
+        {"estimate", "lower", "upper"}}}`, groups and "everyone"; undefined values are nan."""
+        told: dict[str, dict[str, Any]] = {name: {} for name in self.groups}
+        for g, own in enumerate(told.values()):
+            own["n"] = int(self.n[g])
+            if self.positives is not None:
+                own["positives"] = int(self.positives[g])
+            for name, rate in self.rates.items():
+                own[name] = {field: float(values[g]) for field, values in rate._asdict().items()}
+        return told
 
     def to_markdown(self) -> str:
         """The table in Markdown, a line per group."""
@@ -138,13 +161,43 @@ def group_table(
     }
     drawn = [replicates.rates(w) for w in _weights(len(truth), num_replicates, seed)]
     drawn = {name: np.concatenate([part[name] for part in drawn]) for name in whole}
-    rates = {name: _percentiles(whole[name], drawn[name], drawn[name]) for name in whole}
+    rates = {name: percentiles(whole[name], drawn[name], drawn[name]) for name in whole}
     positives = np.bincount(named.ids[truth == 1], minlength=len(named.names))
     n = np.bincount(named.ids, minlength=len(named.names))
     n, positives = (np.append(counts, counts.sum()) for counts in (n, positives))
-    groups = (*named.names, EVERYONE)
+    groups = with_everyone(named.names)
     notes = (*named.notes, *_few(groups, n, positives))
     return GroupTable(groups, n, positives, rates, _gaps(whole, drawn), notes)
+
+
+def group_tables(
+    rows: Sequence[str], comparison: Comparison, group_names: Sequence[str]
+) -> dict[str, GroupTable]:
+    """The table by group of every row of a comparison: means over its seeds and splits.
+
+    Args:
+      rows: names of its R rows.
+      comparison: of `compare_rows`, whose replicates make the intervals.
+      group_names: G names.
+
+    Returns:
+      `{row: GroupTable}`, without gaps and notes. n and positives are of the test examples of one
+      seed; the mean where seeds have splits of their own.
+
+    >>> half = {"accuracy": np.array([[0.5, 0.5]])}
+    >>> counts = {"n_per_label": np.full((1, 1, 1, 2), 2.0)}
+    >>> found = Comparison(counts, *[Estimates(half, half, half)] * 3)
+    >>> group_tables(["net"], found, ["all"])["net"].n.tolist()
+    [4, 4]
+    """
+    per_label = np.asarray(comparison.metrics["n_per_label"], np.float64)[0].mean(0)
+    parts = comparison.by_group.estimate, comparison.by_group.lower, comparison.by_group.upper
+    tables = {}
+    for i, row in enumerate(rows):
+        columns = [name for name in _HEADS if name in parts[0]]  # in the order of a table
+        rates = {name: Estimates(*(part[name][i] for part in parts)) for name in columns}
+        tables[row] = GroupTable.of_means(group_names, per_label, rates)
+    return tables
 
 
 class _Replicates:
@@ -240,7 +293,7 @@ def _weights(num_examples: int, num_replicates: int, seed: int) -> Iterator[np.n
         yield table[rng.integers(0, 2**16, (count, num_examples), dtype=np.uint16)]
 
 
-def _percentiles(whole: np.ndarray, low: np.ndarray, high: np.ndarray) -> Estimates:
+def percentiles(whole: np.ndarray, low: np.ndarray, high: np.ndarray) -> Estimates:
     """95 % of the replicates `[R, ...]`, reaching to the estimate at least."""
     bounds = []
     for drawn, share, outer in ((low, 0.025, np.fmin), (high, 0.975, np.fmax)):
@@ -259,44 +312,13 @@ def _percentiles(whole: np.ndarray, low: np.ndarray, high: np.ndarray) -> Estima
 def _gaps(whole: dict[str, np.ndarray], drawn: dict[str, np.ndarray]) -> dict[str, Estimates]:
     """Gaps and worst groups; groups where a rate is undefined are left out."""
     own = {name: values[:-1] for name, values in whole.items()}
-    moved = {name: drawn[name][:, :-1] - own[name] for name in own}
-    moved = {
-        name: np.where(np.isnan(x) & ~np.isnan(own[name]), 0.0, x) for name, x in moved.items()
-    }
-    estimate = _disparities(own)
-    plain = _disparities({name: own[name] + moved[name] for name in own})
-    mirrored = _disparities({name: -moved[name] for name in own})
+    moved = deviations({name: drawn[name][:, :-1] for name in own}, own)
+    estimate, reached = disparities(own), bounds(disparities, own, moved)
     found = {}
     for name, value in estimate.items():
-        reflected = np.clip(value - mirrored[name], 0.0, 1.0)
-        ends = np.fmin(plain[name], reflected), np.fmax(plain[name], reflected)
-        found[name] = _percentiles(np.asarray(value), *ends)
-    return found
-
-
-def _disparities(rates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """From rates `[..., G]`, by the names of `fairness_metrics`."""
-
-    def extreme(name, function, start):
-        values = function(rates[name], axis=-1, initial=start, where=~np.isnan(rates[name]))
-        return np.where(np.isinf(values), np.nan, values)
-
-    def gap(name):
-        several = (~np.isnan(rates[name])).sum(-1) > 1
-        difference = extreme(name, np.max, -np.inf) - extreme(name, np.min, np.inf)
-        return np.where(several, difference, np.nan)
-
-    true, false = gap("true_positive_rate"), gap("false_positive_rate")
-    found = {
-        "demographic_parity_difference": gap("selection_rate"),
-        "equal_opportunity_difference": true,
-        "equalized_odds_difference": np.fmax(true, false),
-        "accuracy_gap": gap("accuracy"),
-        "worst_group_accuracy": extreme("accuracy", np.min, np.inf),
-    }
-    if "auc" in rates:
-        found["auc_gap"] = gap("auc")
-        found["worst_group_auc"] = extreme("auc", np.min, np.inf)
+        plain, reflected, _ = np.moveaxis(reached[name], -1, 0)
+        ends = np.fmin(plain, reflected), np.fmax(plain, reflected)
+        found[name] = percentiles(np.asarray(value), *ends)
     return found
 
 
@@ -309,8 +331,30 @@ def _few(groups: tuple[str, ...], n: np.ndarray, positives: np.ndarray) -> Itera
             yield f"Few {what}: {', '.join(few[:6])}{more}."
 
 
+def group_cells(
+    by_group: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """Heads and cells of a table from what `GroupTable.as_dict` gives, null or nan if undefined.
+
+    >>> group_cells({"all": {"n": 4, "accuracy": {"estimate": 0.5, "lower": 0.2, "upper": None}}})
+    (['group', 'n', 'accuracy'], [[('all', ''), ('4', ''), ('0.500', '')]])
+    """
+    first = next(iter(by_group.values()))
+    columns = ["group", *(_HEADS.get(name, name) for name in first)]
+    rows = [
+        [(name, "")]
+        + [
+            number_and_span(*value.values()) if isinstance(value, Mapping) else (f"{value:,}", "")
+            for value in own.values()
+        ]
+        for name, own in by_group.items()
+    ]
+    return columns, rows
+
+
 def number_and_span(value: Any, low: Any, high: Any) -> tuple[str, str]:
-    """A value and its interval as tables show them."""
+    """A value and its interval as tables show them; nan or None where undefined."""
+    value, low, high = (np.nan if number is None else number for number in (value, low, high))
     if np.isnan(value):
         return "undefined", ""
     return f"{value:.3f}", "" if np.isnan(low + high) else f"[{low:.3f}, {high:.3f}]"

@@ -4,13 +4,14 @@
 product per split, so that dozens of rows over dozens of splits take a second.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
 
-_STEP = 0.1  # share of a replicate's deviation at which a slope is taken; see compare_rows
+from fairjax.metrics.disparities import bounds, deviations, disparities, worst
+from fairjax.metrics.group_table import Estimates, GroupTable, percentiles
 
 
 class RateComparison(NamedTuple):
@@ -23,6 +24,11 @@ class RateComparison(NamedTuple):
     replicates: dict[str, np.ndarray]
     """name -> float64 `[R, B, 3]`: of every row's mean in every replicate the values plain,
     reflected and slope of `compare_rows`."""
+    by_group: dict[str, Estimates]
+    """Means over runs of the rates of `group_table` in every group and of everyone, `[R, G + 1]`;
+    predictions have no AUC and no ECE."""
+    per_label: np.ndarray
+    """float64 `[G, 2]`: examples by group and label, the mean over runs."""
 
     def mean(self, name: str, row: int) -> tuple[float, float, float]:
         """A row's mean over runs, and its 95 % interval."""
@@ -35,6 +41,11 @@ class RateComparison(NamedTuple):
         moved = (self.replicates[name][row] - self.replicates[name][reference])[:, ::2]
         estimate = float(values[row].mean() - values[reference].mean())
         return (estimate, *_ends(moved.min(1), moved.max(1)))
+
+    def group_table(self, row: int, group_names: Sequence[str]) -> GroupTable:
+        """A row's table by group, as of `group_tables`."""
+        rates = {name: Estimates(*(x[row] for x in rate)) for name, rate in self.by_group.items()}
+        return GroupTable.of_means(group_names, self.per_label, rates)
 
     def worst_change(self, kind: str, row: int, reference: int) -> tuple[int, float, float, float]:
         """The group whose "accuracy" or "recall" falls most (levelling down), and its change."""
@@ -108,13 +119,20 @@ def compare_rates(
             totals[:, runs, cell % 2, cell // 2] = weights.sum(1, dtype=np.float64)[:, None]
     rates = _rates(selected, totals[None])
     whole = {name: value[:, :1] for name, value in rates.items()}
-    deviation = {name: _deviation(value[:, 1:], whole[name]) for name, value in rates.items()}
+    deviation = deviations({name: value[:, 1:] for name, value in rates.items()}, whole)
     share = of_split / of_split.sum(1, keepdims=True)
     replicates = {
         name: np.einsum("rbsk,bs->rbk", values, share)
-        for name, values in _bounds(whole, deviation).items()
+        for name, values in bounds(_metrics, whole, deviation).items()
     }
-    return RateComparison({k: v[:, 0] for k, v in _metrics(whole).items()}, replicates)
+    found = {name: values[:, 0] for name, values in _metrics(whole).items()}
+    everyone = _rates(selected.sum(-1, keepdims=True), totals[None].sum(-1, keepdims=True))
+    by_group = {}
+    for name in (each for each in rates if each != "overall"):
+        values = np.concatenate([rates[name], everyone[name]], axis=-1)
+        drawn = np.einsum("rbsg,bs->brg", values[:, 1:], share)
+        by_group[name] = percentiles(values[:, 0].mean(1), drawn, drawn)
+    return RateComparison(found, replicates, by_group, totals[0].mean(0).T)
 
 
 def _check(preds, labels, group, num_groups, examples, splits, num_replicates) -> None:
@@ -149,68 +167,31 @@ def _draws(generator: np.random.Generator, count: int, num_replicates: int) -> n
 
 
 def _rates(selected: np.ndarray, totals: np.ndarray) -> dict[str, np.ndarray]:
-    """Rates from counts `[..., 2, G]` of selected and of all; `[...]` of everyone, `[..., G]`."""
+    """Rates `[..., G]` from counts `[..., 2, G]` of selected and of all, by the names and in the
+    order of `group_table`; the accuracy of everyone `[...]` is "overall"."""
     right = selected[..., 1, :] + totals[..., 0, :] - selected[..., 0, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "overall": np.asarray(right.sum(-1) / totals.sum((-2, -1))),
+            "selection_rate": selected.sum(-2) / totals.sum(-2),
+            "true_positive_rate": selected[..., 1, :] / totals[..., 1, :],
+            "false_positive_rate": selected[..., 0, :] / totals[..., 0, :],
             "accuracy": right / totals.sum(-2),
-            "recall": selected[..., 1, :] / totals[..., 1, :],
-            "false_alarm": selected[..., 0, :] / totals[..., 0, :],
-            "selection": selected.sum(-2) / totals.sum(-2),
+            "overall": np.asarray(right.sum(-1) / totals.sum((-2, -1))),
         }
-
-
-def _deviation(drawn: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """What a replicate adds; nothing where it has no examples of a group."""
-    return np.where(np.isnan(whole), np.nan, np.where(np.isnan(drawn), 0.0, drawn - whole))
 
 
 def _metrics(rates: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every metric from rates."""
-
-    def extreme(name: str, fn: Callable[..., np.ndarray], fill: float) -> np.ndarray:
-        defined = ~np.isnan(rates[name])
-        found = fn(np.where(defined, rates[name], fill), axis=-1)
-        return np.where(defined.any(-1), found, np.nan)
-
-    def gap(name: str) -> np.ndarray:
-        several = (~np.isnan(rates[name])).sum(-1) > 1
-        wide = extreme(name, np.max, -np.inf) - extreme(name, np.min, np.inf)
-        return np.where(several, wide, np.nan)
-
+    kinds = {"accuracy": rates["accuracy"], "recall": rates["true_positive_rate"]}
     by_group = {
-        f"{kind}/{g}": rates[kind][..., g]
-        for kind in ("accuracy", "recall")
-        for g in range(rates[kind].shape[-1])
+        f"{kind}/{g}": each[..., g] for kind, each in kinds.items() for g in range(each.shape[-1])
     }
     return {
         "accuracy": rates["overall"],
-        "worst_group_accuracy": extreme("accuracy", np.min, np.inf),
-        "accuracy_gap": gap("accuracy"),
-        "worst_group_recall": extreme("recall", np.min, np.inf),
-        "equal_opportunity_difference": gap("recall"),
-        "equalized_odds_difference": np.fmax(gap("recall"), gap("false_alarm")),
-        "demographic_parity_difference": gap("selection"),
+        "worst_group_recall": worst(rates["true_positive_rate"]),
+        **disparities(rates),
         **by_group,
     }
-
-
-def _bounds(whole: Mapping[str, np.ndarray], deviation: Mapping[str, np.ndarray]):
-    """`{name: [..., 3]}`: plain, reflected and slope of every metric; see `compare_rows`."""
-    at = lambda share: _metrics({name: whole[name] + share * deviation[name] for name in whole})
-    value, usual, near = at(0.0), at(1.0), at(_STEP)
-    start, mirrored = (
-        _metrics({name: share * each for name, each in deviation.items()}) for share in (0.0, -1.0)
-    )
-    found = {}
-    for name, plain in usual.items():
-        reflected = value[name] + start[name] - mirrored[name]
-        # No further than to the whole numbers around: gaps and rates stay within 0 and 1.
-        least, most = np.floor(np.fmin(plain, 0.5)), np.ceil(np.fmax(plain, 0.5))
-        slope = value[name] + (near[name] - value[name]) / _STEP
-        found[name] = np.stack([plain, np.clip(reflected, least, most), slope], -1)
-    return found
 
 
 def _ends(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import scipy.special
 from jaxtyping import Float
 
 from fairjax.metrics import rates
-from fairjax.metrics.calibration import binned_calibration_error, calibration_terms
+from fairjax.metrics.calibration import binned_errors, calibration_terms
 from fairjax.metrics.counts import (
     Array,
     GroupCounts,
@@ -164,7 +164,7 @@ class Measured(NamedTuple):
 
     rates: GroupRates
     group: dict[str, jax.Array]
-    """float32 `[G]`: group_accuracy, group_auc, group_loss, n_diverged."""
+    """float32 `[G]`: group_accuracy, group_auc, group_loss, group_ece, n_diverged."""
     overall: dict[str, jax.Array]
     """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece. Of predictions without scores
     neither holds auc, loss or ece."""
@@ -211,13 +211,13 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
         "macro_f1": rates.macro_f1(pooled)[0],
     }
     if p.scored:
-        everyone = {"group": jnp.zeros_like(p.group), "num_groups": 1}
-        error = binned_calibration_error(p.excess, p.bins, weights, **everyone, num_bins=NUM_BINS)
+        errors, error = binned_errors(p.excess, p.bins, weights, p.group, p.num_groups, NUM_BINS)
         group |= {
             "group_auc": ranked_auc(p.ranked_by_group, weights),
             "group_loss": divide(loss_sums, counts.n),
+            "group_ece": errors,
         }
-        overall |= {"auc": ranked_auc(p.ranked, weights)[0], "ece": error[0]}
+        overall |= {"auc": ranked_auc(p.ranked, weights)[0], "ece": error}
     # A diverged model still has an argmax: make all its metrics undefined, so that it cannot win.
     measured = Measured(rates.rates_of(counts), group, overall)
     measured = jax.tree.map(lambda value: jnp.where(diverged.any(), jnp.nan, value), measured)
@@ -261,6 +261,25 @@ def tabulate(measured: Measured) -> dict[str, jax.Array]:
     return metrics | {"n": given.n, "n_per_label": given.per_label}
 
 
+def by_group(measured: Measured) -> dict[str, Float[jax.Array, " groups"]]:
+    """The rates of `group_table` in each of G groups, and of everyone as the last one, `[G + 1]`.
+
+    Selection and error rates are of class 1, and left out for more than two classes.
+    """
+    group, overall, given = measured.group, measured.overall, measured.rates
+    pairs = {"accuracy": (group["group_accuracy"], overall["accuracy"])}
+    if given.num_classes == 2:
+        pooled = given.pooled()
+        pairs = {
+            rate.__name__: (rate(given), rate(pooled)[0])
+            for rate in (rates.selection_rate, rates.true_positive_rate, rates.false_positive_rate)
+        } | pairs
+    for name in ("auc", "ece"):
+        if name in overall:
+            pairs[name] = (group[f"group_{name}"], overall[name])
+    return {name: jnp.append(own, everyone) for name, (own, everyone) in pairs.items()}
+
+
 def fairness_metrics(
     logits: Logits | None = None,
     *,
@@ -300,8 +319,8 @@ def fairness_metrics(
       `max_group_loss` (nats) and the `_difference` (largest gap between two groups) and
       `_deviation` (largest distance from the pooled rate) of `equal_opportunity`,
       `equalized_odds` and `demographic_parity`; `[G]` `n`, `group_accuracy`, `group_auc`,
-      `group_loss`, `n_diverged` (rows that make all nan); `[G, K]` `n_per_label`. Compiled once
-      per shape; safe under jit and vmap.
+      `group_loss`, `group_ece`, `n_diverged` (rows that make all nan); `[G, K]` `n_per_label`.
+      Compiled once per shape; safe under jit and vmap.
 
     Raises:
       ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0; an

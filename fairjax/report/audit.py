@@ -5,27 +5,16 @@ from typing import Any
 import numpy as np
 
 from fairjax.audit import Audit
-from fairjax.report.plots import figure, shown_name
-
-MAX_GROUPS = 12  # lines that can still be told apart
+from fairjax.report.curves import draw_curves
+from fairjax.report.plots import figure
 
 
 def audit_figures(found: Audit) -> dict[str, str]:
-    """Heading -> SVG: sizes and rates of the groups, calibration, ROC, the thresholds' frontier.
-
-    Of more than `MAX_GROUPS` groups the largest ones are drawn as lines.
-    """
+    """Heading -> SVG: sizes and rates of the groups, ROC, calibration, the thresholds' frontier."""
     drawn = {"Rates by group": _rates(found)}
-    largest = sorted(range(len(found.table.groups) - 1), key=lambda g: -found.table.n[g])
-    names = [found.table.groups[g] for g in sorted(largest[:MAX_GROUPS])]
-    if found.calibration:
-        curves = {name: found.calibration[name][:, :2] for name in names}
-        drawn["Calibration by group"] = _curves(
-            curves, "predicted probability", "share of positives"
-        )
     if found.roc:
-        curves = {name: found.roc[name] for name in names}
-        drawn["ROC by group"] = _curves(curves, "false-positive rate", "true-positive rate")
+        sizes = dict(zip(found.table.groups[:-1], found.table.n.tolist(), strict=False))
+        drawn |= draw_curves({"": found.roc}, {"": found.calibration}, sizes)
     if found.frontier:
         drawn["Accuracy against disparity with a threshold per group"] = _frontier(found)
     return drawn
@@ -50,19 +39,6 @@ def _rates(found: Audit) -> str:
             axis.set_title(name.replace("_", " "), fontsize=9)
 
     return figure(draw, size=(11.0, 1.2 + 0.3 * len(table.groups)))
-
-
-def _curves(curves: dict[str, np.ndarray], x_label: str, y_label: str) -> str:
-    def draw(canvas: Any) -> None:
-        axis = canvas.subplots()
-        axis.plot([0, 1], [0, 1], ":", color="#9aa7b3")
-        for name, points in curves.items():
-            points = points[~np.isnan(points).any(1)]
-            axis.plot(*points.T, marker="." if len(points) < 20 else None, label=shown_name(name))
-        axis.set(xlabel=x_label, ylabel=y_label)
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-    return figure(draw, size=(7.0, 4.2))
 
 
 def _frontier(found: Audit) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fairjax.metrics import group_cells
 from fairjax.metrics.ranks import Ranks
 from fairjax.metrics.rate_comparison import RateComparison
 from fairjax.report.plots import figure
@@ -46,7 +47,7 @@ def row_results(
 
     Returns:
       `{row: {metric, "std", "per_seed", "ci95", "ci95_vs_plain", "change_vs_plain",
-      "change_vs_rival", "ci95_vs_rival", "levelling_down"}}`.
+      "change_vs_rival", "ci95_vs_rival", "levelling_down", "by_group"}}`.
     """
     results = {}
     for i, row in enumerate(rows):
@@ -69,6 +70,7 @@ def row_results(
         for kind in ("accuracy", "recall"):
             group, *change = judged.worst_change(kind, i, 0)
             result["levelling_down"][kind] = {"group": group_names[group], "change": change}
+        result["by_group"] = judged.group_table(i, group_names).as_dict()
         results[row] = result
     return results
 
@@ -102,6 +104,18 @@ def comparison_cells(
                 )
             cells.append(line)
     return columns, cells
+
+
+def groups_of_settings(
+    settings: Mapping[str, Results], rows: Sequence[str]
+) -> dict[str, tuple[list[str], list[list[tuple[str, str]]]]]:
+    """The tables by group of some rows, for `write_report`; rates of predictions, without AUC."""
+    return {
+        f"{setting}: {row}" if len(settings) > 1 else row: group_cells(results[row]["by_group"])
+        for setting, results in settings.items()
+        for row in dict.fromkeys(rows)
+        if row in results
+    }
 
 
 def _cell(value: float | None, interval: Sequence[float | None], form: str) -> tuple[str, str]:
@@ -167,14 +181,6 @@ def as_csv(settings: Mapping[str, Results]) -> str:
                     line += [change, *result.get(f"ci95_vs_{key}", {}).get(name, ("", ""))]
                 writer.writerow([setting, row, name, *line])
     return text.getvalue()
-
-
-def as_markdown(columns: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
-    """The table for a README."""
-    escape = lambda text: text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    lines = [[escape(" ".join(part for part in cell if part)) for cell in row] for row in cells]
-    head = [list(map(escape, columns)), ["---", *["---:"] * (len(columns) - 1)]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines])
 
 
 def as_latex(columns: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairjax.report.tables import Rows
+
 _TEMPLATE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}</title>
@@ -22,28 +24,43 @@ _TEMPLATE = """<!doctype html>
  th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
    background: var(--page); }
  @media (max-width: 40rem) { td:first-child { white-space: normal; overflow-wrap: anywhere;
-   min-width: 6rem; } }
+   min-width: 6rem; }
+  .cards, .cards tbody { display: block; } .cards thead { display: none; }
+  .cards tr { display: grid; grid-template-columns: repeat(3, 1fr); padding: .3rem 0;
+   border-bottom: 1px solid var(--line); }
+  .cards td { border: 0; padding: .1rem; } .cards td:first-child { grid-column: 1 / -1;
+   font-weight: 600; }
+  .cards td:not(:first-child)::before { content: attr(data-head) " "; color: var(--quiet);
+   font-size: .75rem; } }
  th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline:
    2px solid var(--mark); } [aria-sort=ascending] button::after { content: " \\2191"; }
  [aria-sort=descending] button::after { content: " \\2193"; }
+ summary { cursor: pointer; font-weight: 600; margin: .6rem 0 .2rem; }
  small { color: var(--quiet); display: block; } figure { margin: 1rem 0; } svg { max-width: 100%;
    height: auto; background: #fff; border-radius: 4px; }
  code, pre { background: var(--code); padding: .15rem .35rem; border-radius: 4px; }
  pre { overflow-x: auto; padding: .7rem; } dt { font-weight: 600; }
  dd, li, p { overflow-wrap: anywhere; }
 </style>
+{% macro table(columns, rows, kind="") %}<div class="scroll" tabindex="0"><table class="{{ kind
+}}"><thead><tr>{% for column in
+columns %}<th scope="col"><button>{{ column }}</button></th>{% endfor %}
+</tr></thead><tbody>
+{% for row in rows %}<tr>{% for cell in row %}{% set parts = cell[0].split(" ± ") if loop.index0
+else [cell[0]] %}<td data-head="{{ columns[loop.index0] }}">{{ parts[0]
+}}{% if parts[1] %}<small>± {{ parts[1] }}</small>{% endif %}{% if cell[1] %}
+<small>{{ cell[1] }}</small>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>{% endmacro %}
 <h1>{{ title }}</h1>
 <p>{{ question }}</p>
 <p class="answer">{{ answer }}</p>
 <h2>Results</h2>
-<div class="scroll"><table><thead><tr>{% for column in columns %}<th scope="col"><button>{{ column
-}}</button></th>{% endfor %}
-</tr></thead><tbody>
-{% for row in rows %}<tr>{% for cell in row %}{% set parts = cell[0].split(" ± ") %}<td>{{ parts[0]
-}}{% if parts[1] %}<small>± {{ parts[1] }}</small>{% endif %}{% if cell[1] %}
-<small>{{ cell[1] }}</small>{% endif %}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
+{{ table(columns, rows) }}
 <p><small>{{ caption }}</small></p>
+{% if groups %}<h2>By group</h2>
+{% for name, (columns, rows) in groups %}<details{% if loop.index < 3 %} open{% endif %}>
+<summary>{{ name }}</summary>{{ table(columns, rows, "cards") }}</details>
+{% endfor %}<p><small>{{ group_caption }}</small></p>{% endif %}
 {% for name, svg in figures %}<h2>{{ name }}</h2><figure>{{ svg | safe }}</figure>
 {% endfor %}
 {% if notes %}<h2>Notes</h2><ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}
@@ -67,6 +84,14 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
 """
 
 
+GROUP_CAPTION = (
+    "Below each rate its 95 % interval, of the same replicates as above. Selected: predicted to be "
+    "of class 1; TPR, FPR: of those that are and that are not of class 1; ECE: expected "
+    "calibration error, 15 bins, which reads high for few examples. n and positives are of one "
+    "test split."
+)
+
+
 def write_report(
     path: Path,
     *,
@@ -74,8 +99,9 @@ def write_report(
     question: str,
     answer: str,
     columns: Sequence[str],
-    rows: Sequence[Sequence[tuple[str, str]]],
+    rows: Rows,
     caption: str,
+    groups: Mapping[str, tuple[Sequence[str], Rows]] | None = None,
     figures: Mapping[str, str],
     notes: Sequence[str],
     command: str,
@@ -90,8 +116,10 @@ def write_report(
       question: what was asked, one sentence.
       answer: what came out, one sentence.
       columns: heads of the result table.
-      rows: its cells, each a value and a smaller second line (an interval) or "".
+      rows: its cells.
       caption: under the table: what the numbers are.
+      groups: row -> columns and cells of its table by group, as `metrics.group_cells` makes them;
+        all but the first two are folded.
       figures: heading -> SVG text, from `figure`.
       notes: undefined metrics, dropped rows and the like.
       command: the command line that repeats the run.
@@ -107,6 +135,8 @@ def write_report(
         columns=columns,
         rows=rows,
         caption=caption,
+        groups=(groups or {}).items(),
+        group_caption=GROUP_CAPTION,
         figures=figures.items(),
         notes=notes,
         command=command,

@@ -1,9 +1,18 @@
 """Plots as SVG text, equal for equal data."""
 
+import html
 import io
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+COLORS = (
+    *("#1f6fb2", "#c2410c", "#2e7d32", "#b91c1c", "#6d28d9"),
+    *("#7c4a2d", "#be185d", "#525252", "#737300", "#0e7490"),
+)
+"""Of lines and points; each stands out from white by 4.5 to 1."""
+_MARKERS = "osD^vP*X"
 
 
 def figure(draw: Callable[[Any], None], *, size: tuple[float, float] = (8.0, 3.2)) -> str:
@@ -12,11 +21,13 @@ def figure(draw: Callable[[Any], None], *, size: tuple[float, float] = (8.0, 3.2
     Equal drawings give equal text: no dates, no random ids. Names are shown as they are.
     """
     import matplotlib
+    from cycler import cycler
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     # no formulas: a group may be called "$5 to $10"
     settings: Any = {"svg.hashsalt": "fairjax", "svg.fonttype": "none", "text.parse_math": False}
+    settings["axes.prop_cycle"] = cycler(color=COLORS)
     with matplotlib.rc_context(settings):
         canvas = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(canvas)
@@ -60,19 +71,38 @@ def lines(panels: Mapping[str, Mapping[str, Any]], *, x_label: str) -> str:
 def trade_off(
     points: Mapping[str, tuple[float, float]], *, x_label: str, y_label: str, title: str
 ) -> str:
-    """Scatter of named models in two metrics, such as accuracy against disparity."""
+    """Scatter of named models in two metrics, such as accuracy against disparity.
+
+    Each point has a colour and a mark of its own, and says its name and values under the pointer;
+    a model whose metrics are undefined has none, which the legend says.
+    """
+    known = {name for name, (x, y) in points.items() if math.isfinite(x) and math.isfinite(y)}
+    looks = zip(itertools.cycle(COLORS), itertools.cycle(_MARKERS), strict=False)
 
     def draw(canvas):
         axis = canvas.subplots()
-        for name, (x, y) in points.items():
-            if math.isfinite(x) and math.isfinite(y):
-                axis.scatter(
-                    [x], [y], s=28, marker="s" if "@" in name else "o", label=shown_name(name)
-                )
+        for number, (name, (x, y)) in enumerate(points.items()):
+            color, marker = next(looks)
+            label = shown_name(name) if name in known else f"{name} (undefined)"
+            shown = axis.scatter(
+                *([x], [y]) if name in known else ([], []),
+                s=28,
+                color=color,
+                marker=marker,
+                label=label,
+            )
+            shown.set_gid(f"point{number}")
         axis.set(xlabel=x_label, ylabel=y_label, title=title)
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return figure(draw, size=(7.0, 3.6))
+    svg = figure(draw, size=(7.0, max(3.6, 0.8 + 0.16 * len(points))))
+    for number, (name, (x, y)) in enumerate(points.items()):
+        if name not in known:
+            continue
+        told = html.escape(f"{name}: {x_label} {x:.4f}, {y_label} {y:.4f}")
+        start = f'<g id="point{number}">'
+        svg = svg.replace(start, f"{start}<title>{told}</title>", 1)
+    return svg
 
 
 def shown_name(name: str) -> str:

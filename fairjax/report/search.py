@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from fairjax.data import Dataset, Examples
 from fairjax.fairtune import (
     STATUS_NAMES,
     Found,
@@ -79,27 +78,6 @@ def front(trials: Trials, objectives: Sequence[Objective]) -> str:
     return figure(draw, size=(5.0, 3.6))
 
 
-def roc(logits: Mapping[str, np.ndarray], test: Examples, names: Sequence[str]) -> str:
-    """Per-group ROC of full fine-tuning and of the found mask, first seed."""
-    from sklearn.metrics import roc_curve
-
-    labels, group = np.asarray(test.labels), np.asarray(test.group)
-
-    def draw(canvas):
-        axes = canvas.subplots(1, 2, squeeze=False)[0]
-        for axis, row in zip(axes, ("full", "fairtune"), strict=True):
-            scores = logits[row][0, :, 1] - logits[row][0, :, 0]
-            for i, name in enumerate(names):
-                own = group == i
-                if len(np.unique(labels[own])) == 2:
-                    false, true, _ = roc_curve(labels[own], scores[own])
-                    axis.plot(false, true, label=f"{name} (n = {own.sum()})", linewidth=1.2)
-            axis.set(title=row, xlabel="false positive rate", ylabel="true positive rate")
-            axis.legend(fontsize=7)
-
-    return figure(draw)
-
-
 def importance(shares: Mapping[str, float], objective: Objective) -> str:
     """How much each unit and the learning rate explain of the trials' first comparison."""
     names = sorted(shares, key=lambda name: shares[name])[-20:]
@@ -148,14 +126,8 @@ def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
     return shares
 
 
-def search_figures(found: Found, logits: Mapping[str, np.ndarray], data: Dataset) -> dict[str, str]:
-    """Heading -> SVG.
-
-    Args:
-      found: the search.
-      logits: test logits `[S, N, K]` of the rows "full" and "fairtune".
-      data: the data set.
-    """
+def search_figures(found: Found) -> dict[str, str]:
+    """Heading -> SVG: the trials, what the best of them train, what decides, the front."""
     space, trials, objectives = found.space, found.trials, found.objectives
     drawn = {"Search": history(trials, objectives[0])}
     if space.num_units:
@@ -164,8 +136,6 @@ def search_figures(found: Found, logits: Mapping[str, np.ndarray], data: Dataset
         drawn["What decides"] = importance(shares, objectives[0])
     if len(objectives) > 1:
         drawn["Pareto front"] = front(trials, objectives)
-    if data.num_classes == 2:
-        drawn["ROC per group on test"] = roc(logits, data.examples("test"), data.group_names)
     return drawn
 
 

@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from fairjax.metrics import Comparison, small_cells, undefined
+from fairjax.metrics import Comparison, group_tables, small_cells, undefined
+
+Rows = Sequence[Sequence[tuple[str, str]]]
+"""Cells of a table: a value and a smaller second line, such as its interval, or ""."""
 
 _SHORT = {
     "equal_opportunity": "EqOpp",
@@ -23,8 +26,11 @@ def summarise(
     comparison: Comparison,
     group_names: Sequence[str],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The `results` of `summary.json` by row; notes on what is undefined or rests on little."""
-    results = {}
+    """The `results` of `summary.json` by row; notes on what is undefined or rests on little.
+
+    Each row has `by_group`, its table by group as of `GroupTable.as_dict`.
+    """
+    results, tables = {}, group_tables(rows, comparison, group_names)
     first = {name: np.asarray(values[0, 0]) for name, values in comparison.metrics.items()}
     notes = small_cells(first, group_names)
     for i, row in enumerate(rows):
@@ -37,6 +43,7 @@ def summarise(
         result["per_seed"] = {name: own[name] for name in scalars}
         for key, part in (("ci95", comparison.mean), (f"ci95_vs_{rows[0]}", comparison.change)):
             result[key] = {name: [low[i], part.upper[name][i]] for name, low in part.lower.items()}
+        result["by_group"] = tables[row].as_dict()
         results[row] = result
         per_seed = [
             undefined({name: np.asarray(x[seed]) for name, x in own.items()}, group_names)
@@ -77,3 +84,23 @@ def table_cells(
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def as_markdown(columns: Sequence[str], rows: Rows) -> str:
+    """A table in Markdown, a line per row.
+
+    >>> print(as_markdown(["row", "a_b"], [[("x|y", ""), ("0.5", "[0.4, 0.6]")]]))
+    | row | a\\_b |
+    | --- | ---: |
+    | x\\|y | 0.5 \\[0.4, 0.6\\] |
+    """
+    lines = [[plain_text(column) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[plain_text(" ".join(filter(None, cell))) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain_text(text: str) -> str:
+    """Text for Markdown as it is: names of the data neither end a cell nor begin markup."""
+    for char in "\\`*_<>|[]#":
+        text = text.replace(char, f"\\{char}")
+    return " ".join(text.split())
