@@ -16,11 +16,11 @@ from fairjax.data.lesions import synthetic_lesions as synthetic_lesions
 from fairjax.data.named import load_named as load_named
 from fairjax.data.named import read_named as read_named
 from fairjax.data.pictures import synthetic_pictures as synthetic_pictures
-from fairjax.data.splits import Splits as Splits
+from fairjax.data.resplit import Splits as Splits
+from fairjax.data.resplit import folds as folds
+from fairjax.data.resplit import given_split as given_split
+from fairjax.data.resplit import resplits as resplits
 from fairjax.data.splits import balance_groups as balance_groups
-from fairjax.data.splits import folds as folds
-from fairjax.data.splits import given_split as given_split
-from fairjax.data.splits import resplits as resplits
 from fairjax.data.splits import split_by_id as split_by_id
 from fairjax.data.splits import stratified_split as stratified_split
 from fairjax.data.synthetic import shortcut_gaussians as shortcut_gaussians

@@ -44,6 +44,7 @@ class Table:
       delimiter: what separated the fields of the first file.
       kept: words, by `key`, that are values here although they usually say that nothing is known.
       notes: what was unusual about the files, one sentence each.
+      unit: what `line_of_row` counts, as messages call it.
     """
 
     files: tuple[str, ...]
@@ -54,6 +55,7 @@ class Table:
     delimiter: str = ","
     kept: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    unit: str = "line"
 
     def __len__(self):
         """Number of rows."""
@@ -61,7 +63,7 @@ class Table:
 
     def where(self, row: int) -> str:
         """The place of a row as messages give it: `file.csv, line 7`."""
-        return f"{self.files[self.file_of_row[row]]}, line {self.line_of_row[row]}"
+        return f"{self.files[self.file_of_row[row]]}, {self.unit} {self.line_of_row[row]}"
 
     def require(self, names) -> None:
         """Raises ValueError unless every name is a column, present once."""
@@ -127,7 +129,7 @@ def read_csv(
         name = strip(name)
         if name == "" or re.fullmatch(r"Unnamed: \d+", name):
             continue
-        column = _encode(cells, kept)
+        column = encode(cells, kept)
         if name not in columns:
             columns[name] = column
         elif column.values != columns[name].values or (column.codes != columns[name].codes).any():
@@ -157,16 +159,22 @@ def read_tables(
       ValueError: the mapping has other keys, a word of `not_missing` never means missing, or a file
         is not readable; see `read_csv`.
     """
-    for word in not_missing:
-        if key(word) not in MISSING | UNKNOWN:
-            listed = ", ".join(sorted(filter(None, MISSING | UNKNOWN)))
-            raise ValueError(f"not_missing holds {show(word)}, which is no word of {listed}")
+    kept_words(not_missing)
     options: Any = {"encoding": encoding, "not_missing": not_missing}
     if not isinstance(path, Mapping):
         return [read_csv(path, **options)]
     if set(path) != set(SPLITS):
         raise ValueError(f"path must map each of {SPLITS} to a file, got {tuple(path)}")
     return [read_csv(path[name], **options) for name in SPLITS]
+
+
+def kept_words(not_missing: Sequence[str]) -> frozenset[str]:
+    """Words, by `key`, that are values although they usually say that nothing is known."""
+    for word in not_missing:
+        if key(word) not in MISSING | UNKNOWN:
+            listed = ", ".join(sorted(filter(None, MISSING | UNKNOWN)))
+            raise ValueError(f"not_missing holds {show(word)}, which is no word of {listed}")
+    return frozenset(map(key, not_missing))
 
 
 def set_name(files: Sequence[str]) -> str:
@@ -202,6 +210,7 @@ def join(tables: list[Table]) -> Table:
         delimiter=tables[0].delimiter,
         kept=tables[0].kept,
         notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
+        unit=tables[0].unit,
     )
 
 
@@ -224,8 +233,8 @@ def show(value) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-def _encode(cells, kept: frozenset[str]) -> Column:
-    """Distinct values in order of first appearance, and their codes."""
+def encode(cells: Sequence[str], kept: frozenset[str] = frozenset()) -> Column:
+    """Cells as a column, values in order of first appearance; `kept` words are not missing."""
     code_of_value, code_of_cell = {}, {}
     for cell in dict.fromkeys(cells):
         value = strip(cell)
