@@ -350,6 +350,7 @@ WHERE_THEY_APPLY = {
     "agreement": ((0.7, 0.7, 0.5), {"colored_digits"}),
     "label_noise": (0.1, {"colored_digits"}),
     "height": (64, {"lesions_jpeg"}),
+    "tfds_dir": (Path("tfds"), set()),
 }
 
 

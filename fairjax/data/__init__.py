@@ -26,3 +26,5 @@ from fairjax.data.splits import stratified_split as stratified_split
 from fairjax.data.synthetic import shortcut_gaussians as shortcut_gaussians
 from fairjax.data.synthetic import synthetic_gaussians as synthetic_gaussians
 from fairjax.data.tables import load_csv as load_csv
+from fairjax.data.tensorflow_sets import load_tfds as load_tfds
+from fairjax.data.tensorflow_sets import load_tfds_table as load_tfds_table

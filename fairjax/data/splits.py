@@ -113,7 +113,8 @@ def complete_splits(
         f"it, seed {seed}."
         for part in absent
     ]
-    return {split: cut.get(split, splits.get(split)) for split in SPLITS}, notes
+    whole = {**splits, **cut}
+    return {split: whole[split] for split in SPLITS}, notes
 
 
 def check_shares(ratios: tuple[float, float, float]) -> None:

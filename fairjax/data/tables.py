@@ -287,7 +287,8 @@ def to_dataset(
         splits=splits,
         feature_names=tuple(feature_names),
         ids=None if roles.id_column is None else _read_ids(table, roles.id_column),
-        fixed_test=isinstance(split, (str, np.ndarray)),
+        fixed_test=isinstance(split, str)
+        or (isinstance(split, np.ndarray) and SPLITS.index("test") in split),
     )
     notes += _check_cells(data, table.files[0], allow_small_groups)
     return dataclasses.replace(data, notes=tuple(notes))
@@ -313,7 +314,7 @@ def _split_rows(
     strata: np.ndarray,
     seed: int,
     shares: Ratios | None,
-) -> tuple[Mapping[str, np.ndarray], list[str]]:
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """The rows of each split, given or drawn with the rows of an id together, and notes."""
     if isinstance(split, str):
         return read_splits(table, split)
