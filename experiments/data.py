@@ -77,7 +77,8 @@ class Data:
     drop: tuple[str, ...] = ()
     """columns that are no inputs (csv table)"""
     encoding: str | None = None
-    """of the characters, such as cp1252; by default UTF-8, or UTF-16 by its mark (csv)"""
+    """of the characters, such as cp1252; by default UTF-8, or UTF-16 by its mark (csv, named
+    sets)"""
     not_missing: tuple[str, ...] = ()
     """words such as NA that are values and do not mean missing (csv)"""
     sensitive_as_feature: bool = True
@@ -136,7 +137,7 @@ SOURCES = ("adult", "census", "compas", "synthetic", *IMAGES, "csv")
 _SIZES = ("num_train", "num_val", "num_test")
 _FILES = ("sensitive", "cache_dir", "allow_small_groups")
 _DIGITS = ("digits", "agreement", "label_noise")
-_NAMED = ("manual_dir", "unknown", "on_error", *_FILES)
+_NAMED = ("manual_dir", "encoding", "unknown", "on_error", *_FILES)
 _TELL = ("label", "positive", "id_column", "not_missing")
 _READ = ("encoding", *_TELL)
 _CSV = ("csv", "sensitive", "split", "allow_small_groups", *_READ)
@@ -321,9 +322,9 @@ def _read_lesion_files(data: Data, size: int) -> Dataset:
 
 
 def _read_named(data: Data, size: int) -> Dataset:
-    options = settings(data, ("seed", "unknown", "on_error", "cache_dir", "allow_small_groups"))
-    sensitive = data.sensitive or None
-    return load_named(data.source, data.manual_dir, size=size, sensitive=sensitive, **options)
+    options = settings(data, ("seed", *_NAMED))
+    options["sensitive"] = data.sensitive or None
+    return load_named(data.source, size=size, **options)
 
 
 def _read_tfds(data: Data, size: int) -> Dataset:

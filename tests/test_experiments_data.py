@@ -328,7 +328,7 @@ WHERE_THEY_APPLY = {
     "features": (("x",), {"csv"}),
     "categorical": (("x",), {"csv"}),
     "drop": (("x",), {"csv"}),
-    "encoding": ("cp1252", {"csv"}),
+    "encoding": ("cp1252", {"csv", *RECIPES}),
     "not_missing": (("NA",), {"csv"}),
     "sensitive_as_feature": (False, {"adult", "census", "csv"}),
     "missing": ("impute", {"csv"}),
