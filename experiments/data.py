@@ -327,25 +327,14 @@ def _read_named(data: Data, size: int) -> Dataset:
     return load_named(data.source, size=size, **options)
 
 
-def _read_tfds(data: Data, size: int) -> Dataset:
-    options = {"image": data.image_column, "age_cuts": data.age_cuts or None, "size": size}
-    return load_tfds(**_tfds_arguments(data), **options, **settings(data, _PICTURES))
-
-
-def _read_tfds_table(data: Data) -> Dataset:
-    options = settings(data, _TABLE)
-    return load_tfds_table(**_tfds_arguments(data), features=data.features or None, **options)
-
-
-def _tfds_arguments(data: Data) -> dict[str, Any]:
-    """What a TensorFlow data set is read by, table or images."""
-    return {
-        "name": data.source.removeprefix("tfds:"),
-        "data_dir": data.tfds_dir,
-        "split": _shares(data.split),
-        **_groups(data),
-        **settings(data, _TELL),
-    }
+def _read_tfds(data: Data, size: int | None = None) -> Dataset:
+    """A TensorFlow data set, as a table or as images of a size."""
+    given = _groups(data) | settings(data, _TELL) | {"split": _shares(data.split)}
+    given |= {"name": data.source.removeprefix("tfds:"), "data_dir": data.tfds_dir}
+    if size is None:
+        return load_tfds_table(**given, features=data.features or None, **settings(data, _TABLE))
+    given |= {"image": data.image_column, "age_cuts": data.age_cuts or None}
+    return load_tfds(**given, size=size, **settings(data, _PICTURES))
 
 
 def _read_table(data: Data) -> Dataset:
@@ -390,7 +379,7 @@ _TABLES: Mapping[str, Callable[[Data], Dataset]] = {
     "compas": lambda data: load_compas(data.csv[0], split=_shares(data.split), **_groups(data)),
     "synthetic": _read_synthetic,
     "csv": _read_table,
-    "tfds": _read_tfds_table,
+    "tfds": _read_tfds,
 }
 _IMAGES: Mapping[str, Callable[[Data, int], Dataset]] = {
     "lesions": _read_lesions,

@@ -43,6 +43,7 @@ SAME_LEVEL = {"trees": {"models"}, "data": {"metrics"}, "sampling": {"fairbatch"
 MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_950  # lines
 LONGER_FILES: dict[str, str] = {
     "experiments/compare.py": "one script, with the options of every method",
+    "experiments/data.py": "one configuration, with the options of every source",
     "experiments/fairbatch.py": "one script, with the options of every criterion and split",
     "experiments/fairtune.py": "one script, with the presets of eight medical sets",
 }

@@ -21,7 +21,7 @@ CelebA: Any = celeb_a.Builder
 PEOPLE = 24
 
 
-class SmallCelebA(CelebA, skip_registration=True):
+class SmallCelebA(CelebA, skip_registration=True):  # pyright: ignore
     """The real features of celeb_a, with pictures of noise; four of each person, no validation."""
 
     name = "celeb_a"
@@ -150,6 +150,7 @@ def test_truth_values_inside_a_feature_are_labels_and_groups(prepared):
     assert data.group_names == ("not Male", "Male") and len(data.splits["test"]) == 40
     assert data.cell_counts("test").sum(axis=0).tolist() == [20, 20]
     assert data.labels[data.splits["test"]].sum() == 14  # of 40, each third
+    assert data.ids is not None
     train, val = (set(data.ids[data.splits[split]].tolist()) for split in ("train", "val"))
     assert not train & val and len(train) + len(val) == PEOPLE and len(val) == PEOPLE // 4
     assert any("No val split is given: 24 of 96 rows of train" in note for note in data.notes)
