@@ -95,8 +95,11 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _leaves(features: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """The features that are not made of others, with their paths."""
-    for name, feature in features.items():
+    """The features that are not made of others, with their paths, in alphabetical order.
+
+    Their own order is that of a map in a file, and differs from one process to the next.
+    """
+    for name, feature in sorted(features.items()):
         if isinstance(feature, Mapping) or hasattr(feature, "items"):
             yield from _leaves(feature, f"{above}{name}/")
         else:

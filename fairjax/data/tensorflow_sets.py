@@ -187,7 +187,7 @@ def load_tfds_table(
                 "table takes single values; leave it out by drop= (--data.drop), or read the set "
                 "as images"
             )
-    needed = [path for path in found.features if path in needed]  # in the order of the set
+    needed = [path for path in found.features if path in needed]
     tables, sources, notes = read_splits_of(found, needed, not_missing)
     classes = names_of(found, label)
     if positive is None and classes is not None and len(classes) == 2:
