@@ -80,7 +80,8 @@ class Data:
     """of the characters, such as cp1252; by default UTF-8, or UTF-16 by its mark (csv, named
     sets)"""
     not_missing: tuple[str, ...] = ()
-    """words such as NA that are values and do not mean missing (csv)"""
+    """words such as NA that are values; else ?, NA, N/A, #N/A, #NA, <NA>, NaN, null, None, missing,
+    unknown, unk and not known mean missing, in any case (csv, tfds)"""
     sensitive_as_feature: bool = True
     """whether the sensitive columns are inputs too (adult, census, csv table)"""
     missing: Literal["drop", "impute"] = "drop"

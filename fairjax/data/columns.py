@@ -61,6 +61,9 @@ def tidy(table: Table, names: Sequence[str]) -> tuple[Table, list[str]]:
     columns, notes = dict(table.columns), []
     for name in dict.fromkeys(names):
         columns[name], merged = merge_spellings(table.columns[name], table.kept)
+        if words := table.words.get(name):
+            told = ", ".join(f"{show(word)} ({count})" for word, count in words.items())
+            merged = [*merged, f"{told} read as missing"]
         notes += [f"Column {show(name)}: {text}." for text in merged]
     return dataclasses.replace(table, columns=columns), notes
 

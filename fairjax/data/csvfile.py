@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class Table:
       kept: words, by `key`, that are values here although they usually say that nothing is known.
       notes: what was unusual about the files, one sentence each.
       unit: what `line_of_row` counts, as messages call it.
+      words: of each column, the words read as missing and how often they are in the files.
     """
 
     files: tuple[str, ...]
@@ -56,6 +58,7 @@ class Table:
     kept: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     unit: str = "line"
+    words: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     def __len__(self):
         """Number of rows."""
@@ -124,7 +127,7 @@ def read_csv(
     path = Path(path)
     raw = read_raw(path, names, encoding)
     kept = frozenset(map(key, not_missing))
-    columns, ambiguous = {}, set()
+    columns, ambiguous, words = {}, set(), {}
     for name, cells in zip(raw.header, zip(*raw.rows, strict=True), strict=True):
         name = strip(name)
         if name == "" or re.fullmatch(r"Unnamed: \d+", name):
@@ -132,6 +135,7 @@ def read_csv(
         column = encode(cells, kept)
         if name not in columns:
             columns[name] = column
+            words[name] = missing_words(cells, kept)
         elif column.values != columns[name].values or (column.codes != columns[name].codes).any():
             ambiguous.add(name)
     return Table(
@@ -143,6 +147,7 @@ def read_csv(
         delimiter=raw.delimiter,
         kept=kept,
         notes=raw.notes,
+        words=words,
     )
 
 
@@ -211,6 +216,10 @@ def join(tables: list[Table]) -> Table:
         kept=tables[0].kept,
         notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
         unit=tables[0].unit,
+        words={
+            name: sum((Counter(table.words.get(name, {})) for table in tables), Counter())
+            for name in columns
+        },
     )
 
 
@@ -243,3 +252,13 @@ def encode(cells: Sequence[str], kept: frozenset[str] = frozenset()) -> Column:
         code_of_cell[cell] = -1 if missing else code_of_value.setdefault(value, len(code_of_value))
     codes = np.fromiter(map(code_of_cell.__getitem__, cells), np.int32, len(cells))
     return Column(tuple(code_of_value), codes)
+
+
+def missing_words(cells: Sequence[str], kept: frozenset[str] = frozenset()) -> Counter[str]:
+    """Words, not blanks, that `encode` reads as missing, and how often each is there."""
+    found: Counter[str] = Counter()
+    for cell, count in Counter(cells).items():
+        word = strip(cell)
+        if word and key(word) in MISSING - kept:
+            found[word] += count
+    return found

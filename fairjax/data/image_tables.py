@@ -88,9 +88,9 @@ def load_image_table(
     Column names are compared without regard to case, and `image`, `sex` and `age` stand for the
     names in `fairjax.data.attributes.ALIASES`; unnamed index columns are skipped. Sex may be
     written M, F, male, female, man or woman; other values are kept as they are ("sex=0"), since
-    sources disagree on codes. `MISSING` and `UNKNOWN` of `fairjax.data.values` and a code of -1 are
-    unknown. `Age_binary` and `Age_multi` are made from an age in years where the table
-    lacks them.
+    sources disagree on codes. The words that `load_csv` reads as missing and a code of -1 are
+    unknown, and counted in `notes`. `Age_binary` and `Age_multi` are made from an age in years
+    where the table lacks them.
 
     Args:
       path: a CSV, or a mapping with the files "train", "val" and "test".

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fairjax.data.columns import split_called
-from fairjax.data.csvfile import Table, encode, kept_words, show
+from fairjax.data.csvfile import Table, encode, kept_words, missing_words, show
 from fairjax.data.decode import Packed
 from fairjax.data.named import RECIPES
 from fairjax.data.rawtable import blamed
@@ -215,6 +215,7 @@ def read_splits_of(
                     line_of_row=np.arange(len(records), dtype=np.int32),
                     kept=kept,
                     unit="record",
+                    words={name: missing_words(each, kept) for name, each in cells.items()},
                 )
             )
     if not tables:

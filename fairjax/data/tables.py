@@ -60,11 +60,11 @@ def load_csv(
     what only looks like numbers (money, dates, units) and texts that differ in nearly every row are
     refused by name.
 
-    Empty cells and those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`,
-    ...) are missing; in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not
-    known`), which a feature of texts keeps as a category; `not_missing` takes words off these
-    lists. Rows without label or group are dropped. All that is dropped, filled or unseen is counted
-    in `notes`.
+    Empty cells and the words `?`, `NA`, `N/A`, `#N/A`, `#NA`, `<NA>`, `NaN`, `null`, `None` and
+    `missing` in any case (`fairjax.data.values.MISSING`) are missing; in labels, groups and ids so
+    are `unknown`, `unk` and `not known` (`UNKNOWN`), which a feature of texts keeps as a category;
+    `not_missing` takes words off these lists, for a region called NA. Rows without label or group
+    are dropped. All that is dropped, filled, unseen or read as missing is counted in `notes`.
 
     Labels, groups, ids and categories that differ only in case, blanks, invisible characters, a
     closing stop or the way a number is written are one value, named by its most frequent spelling,
