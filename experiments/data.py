@@ -21,6 +21,8 @@ from fairjax.data import (
     load_csv,
     load_image_table,
     load_named,
+    load_tfds,
+    load_tfds_table,
     read_named,
     synthetic_gaussians,
     synthetic_lesions,
@@ -40,12 +42,16 @@ class Data:
     source: str = "lesions"
     """tables: adult, census, compas, synthetic (two Gaussians); images: lesions (synthetic, drawn
     in memory), lesions_jpeg (the same as files), colored_digits or a named set of
-    experiments.prepare; csv: a table of yours, or with --data.image-root also a folder of images"""
+    experiments.prepare; csv: a table of yours, or with --data.image-root also a folder of images;
+    tfds:NAME or tfds:NAME:CONFIG: a TensorFlow data set, a table or images, prepared as
+    array_record"""
     manual_dir: Path = Path(".")
     """folder with the files of a named set; of lesions_jpeg, drawn there if it is new or empty"""
+    tfds_dir: Path | None = None
+    """folder of prepared TensorFlow data sets, $TFDS_DATA_DIR or ~/tensorflow_datasets (tfds)"""
     sensitive: tuple[str, ...] = ()
-    """columns that make the groups, several make intersections; by default sex for tables and
-    csv, the first attribute of a named set"""
+    """columns that make the groups, several make intersections; by default sex for tables, csv and
+    tfds, the first attribute of a named set"""
     name: str | None = None
     """what reports call the set; by default its source, its file or the folder of three files"""
     csv: tuple[Path, ...] = ()
@@ -53,15 +59,15 @@ class Data:
     image_root: Path | None = None
     """folder that the image paths of a csv are relative to"""
     image_column: str = "image"
-    """column of image paths (csv with images)"""
+    """column of image paths (csv with images), or the feature of the picture (tfds)"""
     label: str = "label"
-    """column to predict (csv)"""
+    """column to predict (csv, tfds)"""
     label_classes: tuple[str, ...] = ()
     """VALUE=CLASS for each label value to keep, classes 0, 1, ... (csv with images)"""
     positive: str | None = None
-    """label value that counts as class 1, all others as 0 (csv)"""
+    """label value that counts as class 1, all others as 0 (csv, tfds)"""
     id_column: str | None = None
-    """column whose equal values never straddle splits, such as a patient (csv)"""
+    """column whose equal values never straddle splits, such as a patient (csv, tfds)"""
     split: str = "0.6,0.2,0.2"
     """shares of train, val and test (adult, compas, csv), or a column that says which (csv)"""
     features: tuple[str, ...] = ()
@@ -71,9 +77,11 @@ class Data:
     drop: tuple[str, ...] = ()
     """columns that are no inputs (csv table)"""
     encoding: str | None = None
-    """of the characters, such as cp1252; by default UTF-8, or UTF-16 by its mark (csv)"""
+    """of the characters, such as cp1252; by default UTF-8, or UTF-16 by its mark (csv, named
+    sets)"""
     not_missing: tuple[str, ...] = ()
-    """words such as NA that are values and do not mean missing (csv)"""
+    """words such as NA that are values; else ?, NA, N/A, #N/A, #NA, <NA>, NaN, null, None, missing,
+    unknown, unk and not known mean missing, in any case (csv, tfds)"""
     sensitive_as_feature: bool = True
     """whether the sensitive columns are inputs too (adult, census, csv table)"""
     missing: Literal["drop", "impute"] = "drop"
@@ -130,9 +138,12 @@ SOURCES = ("adult", "census", "compas", "synthetic", *IMAGES, "csv")
 _SIZES = ("num_train", "num_val", "num_test")
 _FILES = ("sensitive", "cache_dir", "allow_small_groups")
 _DIGITS = ("digits", "agreement", "label_noise")
-_NAMED = ("manual_dir", "unknown", "on_error", *_FILES)
-_READ = ("label", "positive", "id_column", "encoding", "not_missing")
+_NAMED = ("manual_dir", "encoding", "unknown", "on_error", *_FILES)
+_TELL = ("label", "positive", "id_column", "not_missing")
+_READ = ("encoding", *_TELL)
 _CSV = ("csv", "sensitive", "split", "allow_small_groups", *_READ)
+_TFDS = ("tfds_dir", "sensitive", "split", "allow_small_groups", *_TELL)
+_PICTURES = ("unknown", "window", "on_error", "cache_dir")
 _TABLE = ("missing", "sensitive_as_feature", "categorical", "drop")
 _OWN_IMAGES = (*_CSV, "label_classes", "unknown", "age_cuts")
 _DECODED = ("image_root", "image_column", "window", "array_key", "on_error", "cache_dir")
@@ -148,6 +159,8 @@ _OPTIONS = {
     "csv": (*_CSV, "features", *_TABLE),
     "csv with images": (*_OWN_IMAGES, *_DECODED),
     "csv with pickles": (*_OWN_IMAGES, "pickles", "trust_pickle"),
+    "tfds": (*_TFDS, "features", *_TABLE),
+    "tfds with images": (*_TFDS, "image_column", "age_cuts", *_PICTURES),
 }
 """Options of each source, besides those of all."""
 
@@ -169,7 +182,7 @@ def load_data(data: Data, *, image_size: int | None = None, augment: Augment = "
         range; anything that the files should not hold.
       FileNotFoundError: what is missing.
     """
-    kind = _kind(data)
+    kind = _kind(data, image_size)
     _check_options(data, kind)
     _check_numbers(data, image_size, augment)
     if kind in _TABLES:
@@ -197,10 +210,12 @@ def make_augment(kind: Augment, image_size: int) -> Transform:
     return compose(random_resized_crop(image_size, flip=0.5))
 
 
-def _kind(data: Data) -> str:
-    """The source, with what a csv holds."""
+def _kind(data: Data, image_size: int | None) -> str:
+    """The source, with what a csv holds, or what is wanted of a TensorFlow data set."""
+    if data.source.startswith("tfds:"):
+        return "tfds" if image_size is None else "tfds with images"
     if data.source not in SOURCES:
-        raise ValueError(f"no source {data.source!r}; there are {', '.join(SOURCES)}")
+        raise ValueError(f"no source {data.source!r}; there are {', '.join(SOURCES)}, tfds:NAME")
     images = "with images" if data.image_root is not None else ""
     images = "with pickles" if data.pickles else images
     return f"csv {images}".strip() if data.source == "csv" else data.source
@@ -308,9 +323,19 @@ def _read_lesion_files(data: Data, size: int) -> Dataset:
 
 
 def _read_named(data: Data, size: int) -> Dataset:
-    options = settings(data, ("seed", "unknown", "on_error", "cache_dir", "allow_small_groups"))
-    sensitive = data.sensitive or None
-    return load_named(data.source, data.manual_dir, size=size, sensitive=sensitive, **options)
+    options = settings(data, ("seed", *_NAMED))
+    options["sensitive"] = data.sensitive or None
+    return load_named(data.source, size=size, **options)
+
+
+def _read_tfds(data: Data, size: int | None = None) -> Dataset:
+    """A TensorFlow data set, as a table or as images of a size."""
+    given = _groups(data) | settings(data, _TELL) | {"split": _shares(data.split)}
+    given |= {"name": data.source.removeprefix("tfds:"), "data_dir": data.tfds_dir}
+    if size is None:
+        return load_tfds_table(**given, features=data.features or None, **settings(data, _TABLE))
+    given |= {"image": data.image_column, "age_cuts": data.age_cuts or None}
+    return load_tfds(**given, size=size, **settings(data, _PICTURES))
 
 
 def _read_table(data: Data) -> Dataset:
@@ -355,6 +380,7 @@ _TABLES: Mapping[str, Callable[[Data], Dataset]] = {
     "compas": lambda data: load_compas(data.csv[0], split=_shares(data.split), **_groups(data)),
     "synthetic": _read_synthetic,
     "csv": _read_table,
+    "tfds": _read_tfds,
 }
 _IMAGES: Mapping[str, Callable[[Data, int], Dataset]] = {
     "lesions": _read_lesions,
@@ -362,6 +388,7 @@ _IMAGES: Mapping[str, Callable[[Data, int], Dataset]] = {
     "colored_digits": _read_digits,
     "csv with images": _read_images,
     "csv with pickles": _read_images,
+    "tfds with images": _read_tfds,
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import jax
 
-from experiments.cli import Count, Hidden, Seed, check_numbers, phase, table
+from experiments.cli import Count, Hidden, Seed, check_numbers, phase, settings, table
 from experiments.files import write_atomically
 from experiments.run import data_summary, main
 from fairjax.data import SPLITS, Dataset
@@ -66,6 +66,8 @@ class Named:
     """where decoded images are kept"""
     allow_small_groups: bool = False
     """accept groups that have no rows in a split"""
+    encoding: str | None = None
+    """of the characters of its tables, such as cp1252; by default UTF-8, or UTF-16 by its mark"""
     tfds_dir: Path | None = None
     """also write a TensorFlow Dataset (array_record) below this folder"""
 
@@ -83,9 +85,8 @@ def prepare(config: Lesions | Named) -> Callable[[], None]:
     if results_folder(config).resolve() == config.manual_dir.resolve():
         raise ValueError(f"--out must not be the folder of the raw files, {config.manual_dir}")
     phase(f"reading {config.name}")
-    recipe, table = read_named(
-        config.name, config.manual_dir, seed=config.seed, on_error=config.on_error
-    )
+    options = settings(config, ("seed", "on_error", "encoding"))
+    recipe, table = read_named(config.name, config.manual_dir, **options)
     data = image_dataset(
         table,
         config.sensitive or recipe.sensitive,

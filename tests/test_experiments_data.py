@@ -328,7 +328,7 @@ WHERE_THEY_APPLY = {
     "features": (("x",), {"csv"}),
     "categorical": (("x",), {"csv"}),
     "drop": (("x",), {"csv"}),
-    "encoding": ("cp1252", {"csv"}),
+    "encoding": ("cp1252", {"csv", *RECIPES}),
     "not_missing": (("NA",), {"csv"}),
     "sensitive_as_feature": (False, {"adult", "census", "csv"}),
     "missing": ("impute", {"csv"}),
@@ -350,6 +350,7 @@ WHERE_THEY_APPLY = {
     "agreement": ((0.7, 0.7, 0.5), {"colored_digits"}),
     "label_noise": (0.1, {"colored_digits"}),
     "height": (64, {"lesions_jpeg"}),
+    "tfds_dir": (Path("tfds"), set()),
 }
 
 

@@ -50,6 +50,7 @@ SAME_LEVEL = {
 
 MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_700  # lines
 LONGER_FILES: dict[str, str] = {
+    "experiments/data.py": "one configuration, with the options of every source",
     "experiments/fairbatch.py": "one script, with the options of every criterion and split",
     "experiments/fairtune.py": "one script, with the presets of eight medical sets",
 }

@@ -191,7 +191,10 @@ def test_missing_cells_are_filled_with_train_statistics(tmp_path):
 def test_rows_without_label_or_group_are_dropped_even_when_imputing(tmp_path):
     path = write(tmp_path / "t.csv", changed(0, "sex", "", changed(1, "outcome", "nan") + ROWS))
     data = load(path, missing="impute")
-    assert data.notes[0] == "Dropped 2 of 24 rows with missing values ('outcome' 1, 'sex' 1)."
+    assert data.notes[:2] == (
+        "Column 'outcome': 'nan' (1) read as missing.",
+        "Dropped 2 of 24 rows with missing values ('outcome' 1, 'sex' 1).",
+    )
 
 
 def test_drawn_splits_are_stratified_and_repeat_by_seed(tmp_path):

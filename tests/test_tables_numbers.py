@@ -8,6 +8,7 @@ import pytest
 
 from fairjax.data.numerals import looks_like, read_numerals
 from fairjax.data.tables import load_csv
+from fairjax.data.values import MISSING, UNKNOWN
 
 
 def write(folder, rows=40, *, separator=",", **columns):
@@ -261,6 +262,13 @@ def test_a_region_called_na_can_be_kept(tmp_path):
     kept = load(path, not_missing=("na",), **options)
     assert kept.group_names == ("EU", "NA") and len(kept.group) == truth.isin(["NA", "EU"]).sum()
     assert any("'unknown' (10) read as missing" in note for note in kept.notes)
+    dropped = load(path, **options | {"sensitive": "z", "drop": ("region",)}).notes
+    assert not any("'NA'" in note for note in dropped)  # of columns that are not used
+    with pytest.raises(ValueError, match="'region' make 1 group"):
+        load(path, **options)
+    both = write(tmp_path, region=lambda i: ("NA", "EU", "US", "")[i % 4], z=lambda i: i % 5)
+    assert "Column 'region': 'NA' (10) read as missing." in load(both, **options).notes
+    path = write(tmp_path, region=region, z=lambda i: i % 5, y=lambda i: i // 4 % 2)
     names = load(path, features=("region",), not_missing=("NA",)).feature_names
     assert names == ("region=EU", "region=NA", "region=unknown")
     with pytest.raises(ValueError, match="not_missing holds 'Namibia', which is no word of #n/a"):
@@ -281,3 +289,8 @@ def test_numbers_too_small_to_write_out_are_no_numbers(tmp_path):
     path = write(tmp_path, x=lambda i: ("1e-999999999", "1")[i % 2])
     with pytest.raises(ValueError, match="holds '1e-999999999' among"):
         load(path, features=("x",))
+
+
+def test_every_word_that_means_missing_is_in_the_documentation():
+    written = " ".join((load_csv.__doc__ or "").split()).casefold()
+    assert all(f"`{word}`" in written for word in (MISSING | UNKNOWN) - {""})

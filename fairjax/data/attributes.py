@@ -61,6 +61,12 @@ def cells(table: Table, name: str) -> list[str]:
     return [values[code] for code in codes]
 
 
+def texts(table: Table, name: str) -> list[str]:
+    """All cells of a column, "" for a missing one."""
+    values, codes = table.columns[name]
+    return [values[code] if code >= 0 else "" for code in codes]
+
+
 def read_attribute(table: Table, name: str, age_cuts: Sequence[float] | None = None) -> Column:
     """A sensitive attribute with its group names in order; unknown values have code -1."""
     cuts = AGE_CUTS.get(name.casefold())

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from fairjax.data.decode import Decoded, read_image
+from fairjax.data.decode import Decoded, Packed, read_image
 
 # Raised when decoding changes what it returns, so that old caches are not taken for new ones.
 _VERSION = 2
@@ -42,7 +42,7 @@ class CachedImages(NamedTuple):
 
 
 def cached_images(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | Packed],
     size: int,
     *,
     where: Sequence[str] | None = None,
@@ -63,7 +63,7 @@ def cached_images(
     of the interpreter.
 
     Args:
-      paths: N image files, as `decode_image` reads them.
+      paths: N image files, as `decode_image` reads them, or pictures inside larger files.
       size: side of the stored images; a little more than the training crop leaves room for it.
       where: N places (file and line of a table) that errors name besides the path.
       cache_dir: folder of caches, created where absent; `default_cache_dir()` by default.
@@ -91,7 +91,7 @@ def cached_images(
         all(map(math.isfinite, window)) and len(window) == 2 and window[0] < window[1]
     ):
         raise ValueError(f"window must be two increasing finite numbers, got {window}")
-    paths = [Path(path) for path in paths]
+    paths = [path if isinstance(path, Packed) else Path(path) for path in paths]
     where = where if where is not None else [""] * len(paths)
     settings = {
         "version": _VERSION,
@@ -135,8 +135,11 @@ def _place_note(folder: Path, pixels: np.ndarray) -> str:
     return f"Decoded images ({pixels.nbytes / 2**20:.1f} MiB) are kept in {place}."
 
 
-def _identity(path: Path) -> str | None:
-    """What identifies a file's contents, or None where there is no file."""
+def _identity(path: Path | Packed) -> str | None:
+    """What identifies a picture's contents, or None where there is no file."""
+    if isinstance(path, Packed):
+        holder = _identity(path.file)
+        return None if holder is None else f"{path.place}\0{holder}"
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -147,7 +150,10 @@ def _identity(path: Path) -> str | None:
 
 
 def _check_absent(
-    paths: Sequence[Path], where: Sequence[str], entries: Sequence[str | None], on_error: str
+    paths: Sequence[Path | Packed],
+    where: Sequence[str],
+    entries: Sequence[str | None],
+    on_error: str,
 ) -> None:
     """Raises FileNotFoundError for absent images, unless they are to be skipped and some remain."""
     absent = [row for row, entry in enumerate(entries) if entry is None]
@@ -199,10 +205,10 @@ def _open_cache(
 
 def _build_cache(
     folder: Path,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Packed],
     where: Sequence[str],
     shape: tuple[int, ...],
-    read: Callable[[Path], Decoded],
+    read: Callable[[Path | Packed], Decoded],
     on_error: str,
     num_workers: int | None,
     progress: bool | None,
@@ -256,9 +262,9 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 def _fill(
     pixels: np.ndarray,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Packed],
     where: Sequence[str],
-    read: Callable[[Path], Decoded],
+    read: Callable[[Path | Packed], Decoded],
     on_error: str,
     num_workers: int | None,
     progress: bool | None,

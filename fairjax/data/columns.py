@@ -26,6 +26,11 @@ _SPLIT_NAMES = {split: split for split in SPLITS} | {
 """What split columns hold, by `key`."""
 
 
+def split_called(name: str) -> str | None:
+    """Our name of a split that may be called by another, or None for one that is none of ours."""
+    return _SPLIT_NAMES.get(key(name))
+
+
 def drop_missing(table: Table, needed: Sequence[str]) -> tuple[Table, np.ndarray, list[str]]:
     """The table without the rows that miss a needed cell, which rows stay, and a note."""
     absent = {name: table.columns[name].codes < 0 for name in needed}
@@ -56,6 +61,9 @@ def tidy(table: Table, names: Sequence[str]) -> tuple[Table, list[str]]:
     columns, notes = dict(table.columns), []
     for name in dict.fromkeys(names):
         columns[name], merged = merge_spellings(table.columns[name], table.kept)
+        if words := table.words.get(name):
+            told = ", ".join(f"{show(word)} ({count})" for word, count in words.items())
+            merged = [*merged, f"{told} read as missing"]
         notes += [f"Column {show(name)}: {text}." for text in merged]
     return dataclasses.replace(table, columns=columns), notes
 
@@ -205,7 +213,7 @@ def read_groups(
 def read_splits(table: Table, name: str) -> tuple[dict[str, Int32[np.ndarray, " _"]], list[str]]:
     """The rows of each split, as a column names it, and notes on names that are not ours."""
     values, codes = table.columns[name]
-    named = [_SPLIT_NAMES.get(key(value)) for value in values]
+    named = [split_called(value) for value in values]
     known = np.array([*(split is not None for split in named), False])
     if not known[codes].all():
         row = int(np.flatnonzero(~known[codes])[0])

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ class Table:
       delimiter: what separated the fields of the first file.
       kept: words, by `key`, that are values here although they usually say that nothing is known.
       notes: what was unusual about the files, one sentence each.
+      unit: what `line_of_row` counts, as messages call it.
+      words: of each column, the words read as missing and how often they are in the files.
     """
 
     files: tuple[str, ...]
@@ -54,6 +57,8 @@ class Table:
     delimiter: str = ","
     kept: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    unit: str = "line"
+    words: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     def __len__(self):
         """Number of rows."""
@@ -61,7 +66,7 @@ class Table:
 
     def where(self, row: int) -> str:
         """The place of a row as messages give it: `file.csv, line 7`."""
-        return f"{self.files[self.file_of_row[row]]}, line {self.line_of_row[row]}"
+        return f"{self.files[self.file_of_row[row]]}, {self.unit} {self.line_of_row[row]}"
 
     def require(self, names) -> None:
         """Raises ValueError unless every name is a column, present once."""
@@ -122,14 +127,15 @@ def read_csv(
     path = Path(path)
     raw = read_raw(path, names, encoding)
     kept = frozenset(map(key, not_missing))
-    columns, ambiguous = {}, set()
+    columns, ambiguous, words = {}, set(), {}
     for name, cells in zip(raw.header, zip(*raw.rows, strict=True), strict=True):
         name = strip(name)
         if name == "" or re.fullmatch(r"Unnamed: \d+", name):
             continue
-        column = encode_cells(cells, MISSING - kept)
+        column = encode(cells, MISSING - kept)
         if name not in columns:
             columns[name] = column
+            words[name] = missing_words(cells, kept)
         elif column.values != columns[name].values or (column.codes != columns[name].codes).any():
             ambiguous.add(name)
     return Table(
@@ -141,6 +147,7 @@ def read_csv(
         delimiter=raw.delimiter,
         kept=kept,
         notes=raw.notes,
+        words=words,
     )
 
 
@@ -157,16 +164,22 @@ def read_tables(
       ValueError: the mapping has other keys, a word of `not_missing` never means missing, or a file
         is not readable; see `read_csv`.
     """
-    for word in not_missing:
-        if key(word) not in MISSING | UNKNOWN:
-            listed = ", ".join(sorted(filter(None, MISSING | UNKNOWN)))
-            raise ValueError(f"not_missing holds {show(word)}, which is no word of {listed}")
+    kept_words(not_missing)
     options: Any = {"encoding": encoding, "not_missing": not_missing}
     if not isinstance(path, Mapping):
         return [read_csv(path, **options)]
     if set(path) != set(SPLITS):
         raise ValueError(f"path must map each of {SPLITS} to a file, got {tuple(path)}")
     return [read_csv(path[name], **options) for name in SPLITS]
+
+
+def kept_words(not_missing: Sequence[str]) -> frozenset[str]:
+    """Words, by `key`, that are values although they usually say that nothing is known."""
+    for word in not_missing:
+        if key(word) not in MISSING | UNKNOWN:
+            listed = ", ".join(sorted(filter(None, MISSING | UNKNOWN)))
+            raise ValueError(f"not_missing holds {show(word)}, which is no word of {listed}")
+    return frozenset(map(key, not_missing))
 
 
 def set_name(files: Sequence[str]) -> str:
@@ -202,6 +215,11 @@ def join(tables: list[Table]) -> Table:
         delimiter=tables[0].delimiter,
         kept=tables[0].kept,
         notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
+        unit=tables[0].unit,
+        words={
+            name: sum((Counter(table.words.get(name, {})) for table in tables), Counter())
+            for name in columns
+        },
     )
 
 
@@ -224,9 +242,8 @@ def show(value) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-def encode_cells(cells: Iterable[str], missing: Set[str]) -> Column:
-    """Distinct values in order of first appearance, and their codes; `missing` are words by key."""
-    cells = list(cells)
+def encode(cells: Sequence[str], missing: Set[str] = MISSING) -> Column:
+    """Cells as a column, values in order of first appearance; `missing` are words by key."""
     code_of_value, code_of_cell = {}, {}
     for cell in dict.fromkeys(cells):
         value = strip(cell)
@@ -234,3 +251,13 @@ def encode_cells(cells: Iterable[str], missing: Set[str]) -> Column:
         code_of_cell[cell] = code
     codes = np.fromiter(map(code_of_cell.__getitem__, cells), np.int32, len(cells))
     return Column(tuple(code_of_value), codes)
+
+
+def missing_words(cells: Sequence[str], kept: frozenset[str] = frozenset()) -> Counter[str]:
+    """Words, not blanks, that `encode` reads as missing, and how often each is there."""
+    found: Counter[str] = Counter()
+    for cell, count in Counter(cells).items():
+        word = strip(cell)
+        if word and key(word) in MISSING - kept:
+            found[word] += count
+    return found

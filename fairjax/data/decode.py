@@ -1,10 +1,11 @@
 """One image file, of any kind that medical sets come in, as a square uint8 RGB array."""
 
 import contextlib
+import dataclasses
 import io
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,25 @@ MAX_PIXELS = 2**27
 # How much larger than needed a JPEG may be after the decoder's own cheap halving; the rest is done
 # by an antialiased resize.
 _DRAFT_GAP = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A picture that lies inside a larger file, such as a record of a TensorFlow data set.
+
+    Attributes:
+      file: what holds it; when that changes, so may the picture.
+      place: where in it the picture lies.
+      read: the picture's bytes, in one of `FORMATS`; called by several threads at once.
+    """
+
+    file: Path
+    place: str
+    read: Callable[[], bytes]
+
+    def __str__(self):
+        """The place, as messages give it."""
+        return f"{self.file}, {self.place}"
 
 
 class Decoded(NamedTuple):
@@ -65,16 +85,18 @@ def decode_image(
 
 
 def read_image(
-    path: str | Path,
+    path: str | Path | Packed,
     size: int,
     *,
     window: tuple[float, float] | None = None,
     array_key: str | None = None,
 ) -> Decoded:
-    """`decode_image`, and whether the window was needed."""
-    path = Path(path)
+    """`decode_image`, and whether the window was needed; also of a picture inside a file."""
+    path = path if isinstance(path, Packed) else Path(path)
     with _reading(path):
-        if path.suffix.lower() in (".npy", ".npz"):
+        if isinstance(path, Packed):
+            image, is_deep = _decode_file(path, size, window)
+        elif path.suffix.lower() in (".npy", ".npz"):
             pixels = _read_array(path, array_key)
             image, is_deep = _from_array(_to_uint8(pixels, window)), pixels.dtype != np.uint8
         elif path.suffix.lower() in (".dcm", ".dicom"):
@@ -116,7 +138,7 @@ def upright_png(path: str | Path, window: tuple[float, float] | None = None) -> 
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path | Packed) -> Iterator[None]:
     """Whatever a library raises over a file of the user becomes one line that names it."""
     try:
         yield
@@ -133,7 +155,7 @@ def square(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "
     return _fit(_from_array(pixels), size)
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path | Packed) -> Any:
     """The image as Pillow opens it: its size is checked, nothing is decoded."""
     from PIL import Image, UnidentifiedImageError
 
@@ -142,7 +164,8 @@ def _open(path: Path) -> Any:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         Image.init()  # all plugins; a build of Pillow may lack some
         try:
-            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+            source = io.BytesIO(path.read()) if isinstance(path, Packed) else path
+            image = Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
         except UnidentifiedImageError:
             raise ValueError(f"none of {', '.join(FORMATS)}") from None
     try:
@@ -154,7 +177,7 @@ def _open(path: Path) -> Any:
 
 
 def _decode_file(
-    path: Path, size: int | None, window: tuple[float, float] | None
+    path: Path | Packed, size: int | None, window: tuple[float, float] | None
 ) -> tuple[Any, bool]:
     """An upright RGB image, for a side of `size` or whole, and whether a window was needed."""
     from PIL import ImageOps

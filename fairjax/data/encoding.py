@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from fairjax.data.csvfile import Column, encode_cells, number, read_csv, show
+from fairjax.data.csvfile import Column, encode, number, read_csv, show
 from fairjax.data.numerals import plain_number
 from fairjax.data.rawtable import short_errors
 from fairjax.data.values import MISSING, UNKNOWN, canonical, key, strip
@@ -162,7 +162,7 @@ class Encoder:
             cells, plain = _texts(columns[column.name])
             if plain and isinstance(column, Numbers):
                 column = column._replace(rule="")
-            coded = encode_cells(cells, column.missing - set(self.not_missing))
+            coded = encode(cells, column.missing - set(self.not_missing))
             block, more = column.encode(coded, where)
             blocks.append(block)
             notes += more

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int32, Integer, Shaped, UInt8
+from jaxtyping import Int32, Integer, Shaped
 
 from fairjax.data.attributes import (
     cells,
@@ -15,13 +15,13 @@ from fairjax.data.attributes import (
     find_column,
     read_attribute,
 )
-from fairjax.data.cache import cached_images
+from fairjax.data.cache import CachedImages, cached_images
 from fairjax.data.columns import note_classes, read_labels, read_splits, rows_of_splits, tidy
 from fairjax.data.csvfile import Column, Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.image_files import find_images, pickled_inputs
 from fairjax.data.rawtable import short_errors
-from fairjax.data.splits import stratified_split
+from fairjax.data.splits import complete_splits, stratified_split
 from fairjax.data.values import key, merge_ids
 
 Ratios = tuple[float, float, float]
@@ -42,7 +42,8 @@ class ImageTable:
       attributes: sensitive attributes by name; the values of each are its group names in order,
         code -1 is unknown.
       ids: `[N]` of patients or lesions that must not straddle splits, or None.
-      splits: rows of train, val and test, or None where they are to be drawn.
+      splits: rows of train, val and test, or None where they are to be drawn; val and test that
+        are absent are cut out of train.
       notes: what reading did, one sentence each.
     """
 
@@ -87,9 +88,9 @@ def load_image_table(
     Column names are compared without regard to case, and `image`, `sex` and `age` stand for the
     names in `fairjax.data.attributes.ALIASES`; unnamed index columns are skipped. Sex may be
     written M, F, male, female, man or woman; other values are kept as they are ("sex=0"), since
-    sources disagree on codes. `MISSING` and `UNKNOWN` of `fairjax.data.values` and a code of -1 are
-    unknown. `Age_binary` and `Age_multi` are made from an age in years where the table
-    lacks them.
+    sources disagree on codes. The words that `load_csv` reads as missing and a code of -1 are
+    unknown, and counted in `notes`. `Age_binary` and `Age_multi` are made from an age in years
+    where the table lacks them.
 
     Args:
       path: a CSV, or a mapping with the files "train", "val" and "test".
@@ -134,37 +135,34 @@ def load_image_table(
     names = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive)
     shared = [name for name in tables[0].columns if all(name in t.columns for t in tables)]
     table = join([one.select(shared) for one in tables])
-    table, merged = _tidy(table, (*names, *(() if id_column is None else (id_column,))), image)
-    table, labels, label_names, notes = _read_classes(table, label, positive)
-    notes.append(note_classes(label if isinstance(label, str) else next(iter(label)), label_names))
-    table, aged = check_ages(table, names, on_error, age_cuts)
-    splits = rows_of_splits(table.file_of_row) if isinstance(path, Mapping) else None
-    if isinstance(split, str):
+    table, result = annotate(
+        table,
+        names,
+        label=label,
+        positive=positive,
+        id_column=id_column,
+        image=image,
+        age_cuts=age_cuts,
+        on_error=on_error,
+    )
+    splits, renamed = None, []
+    if isinstance(path, Mapping):
+        splits = rows_of_splits(table.file_of_row)
+    elif isinstance(split, str):
         splits, renamed = read_splits(table, find_column(table, split))
-        notes += renamed
     root = Path(image_root) if image_root is not None else Path(table.files[0]).parent
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder of images")
-    where = tuple(map(table.where, range(len(table))))
-    paths, found = (), ()
-    if not pickles:
+    paths, found, images = (), (), None
+    if pickles:
+        inputs = pickled_inputs(pickles, tables, table, size, trust_pickle)
+        images = CachedImages(inputs, {}, ())
+    else:
         names_of_files = cells(table, find_column(table, image))
         absent = "keep" if on_error == "skip" else "error"
-        paths, found = find_images([root], names_of_files, where, absent=absent)
-    result = ImageTable(
-        name=set_name(table.files),
-        paths=paths,
-        where=where,
-        labels=labels,
-        label_names=label_names,
-        attributes={name: read_attribute(table, name, age_cuts) for name in names},
-        ids=None if id_column is None else np.array(cells(table, find_column(table, id_column))),
-        splits=splits,
-        notes=(*table.notes, *merged, *notes, *aged, *found),
-    )
-    inputs = None
-    if pickles is not None:
-        inputs = pickled_inputs(pickles, tables, table, size, trust_pickle)
+        paths, found = find_images([root], names_of_files, result.where, absent=absent)
+    notes = (*result.notes, *renamed, *found)
+    result = dataclasses.replace(result, paths=paths, splits=splits, notes=notes)
     return image_dataset(
         result,
         names,
@@ -177,7 +175,39 @@ def load_image_table(
         on_error=on_error,
         cache_dir=cache_dir,
         allow_small_groups=allow_small_groups,
-        inputs=inputs,
+        images=images,
+    )
+
+
+def annotate(
+    table: Table,
+    sensitive: Sequence[str],
+    *,
+    label: str | Classes,
+    positive: str | int | None,
+    id_column: str | None,
+    image: str,
+    age_cuts: Sequence[float] | None,
+    on_error: str,
+) -> tuple[Table, ImageTable]:
+    """The rows that have a class, and what is known of them; arguments as in `load_image_table`.
+
+    The caller adds the paths, and the splits where they are given. An `image` of "" is no column.
+    """
+    ids = () if id_column is None else (id_column,)
+    table, merged = _tidy(table, (*sensitive, *ids), image)
+    table, labels, label_names, notes = _read_classes(table, label, positive)
+    notes.append(note_classes(label if isinstance(label, str) else next(iter(label)), label_names))
+    table, aged = check_ages(table, sensitive, on_error, age_cuts)
+    return table, ImageTable(
+        name=set_name(table.files),
+        paths=(),
+        where=tuple(map(table.where, range(len(table)))),
+        labels=labels,
+        label_names=label_names,
+        attributes={name: read_attribute(table, name, age_cuts) for name in sensitive},
+        ids=None if id_column is None else np.array(cells(table, find_column(table, id_column))),
+        notes=(*table.notes, *merged, *notes, *aged),
     )
 
 
@@ -194,20 +224,20 @@ def image_dataset(
     on_error: Literal["error", "skip"] = "error",
     cache_dir: str | Path | None = None,
     allow_small_groups: bool = False,
-    inputs: UInt8[np.ndarray, "N H W 3"] | None = None,
+    images: CachedImages | None = None,
 ) -> Dataset:
     """Groups, splits and decoded images of an `ImageTable`; arguments as in `load_image_table`.
 
     Rows without a group, or whose image was skipped, stay in the arrays and are in no split.
-    `split` and `seed` are of a table that brings no splits. `inputs` are images that are decoded
-    already, instead of the table's paths.
+    `split` and `seed` are of a table that lacks splits. `images` are decoded already, instead of
+    those at the table's paths.
     """
     if table.ids is not None:
         table = dataclasses.replace(table, ids=merge_ids(table.ids))
     group, group_names, notes = combine_attributes(table.name, table.attributes, sensitive, unknown)
     usable = group >= 0
-    if inputs is None:
-        inputs, skipped, said = cached_images(
+    if images is None:
+        images = cached_images(
             table.paths,
             size,
             where=table.where,
@@ -216,14 +246,21 @@ def image_dataset(
             array_key=array_key,
             on_error=on_error,
         )
-        usable[list(skipped)] = False
-        notes += said
-        notes += [f"Skipped {table.where[row]}: {why}" for row, why in sorted(skipped.items())]
-        if skipped:
-            notes.append(f"{len(skipped)} of {len(usable)} images are absent or not readable.")
+    inputs, skipped, said = images
+    usable[list(skipped)] = False
+    notes += said
+    notes += [f"Skipped {table.where[row]}: {why}" for row, why in sorted(skipped.items())]
+    if skipped:
+        notes.append(f"{len(skipped)} of {len(usable)} images are absent or not readable.")
     group = np.maximum(group, 0).astype(np.int32)
     if table.splits is not None:
-        splits = {s: rows[usable[rows]] for s, rows in table.splits.items()}
+        given = {s: rows[usable[rows]] for s, rows in table.splits.items()}
+        strata = table.labels * len(group_names) + group
+        try:
+            splits, cut = complete_splits(given, strata, split, seed=seed, groups=table.ids)
+        except ValueError as error:
+            raise ValueError(f"{table.name}: {error}") from None
+        notes += cut
     else:
         splits = _draw_splits(table, group, usable, split, seed)
         notes.append(f"Split {'/'.join(f'{r:g}' for r in split)} drawn with seed {seed}.")
@@ -238,7 +275,7 @@ def image_dataset(
         group_names=group_names,
         splits=splits,
         ids=table.ids,
-        fixed_test=table.splits is not None,
+        fixed_test=table.splits is not None and "test" in table.splits,
     )
     notes += _check_groups(data, allow_small_groups)
     return dataclasses.replace(data, notes=(*table.notes, *notes))

@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer, Shaped
@@ -50,15 +49,7 @@ def stratified_split(
     check_shares(ratios)
     strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
     generator = np.random.Generator(np.random.PCG64(seed))
-    if groups is None:
-        split_of_row = deal_rows(strata, ratios, generator)
-    elif len(groups) != len(strata):
-        raise ValueError(f"groups must have one id per row: {len(groups)} ids, {len(strata)} rows")
-    else:
-        members, group_of_row = np.unique(merge_ids(groups), return_inverse=True)
-        split_of_row = _place_groups(
-            strata, group_of_row.reshape(-1), len(members), ratios, generator
-        )[group_of_row.reshape(-1)]
+    split_of_row = deal(strata, groups, ratios, generator)
     splits = {
         split: np.flatnonzero(split_of_row == s).astype(np.int32) for s, split in enumerate(SPLITS)
     }
@@ -69,6 +60,61 @@ def stratified_split(
                 f"split {split!r} would be empty: too few {what} for the ratios {ratios}"
             )
     return splits
+
+
+def complete_splits(
+    splits: Mapping[str, Integer[np.ndarray, " _"]],
+    strata: Integer[np.ndarray, " N"],
+    ratios: tuple[float, float, float],
+    *,
+    seed: int,
+    groups: Shaped[np.ndarray, " N"] | None = None,
+) -> tuple[dict[str, Integer[np.ndarray, " _"]], list[str]]:
+    """Splits as they are given, with those that are absent cut out of train.
+
+    Args:
+      splits: row numbers by split, of which "val" and "test" may be absent.
+      strata: integers `[N]`, typically `label * num_groups + group`.
+      ratios: shares of train, val and test, between train and what is cut out of it.
+      seed: an int; the same seed gives the same rows on every machine.
+      groups: ids `[N]` that must not straddle splits, or None.
+
+    Returns:
+      All three splits, and a note on what was cut.
+
+    Raises:
+      ValueError: there is no train, shares are wrong, or a split would be empty.
+
+    >>> given = {"train": np.arange(80), "test": np.arange(80, 90)}
+    >>> splits, notes = complete_splits(given, np.zeros(90, int), (0.6, 0.2, 0.2), seed=0)
+    >>> [len(rows) for rows in splits.values()], notes
+    ([60, 20, 10], ['No val split is given: 20 of 80 rows of train are cut out for it, seed 0.'])
+    """
+    check_shares(ratios)
+    if "train" not in splits:
+        raise ValueError(f"there is no split 'train', only {', '.join(splits) or 'none'}")
+    absent = [split for split in SPLITS if split not in splits]
+    if not absent:
+        return {split: splits[split] for split in SPLITS}, []
+    train = splits["train"]
+    parts = ["train", *absent]
+    shares = np.array([ratios[SPLITS.index(part)] for part in parts])
+    generator = np.random.Generator(np.random.PCG64(seed))
+    ids = None if groups is None else groups[train]
+    part_of_row = deal(strata[train], ids, (shares / shares.sum()).tolist(), generator)
+    cut = {part: train[part_of_row == p].astype(np.int32) for p, part in enumerate(parts)}
+    for part, rows in cut.items():
+        if not len(rows):
+            raise ValueError(
+                f"split {part!r}, cut out of the {len(train)} of train, would be empty"
+            )
+    notes = [
+        f"No {part} split is given: {len(cut[part])} of {len(train)} rows of train are cut out for "
+        f"it, seed {seed}."
+        for part in absent
+    ]
+    whole = {**splits, **cut}
+    return {split: whole[split] for split in SPLITS}, notes
 
 
 def check_shares(ratios: tuple[float, float, float]) -> None:
@@ -89,6 +135,22 @@ def deal_rows(
     return split_of_row
 
 
+def deal(
+    strata: np.ndarray,
+    ids: np.ndarray | None,
+    ratios: Sequence[float],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Part of every row, with the rows of an id together where there are ids."""
+    if ids is None:
+        return deal_rows(strata, ratios, generator)
+    if len(ids) != len(strata):
+        raise ValueError(f"groups must have one id per row: {len(ids)} ids, {len(strata)} rows")
+    members, id_of_row = np.unique(merge_ids(ids), return_inverse=True)
+    id_of_row = id_of_row.reshape(-1)
+    return place_ids(strata, id_of_row, len(members), ratios, generator)[id_of_row]
+
+
 def _largest_remainder(count: int, ratios) -> np.ndarray:
     """`count` in whole parts near the ratios; no part is empty if there are enough."""
     exact = count * np.asarray(ratios)
@@ -101,7 +163,7 @@ def _largest_remainder(count: int, ratios) -> np.ndarray:
     return sizes
 
 
-def _place_groups(strata, group_of_row, num_groups, ratios, generator):
+def place_ids(strata, group_of_row, num_groups, ratios, generator):
     """Split number of every group: the largest first, each where it costs least in chi-square."""
     num_strata = int(strata.max(initial=-1)) + 1
     share = np.outer(ratios, np.bincount(strata, minlength=num_strata))
@@ -211,148 +273,3 @@ def balance_groups(dataset: Dataset, split: str) -> Dataset:
         splits={**dataset.splits, split: np.sort(kept)},
         notes=(*dataset.notes, note),
     )
-
-
-class Splits(NamedTuple):
-    """Several ways to split a set, all of the same sizes; int32 row numbers of the set."""
-
-    train: Int32[np.ndarray, "F n"]
-    val: Int32[np.ndarray, "F m"]
-    test: Int32[np.ndarray, "F t"]
-
-    def left_out(self, dataset: Dataset) -> int:
-        """Most rows of the set's splits that one of these leaves out to make their sizes equal."""
-        whole = sum(len(dataset.splits[split]) for split in SPLITS)
-        return whole - sum(part.shape[1] for part in self)
-
-
-def given_split(dataset: Dataset) -> Splits:
-    """The set's own split as the only one, F = 1."""
-    return Splits(*(np.asarray(dataset.splits[split], np.int32)[None] for split in SPLITS))
-
-
-def folds(dataset: Dataset, num_folds: int, seed: int = 0) -> Splits:
-    """Train and val cut into folds anew: each is validated on once, by a run trained on the others.
-
-    Folds are stratified on (label, group) and keep the rows of an id together. The test split is
-    never folded. To make sizes equal, rows of the larger folds are left out at random: one or two
-    per cell, or as many as whole ids demand.
-
-    Args:
-      dataset: the set.
-      num_folds: F, at least 2.
-      seed: an int; the same seed gives the same rows on every machine.
-
-    Returns:
-      `Splits`; `val` of fold f is the fold, `train` the other folds, `test` the set's own.
-
-    Raises:
-      ValueError: fewer rows or ids than folds, or a fold without a (label, group) cell that train
-        and val have.
-
-    >>> from fairjax.data import load_adult
-    >>> [part.shape for part in folds(load_adult("sex"), 3)]
-    [(3, 24118), (3, 12059), (3, 9044)]
-    """
-    if isinstance(num_folds, bool) or not isinstance(num_folds, int) or num_folds < 2:
-        raise ValueError(f"num_folds must be a whole number of at least 2, got {num_folds!r}")
-    rows = np.concatenate([dataset.splits["train"], dataset.splits["val"]])
-    cells = _cells(dataset, rows)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    ids = np.arange(len(rows)) if dataset.ids is None else dataset.ids[rows]
-    distinct, id_of_row = np.unique(ids, return_inverse=True)
-    if len(distinct) < num_folds:
-        what = "rows" if dataset.ids is None else "ids"
-        raise ValueError(
-            f"{dataset.name}: train and val hold {len(distinct)} {what}, "
-            f"too few for {num_folds} folds"
-        )
-    if dataset.ids is None:
-        # dealt in turn, cell after cell, so that folds differ by one row
-        order = generator.permutation(len(rows))
-        order = order[np.argsort(cells[order], kind="stable")]
-        fold_of_row = np.empty(len(rows), np.int64)
-        fold_of_row[order] = np.arange(len(rows)) % num_folds
-    else:
-        equal = np.full(num_folds, 1 / num_folds)
-        placed = _place_groups(cells, id_of_row, len(distinct), equal, generator)
-        fold_of_row = placed[id_of_row]
-    parts = [rows[fold_of_row == fold] for fold in range(num_folds)]
-    size = min(map(len, parts))
-    parts = [np.sort(generator.permutation(part)[:size]) for part in parts]
-    _check_parts(dataset, parts, np.unique(cells))
-    others = [np.sort(np.concatenate([*parts[:f], *parts[f + 1 :]])) for f in range(num_folds)]
-    test = np.broadcast_to(dataset.splits["test"], (num_folds, len(dataset.splits["test"])))
-    return Splits(*(np.asarray(part, np.int32) for part in (others, parts, test)))
-
-
-def resplits(dataset: Dataset, num_splits: int, seed: int = 0) -> Splits:
-    """The set split anew several times, in the shares of its own splits.
-
-    Every split is stratified on (label, group) and keeps the rows of an id together. A test split
-    that was given (`fixed_test`) stays, and only train and val are drawn anew. Where sizes differ
-    by whole ids, rows are left out at random to make them equal.
-
-    Args:
-      dataset: the set; rows that are in none of its splits stay out.
-      num_splits: F, at least 1.
-      seed: of the first split; the others count on.
-
-    Returns:
-      `Splits`.
-
-    Raises:
-      ValueError: `num_splits` below 1, too few rows or ids, or a split without a (label, group)
-        cell that the set has.
-
-    >>> from fairjax.data import load_adult
-    >>> [part.shape for part in resplits(load_adult("sex"), 10)]
-    [(10, 27133), (10, 9045), (10, 9044)]
-    """
-    if isinstance(num_splits, bool) or not isinstance(num_splits, int) or num_splits < 1:
-        raise ValueError(f"num_splits must be a whole number of at least 1, got {num_splits!r}")
-    drawn = SPLITS[:2] if dataset.fixed_test else SPLITS
-    rows = np.concatenate([dataset.splits[split] for split in drawn])
-    sizes = np.array([len(dataset.splits[split]) for split in drawn])
-    if not sizes.min():
-        raise ValueError(f"{dataset.name}: split {drawn[int(sizes.argmin())]!r} is empty")
-    cells, ratios = _cells(dataset, rows), (sizes / sizes.sum()).tolist()
-    parts: list[list[np.ndarray]] = []
-    for number in range(num_splits):
-        generator = np.random.Generator(np.random.PCG64(seed + number))
-        if dataset.ids is None:
-            part_of_row = deal_rows(cells, ratios, generator)
-        else:
-            distinct, id_of_row = np.unique(dataset.ids[rows], return_inverse=True)
-            placed = _place_groups(cells, id_of_row, len(distinct), ratios, generator)
-            part_of_row = placed[id_of_row]
-        own = [rows[part_of_row == part] for part in range(len(drawn))]
-        parts.append([generator.permutation(part) for part in own])
-    whole = [min(len(own[i]) for own in parts) for i in range(len(drawn))]
-    for own in parts:
-        _check_parts(dataset, [own[i][:size] for i, size in enumerate(whole)], np.unique(cells))
-    stacked = [
-        np.stack([np.sort(own[i][:size]) for own in parts]).astype(np.int32)
-        for i, size in enumerate(whole)
-    ]
-    if dataset.fixed_test:
-        test = np.asarray(dataset.splits["test"], np.int32)
-        stacked.append(np.broadcast_to(test, (num_splits, len(test))))
-    return Splits(*stacked)
-
-
-def _cells(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """The (label, group) cell of every row, as one number."""
-    return dataset.labels[rows].astype(np.int64) * dataset.num_groups + dataset.group[rows]
-
-
-def _check_parts(dataset: Dataset, parts: Sequence[np.ndarray], present: np.ndarray) -> None:
-    """Raises ValueError, naming the cell, if a part lacks one that others have."""
-    for number, part in enumerate(parts):
-        if len(absent := np.setdiff1d(present, _cells(dataset, part))):
-            label, group = divmod(int(absent[0]), dataset.num_groups)
-            raise ValueError(
-                f"{dataset.name}: part {number + 1} of {len(parts)} has no rows of class "
-                f"{dataset.label_names[label]!r} in group {dataset.group_names[group]!r}; "
-                "take fewer parts, or merge groups"
-            )

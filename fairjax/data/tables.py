@@ -29,7 +29,7 @@ from fairjax.data.features import (
     unknown_numbers,
 )
 from fairjax.data.rawtable import short_errors
-from fairjax.data.splits import stratified_split
+from fairjax.data.splits import complete_splits, stratified_split
 
 Ratios = tuple[float, float, float]
 
@@ -61,11 +61,11 @@ def load_csv(
     what only looks like numbers (money, dates, units) and texts that differ in nearly every row are
     refused by name.
 
-    Empty cells and those of `fairjax.data.values.MISSING` (`?`, `NA`, `NaN`, `None`, `missing`,
-    ...) are missing; in labels, groups and ids so are those of `UNKNOWN` (`unknown`, `unk`, `not
-    known`), which a feature of texts keeps as a category; `not_missing` takes words off these
-    lists. Rows without label or group are dropped. All that is dropped, filled or unseen is counted
-    in `notes`.
+    Empty cells and the words `?`, `NA`, `N/A`, `#N/A`, `#NA`, `<NA>`, `NaN`, `null`, `None` and
+    `missing` in any case (`fairjax.data.values.MISSING`) are missing; in labels, groups and ids so
+    are `unknown`, `unk` and `not known` (`UNKNOWN`), which a feature of texts keeps as a category;
+    `not_missing` takes words off these lists, for a region called NA. Rows without label or group
+    are dropped. All that is dropped, filled, unseen or read as missing is counted in `notes`.
 
     Labels, groups, ids and categories that differ only in case, blanks, invisible characters, a
     closing stop or the way a number is written are one value, named by its most frequent spelling,
@@ -111,6 +111,47 @@ def load_csv(
     tables = read_tables(path, encoding=encoding, not_missing=not_missing)
     if len(tables) > 1 and isinstance(split, str):
         raise ValueError(f"give three files or the split column {split!r}, not both")
+    return assemble(
+        tables,
+        set_name([table.files[0] for table in tables]),
+        splits=SPLITS if isinstance(path, Mapping) else None,
+        label=label,
+        sensitive=sensitive,
+        features=features,
+        positive=positive,
+        split=split,
+        id_column=id_column,
+        missing=missing,
+        seed=seed,
+        sensitive_as_feature=sensitive_as_feature,
+        categorical=categorical,
+        drop=drop,
+        allow_small_groups=allow_small_groups,
+    )
+
+
+def assemble(
+    tables: Sequence[Table],
+    name: str,
+    *,
+    splits: Sequence[str] | None,
+    label: str,
+    sensitive: str | Sequence[str],
+    features: Sequence[str] | None,
+    positive: str | int | None,
+    split: Ratios | str,
+    id_column: str | None,
+    missing: str,
+    seed: int,
+    sensitive_as_feature: bool,
+    categorical: Sequence[str],
+    drop: Sequence[str],
+    allow_small_groups: bool,
+) -> Dataset:
+    """Tables as a set, each one of the `splits` where they are named; arguments as in `load_csv`.
+
+    Splits that are not among the named ones are cut out of train, in the shares of `split`.
+    """
     roles = assign_roles(
         tables[0], label, sensitive, features, id_column, split, sensitive_as_feature, drop
     )
@@ -123,12 +164,14 @@ def load_csv(
         if not kept:
             raise ValueError(f"{table.files[0]}: no feature columns are left. {' '.join(left_out)}")
         roles = roles._replace(features=kept)
+    given = np.array([SPLITS.index(each) for each in splits or ()], np.int32)
     data = to_dataset(
         table,
         roles,
-        name=set_name(table.files),
+        name=name,
         positive=positive,
-        split=table.file_of_row if isinstance(path, Mapping) else split,
+        split=split if splits is None else given[table.file_of_row],
+        shares=None if isinstance(split, str) or splits in (None, SPLITS) else split,
         missing=missing,
         seed=seed,
         categorical=categorical,
@@ -197,8 +240,12 @@ def to_dataset(
     categorical: Sequence[str] = (),
     allow_small_groups: bool = False,
     fixed_categories: bool = False,
+    shares: Ratios | None = None,
 ) -> Dataset:
-    """Turns columns into arrays; `split` may also be the split number of every row."""
+    """Turns columns into arrays; `split` may also be the split number of every row.
+
+    Splits that then have no row are cut out of train where there are `shares` for them.
+    """
     if missing not in ("drop", "impute"):
         raise ValueError(f'missing must be "drop" or "impute", got {missing!r}')
     needed = (roles.label, *roles.sensitive, *(roles.features if missing == "drop" else ()))
@@ -209,16 +256,9 @@ def to_dataset(
     notes = [*table.notes, *merged, *unknown, *notes]
     labels, label_names = read_labels(table, roles.label, positive)
     group, group_names = read_groups(table, roles.sensitive)
-    if isinstance(split, np.ndarray):
-        splits = rows_of_splits(split[rows])
-    elif isinstance(split, str):
-        splits, renamed = read_splits(table, split)
-        notes += renamed
-    else:
-        splits = _draw_splits(table, roles, split, labels * len(group_names) + group, seed)
-        ratios = "/".join(f"{ratio:g}" for ratio in split)
-        whole = "" if roles.id_column is None else f", every {show(roles.id_column)} kept whole"
-        notes.append(f"Split {ratios} drawn with seed {seed}, stratified on (label, group){whole}.")
+    strata = labels * len(group_names) + group
+    splits, said = _split_rows(table, roles, split, rows, strata, seed, shares)
+    notes += said
     if roles.id_column is not None:
         notes += tidy(table, (roles.id_column,))[1]
         _check_ids(table, roles.id_column, splits)
@@ -252,7 +292,8 @@ def to_dataset(
         splits=splits,
         feature_names=encoder.input_names,
         ids=None if roles.id_column is None else _read_ids(table, roles.id_column),
-        fixed_test=isinstance(split, (str, np.ndarray)),
+        fixed_test=isinstance(split, str)
+        or (isinstance(split, np.ndarray) and SPLITS.index("test") in split),
         encoder=encoder,
     )
     notes += _check_cells(data, table.files[0], allow_small_groups)
@@ -271,13 +312,32 @@ def _note_sensitive(roles: Roles) -> list[str]:
     return notes
 
 
-def _draw_splits(table, roles, ratios, strata, seed) -> dict[str, np.ndarray]:
-    """Random splits, with the rows of an id together."""
+def _split_rows(
+    table: Table,
+    roles: Roles,
+    split: Ratios | str | np.ndarray,
+    kept: np.ndarray,
+    strata: np.ndarray,
+    seed: int,
+    shares: Ratios | None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The rows of each split, given or drawn with the rows of an id together, and notes."""
+    if isinstance(split, str):
+        return read_splits(table, split)
     ids = None if roles.id_column is None else _read_ids(table, roles.id_column)
     try:
-        return stratified_split(strata, ratios, seed=seed, groups=ids)
+        if isinstance(split, np.ndarray):
+            splits = rows_of_splits(split[kept])
+            if shares is None:
+                return splits, []
+            given = {name: splits[name] for s, name in enumerate(SPLITS) if s in split}
+            return complete_splits(given, strata, shares, seed=seed, groups=ids)
+        splits = stratified_split(strata, split, seed=seed, groups=ids)
     except ValueError as error:
         raise ValueError(f"{table.files[0]}: {error}") from None
+    ratios = "/".join(f"{ratio:g}" for ratio in split)
+    whole = "" if roles.id_column is None else f", every {show(roles.id_column)} kept whole"
+    return splits, [f"Split {ratios} drawn with seed {seed}, stratified on (label, group){whole}."]
 
 
 def _read_ids(table, name) -> np.ndarray:

@@ -74,6 +74,11 @@ def key(text: str) -> str:
     return _fold(canonical(text))
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a cell says that nothing is known: a word of `MISSING` or `UNKNOWN`."""
+    return key(text) in MISSING | UNKNOWN
+
+
 def _fold(name: str) -> str:
     """A canonical form without case and closing stops."""
     name = name.casefold()

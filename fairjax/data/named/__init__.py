@@ -25,6 +25,7 @@ from fairjax.data.named.skin import (
     ISIC2019,
     SYNTHETIC_LESIONS,
 )
+from fairjax.data.rawtable import short_errors
 
 RECIPES = {
     recipe.name: recipe
@@ -46,12 +47,14 @@ RECIPES = {
 _SEEDS = 2**32  # scikit-learn takes seeds below this
 
 
+@short_errors()
 def read_named(
     name: str,
     manual_dir: str | Path,
     *,
     seed: int = 0,
     on_error: Literal["error", "skip"] = "error",
+    encoding: str | None = None,
 ) -> tuple[Recipe, ImageTable]:
     """Recipe and table of a named set, nothing decoded yet.
 
@@ -61,6 +64,8 @@ def read_named(
       seed: added to the seeds of the published split: 0 gives that split, any other number one
         that is drawn in the same way. Splits that come with the files stay as they are.
       on_error: "skip" leaves absent images in the table, for `cached_images` to skip and count.
+      encoding: of the characters of its tables, as Python names it ("cp1252" for old Windows
+        files); by default UTF-8, or UTF-16 by its mark.
 
     Raises:
       ValueError: no such set, a file does not hold what it should, or the folder holds synthetic
@@ -76,7 +81,7 @@ def read_named(
     if recipe is not SYNTHETIC_LESIONS:
         refuse_synthetic(name, (folder,))
     if recipe.prepared is not None and has_prepared(folder):
-        table, seeds = read_prepared(recipe, folder), None
+        table, seeds = read_prepared(recipe, folder, encoding), None
     else:
         try:
             require_files(folder, recipe.files)
@@ -86,7 +91,7 @@ def read_named(
             ) from None
         first, second = recipe.seeds or (0, 0)
         seeds = (first + seed) % _SEEDS, (second + seed) % _SEEDS
-        table = recipe.read(folder, seeds)
+        table = recipe.read(folder, seeds, encoding)
     if on_error == "error":
         check_present(table)
     if folder != given:
@@ -113,6 +118,7 @@ def _folder_of(recipe: Recipe, folder: Path) -> Path:
     return fitting[0] if len(fitting) == 1 else folder
 
 
+@short_errors()
 def load_named(
     name: str,
     manual_dir: str | Path,
@@ -124,6 +130,7 @@ def load_named(
     on_error: Literal["error", "skip"] = "error",
     cache_dir: str | Path | None = None,
     allow_small_groups: bool = False,
+    encoding: str | None = None,
 ) -> Dataset:
     """A named image set with its published label, groups and patient-level split.
 
@@ -138,6 +145,7 @@ def load_named(
       on_error: see `cached_images`.
       cache_dir: see `cached_images`.
       allow_small_groups: see `load_image_table`.
+      encoding: see `read_named`.
 
     Returns:
       A `Dataset`, `inputs` uint8 `[N, size, size, 3]`.
@@ -146,7 +154,7 @@ def load_named(
       ValueError: no such set or attribute, or a file does not hold what it should.
       FileNotFoundError: files are missing; the message lists them.
     """
-    recipe, table = read_named(name, manual_dir, seed=seed, on_error=on_error)
+    recipe, table = read_named(name, manual_dir, seed=seed, on_error=on_error, encoding=encoding)
     names = (sensitive,) if isinstance(sensitive, str) else tuple(sensitive or recipe.sensitive)
     return image_dataset(
         table,

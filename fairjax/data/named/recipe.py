@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fairjax.data.csvfile import Column, Table, join, read_csv, show
 from fairjax.data.dataset import SPLITS
 from fairjax.data.image_files import SUFFIXES, find_images
 from fairjax.data.image_tables import ImageTable
-from fairjax.data.values import key
+from fairjax.data.values import key, says_nothing
 
 Seeds = tuple[int, int]
 
@@ -42,7 +43,8 @@ class Recipe:
       files: what the manual directory must hold, relative paths or patterns, for instructions.
       label_names: K class names.
       sensitive: the default attributes.
-      read: makes the table from the raw distribution in a folder and the seeds of its two cuts.
+      read: makes the table from the raw distribution in a folder, the seeds of its two cuts and
+        the encoding of its tables, see `read_csv`.
       seeds: of the published split, see `split_by_id`; None where the split comes with the files
         or is drawn later, stratified, by `image_dataset`.
       prepared: columns of MEDFAIR's CSVs, which are used where they are present.
@@ -57,14 +59,14 @@ class Recipe:
     files: tuple[str, ...]
     label_names: tuple[str, ...]
     sensitive: tuple[str, ...]
-    read: Callable[[Path, Seeds], ImageTable]
+    read: Callable[[Path, Seeds, str | None], ImageTable]
     seeds: Seeds | None = (0, 0)
     prepared: Prepared | None = None
     window: tuple[float, float] | None = None
     array_key: str | None = None
 
 
-_TABLES = (".csv", ".tab", ".tsv", ".csv.gz", ".txt")
+_TABLES = (".csv", ".tab", ".tsv", ".csv.gz", ".csv.zip", ".xlsx", ".txt")
 """Suffixes under which the same table is given away."""
 
 
@@ -94,6 +96,11 @@ def _match(folder: Path, pattern: str) -> Path | None:
 def table_file(folder: Path, name: str) -> Path:
     """The file of a table, under its name or a kindred one (`.tab`, another case)."""
     return folder / name if (folder / name).is_file() else _match(folder, name) or folder / name
+
+
+def read_table(folder: Path, name: str, encoding: str | None) -> Table:
+    """The table of that name, or of a kindred one."""
+    return read_csv(table_file(folder, name), encoding=encoding)
 
 
 def has_files(folder: Path, files: Sequence[str]) -> bool:
@@ -132,12 +139,29 @@ def places(table: Table) -> tuple[str, ...]:
     return tuple(table.where(row) for row in range(len(table)))
 
 
-def map_column(table: Table, name: str, groups: Mapping[str, str], order: Sequence[str]) -> Column:
-    """A column whose values are renamed; what the mapping lacks is unknown (-1)."""
+def map_column(
+    table: Table, name: str, groups: Mapping[str, str], order: Sequence[str], notes: list[str]
+) -> Column:
+    """A column whose values are renamed; what the mapping lacks is unknown (-1), and noted."""
     values, codes = table.columns[find_column(table, name)]
     code_of = {key(value): order.index(group) for value, group in groups.items()}
     recode = [code_of.get(key(value), -1) for value in values]
+    notes += spelling_notes(table, name)
+    odd = [code < 0 and not says_nothing(v) for v, code in zip(values, recode, strict=True)]
+    if (rows := np.array([*odd, False])[codes]).any():
+        notes.append(
+            f"Column {show(name)}: {counted(table, name, rows)} read as unknown; known are "
+            f"{', '.join(map(show, groups))}."
+        )
     return Column(tuple(order), np.array([*recode, -1], np.int32)[codes])
+
+
+def counted(table: Table, name: str, rows: np.ndarray) -> str:
+    """The values of a column in some rows, with how often each is there; the first five."""
+    values, codes = table.columns[find_column(table, name)]
+    counts = Counter("nothing" if code < 0 else show(values[code]) for code in codes[rows].tolist())
+    more = ", ..." if len(counts) > 5 else ""
+    return ", ".join(f"{value} ({count})" for value, count in counts.most_common(5)) + more
 
 
 def spelling_notes(table: Table, *names: str) -> list[str]:
@@ -156,9 +180,10 @@ def labels_from(table: Table, name: str, classes: Mapping[str, int]) -> np.ndarr
     class_of = {key(value): label for value, label in classes.items()}
     for row, value in enumerate(found):
         if key(value) not in class_of:
+            more = ", ..." if len(classes) > 8 else ""
             raise ValueError(
                 f"{table.where(row)}: column {show(name)} holds {show(value)}, accepted are "
-                f"{', '.join(map(show, classes))}"
+                f"{', '.join(map(show, list(classes)[:8]))}{more}"
             )
     return np.array([class_of[key(value)] for value in found], np.int32)
 
@@ -183,12 +208,12 @@ def has_prepared(folder: Path) -> bool:
     return all((folder / f"new_{split}.csv").is_file() for split in SPLITS)
 
 
-def read_prepared(recipe: Recipe, folder: Path) -> ImageTable:
+def read_prepared(recipe: Recipe, folder: Path, encoding: str | None) -> ImageTable:
     """The table of MEDFAIR's CSVs, with their split."""
     form = recipe.prepared
     if form is None:
         raise ValueError(f"{recipe.name}: no prepared form is known, give the raw files")
-    tables = [read_csv(folder / f"new_{split}.csv") for split in SPLITS]
+    tables = [read_csv(folder / f"new_{split}.csv", encoding=encoding) for split in SPLITS]
     shared = [name for name in tables[0].columns if all(name in t.columns for t in tables)]
     table = join([one.select(shared) for one in tables])
     where = places(table)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairjax.data.attributes import AGE_CUTS, age_bands, cells, find_column, read_attribute
+from fairjax.data.attributes import AGE_CUTS, age_bands, cells, find_column, read_attribute, texts
 from fairjax.data.csvfile import Table, join, number, read_csv, show
 from fairjax.data.image_files import path_below
 from fairjax.data.image_tables import ImageTable
@@ -21,6 +21,7 @@ from fairjax.data.named.recipe import (
     named_images,
     places,
     present,
+    read_table,
     spelling_notes,
     table_file,
 )
@@ -31,20 +32,21 @@ from fairjax.data.values import canonical, strip
 _SEX = ("female", "male")
 
 
-def _read_papila(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_papila(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """Eyes of the clinical tables; the suspicious ones (diagnosis 2) are dropped."""
     rows, dropped = [], 0
     unread: list[str] = []
     for eye in ("od", "os"):
-        file = folder / "ClinicalData" / f"patient_data_{eye}"
-        for patient, age, sex, diagnosis, where in _papila_rows(file, unread):
+        file = table_file(folder, f"ClinicalData/patient_data_{eye}.csv")
+        for patient, age, sex, diagnosis, where in _papila_rows(file, encoding, unread):
             if diagnosis == 2:
                 dropped += 1
             else:
                 name = f"RET{patient[1:]}{eye.upper()}"
                 rows.append((patient, age, int(sex), int(diagnosis), name, where))
     if not rows:
-        raise ValueError(f"{folder}: the clinical tables hold no diagnosis of 0 or 1")
+        found = " ".join(_unread_note(unread)) or "the clinical tables hold no diagnosis of 0 or 1"
+        raise ValueError(f"{folder}: no eye is left. {found}")
     ids, ages, sexes, labels, names, where = zip(*rows, strict=True)
     ids = np.array(ids)
     paths, found = named_images(folder, ("FundusImages",), names, where)
@@ -74,23 +76,20 @@ def _unread_note(unread: list[str]) -> list[str]:
     ]
 
 
-def _papila_rows(file: Path, unread: list[str]):
-    """Patient, age, sex, diagnosis and place of each row of a clinical table, `.xlsx` or `.csv`.
+def _papila_rows(path: Path, encoding: str | None, unread: list[str]):
+    """Patient, age, sex, diagnosis and place of each row of a clinical table, `.xlsx` or a CSV.
 
     Patients are "#002", in some copies "002" or 2. Rows with facts but another id go to `unread`.
     """
-    if file.with_suffix(".csv").is_file():
-        path = file.with_suffix(".csv")
-        table = read_csv(path)
-        columns = [
-            cells(table, find_column(table, c)) for c in ("ID", "Age", "Gender", "Diagnosis")
-        ]
-        sheet = [("ID", "Age", "Gender", "Diagnosis"), *zip(*columns, strict=True)]
-    else:
-        path = file.with_suffix(".xlsx")
+    if path.suffix.lower() == ".xlsx":  # with lines of subtitles
         rows, _ = read_sheet(path)
         width = max(map(len, rows), default=0)
         sheet = [row + [""] * (width - len(row)) for row in rows]
+    else:
+        table = read_csv(path, encoding=encoding)
+        titles = [find_column(table, c) for c in ("ID", "Age", "Gender", "Diagnosis")]
+        columns = [texts(table, title) for title in titles]
+        sheet = [("ID", "Age", "Gender", "Diagnosis"), *zip(*columns, strict=True)]
     place: dict[str, int] = {}
     for line, row in enumerate(sheet, 1):
         titles = [c for c in row if c in ("Age", "Gender", "Diagnosis")]
@@ -106,7 +105,11 @@ def _papila_rows(file: Path, unread: list[str]):
             continue
         age, sex, diagnosis = map(number, facts)
         if age is None or sex not in (0, 1) or diagnosis not in (0, 1, 2):
-            raise ValueError(f"{path}, row {line}: age, gender 0/1 or diagnosis 0/1/2 is wrong")
+            found = ", ".join(map(show, facts))
+            raise ValueError(
+                f"{path}, row {line}: expected an age, gender 0 or 1 and diagnosis 0, 1 or 2, "
+                f"found {found}"
+            )
         yield f"#{patient[1].zfill(3)}", age, sex, diagnosis, f"{path}, row {line}"
     if len(place) < 3:
         raise ValueError(f"{path}: no row of titles with Age, Gender and Diagnosis")
@@ -130,9 +133,9 @@ PAPILA = Recipe(
 )
 
 
-def _read_ol3i(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_ol3i(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """Slices as `.npy`, named by a path below the folder."""
-    table = read_csv(table_file(folder, "ol3i.csv"))
+    table = read_table(folder, "ol3i.csv", encoding)
     names = [name.removeprefix("/") for name in cells(table, find_column(table, "path"))]
     where = places(table)
     ids = np.array(cells(table, "patient_id") if "patient_id" in table.columns else names)
@@ -182,16 +185,19 @@ def _ratings(table: Table, name: str) -> list[float]:
     return [value for value in numbers if value is not None]
 
 
-def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_oasis1(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """The transverse atlas slice of each subject whose dementia rating is known."""
     notes: list[str] = []
-    table = read_csv(table_file(folder, "oasis_cross-sectional.csv"))
+    table = read_table(folder, "oasis_cross-sectional.csv", encoding)
     table.require(("ID", "M/F", "Age", "CDR"))
     table = keep(table, present(table, "CDR"), "no dementia rating", notes)
     where, subjects = places(table), cells(table, "ID")
-    slices = {path.name.partition("_mpr")[0]: path for path in folder.rglob("*_gfc_tra_90.gif")}
+    gifs = folder.rglob("*_gfc_tra_90.[gG][iI][fF]")
+    slices = {path.name.partition("_mpr")[0]: path for path in gifs}
     slices |= {path.stem: path for path in folder.rglob("OAS1_*.npy")}
     ids = np.array([subject.rpartition("_MR")[0] or subject for subject in subjects])
+    if lone := [subject for subject in subjects if "_MR" not in subject]:
+        notes.append(f"{len(lone)} subjects are not named by _MR, such as {show(lone[0])}.")
     rating = np.array(_ratings(table, "CDR"))[table.columns["CDR"].codes]
     return ImageTable(
         name="oasis1",
@@ -200,16 +206,12 @@ def _read_oasis1(folder: Path, seeds: Seeds) -> ImageTable:
         labels=(rating > 0).astype(np.int32),
         label_names=OASIS1.label_names,
         attributes={
-            "sex": map_column(table, "M/F", {"F": "female", "M": "male"}, _SEX),
+            "sex": map_column(table, "M/F", {"F": "female", "M": "male"}, _SEX, notes),
             **{band: age_bands(table, "Age", cuts) for band, cuts in AGE_CUTS.items()},
         },
         ids=ids,
         splits=split_by_id(ids, held_out=0.3, test_share=0.66, seeds=seeds),
-        notes=(
-            *notes,
-            f"Split 7/1/2 by subject with seeds {seeds[0]} and {seeds[1]}.",
-            *spelling_notes(table, "M/F"),
-        ),
+        notes=(f"Split 7/1/2 by subject with seeds {seeds[0]} and {seeds[1]}.", *notes),
     )
 
 
@@ -226,10 +228,11 @@ OASIS1 = Recipe(
 )
 
 
-def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_chexpert(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """Training and validation files pooled and split anew by patient, as both share a source."""
+    notes: list[str] = []
     columns = ("Path", "Sex", "Age", "No Finding")
-    tables = [read_csv(table_file(folder, f"{part}.csv")) for part in ("train", "valid")]
+    tables = [read_table(folder, f"{part}.csv", encoding) for part in ("train", "valid")]
     for table in tables:
         table.require(columns)
     table = join([table.select(columns) for table in tables])
@@ -252,7 +255,7 @@ def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
         labels=healthy.astype(np.int32),
         label_names=CHEXPERT.label_names,
         attributes={
-            "sex": map_column(table, "Sex", {"Female": "female", "Male": "male"}, _SEX),
+            "sex": map_column(table, "Sex", {"Female": "female", "Male": "male"}, _SEX, notes),
             **{band: age_bands(table, "Age", cuts) for band, cuts in AGE_CUTS.items()},
         },
         ids=ids,
@@ -260,7 +263,7 @@ def _read_chexpert(folder: Path, seeds: Seeds) -> ImageTable:
         notes=(
             f"Split 8/1/1 by patient with seeds {seeds[0]} and {seeds[1]}.",
             *moved,
-            *spelling_notes(table, "Sex"),
+            *notes,
         ),
     )
 
@@ -280,7 +283,7 @@ CHEXPERT = Recipe(
 _OFFICIAL_GF3300 = ((2100, "train"), (2400, "val"), (3300, "test"))
 
 
-def _read_gf3300(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_gf3300(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """Files `data_0001.npz` to `data_3300.npz`, the official split by number."""
     del seeds
     paths = tuple(sorted(folder.rglob("data_*.npz")))

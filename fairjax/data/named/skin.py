@@ -15,24 +15,25 @@ from fairjax.data.named.recipe import (
     Recipe,
     Seeds,
     coded,
+    counted,
     keep,
     labels_from,
     map_column,
     named_images,
     places,
     present,
+    read_table,
     spelling_notes,
-    table_file,
 )
 from fairjax.data.splits import split_by_id
 
 _DX = {"akiec": 1, "mel": 1, "bcc": 0, "bkl": 0, "df": 0, "nv": 0, "vasc": 0}
 
 
-def _read_ham10000(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_ham10000(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """Rows without age or sex are dropped; sex "unknown" stays as unknown, as in MEDFAIR."""
     notes: list[str] = []
-    table = read_csv(table_file(folder, "HAM10000_metadata.csv"))
+    table = read_table(folder, "HAM10000_metadata.csv", encoding)
     table.require(("lesion_id", "image_id", "dx", "age", "sex"))
     table = keep(table, present(table, "age", "sex"), "no age or no sex", notes)
     where, names = places(table), cells(table, "image_id")
@@ -71,14 +72,18 @@ HAM10000 = Recipe(
 )
 
 
-def _read_fitzpatrick(folder: Path) -> tuple[Table, tuple[Path, ...], dict[str, Column], list]:
+def _read_fitzpatrick(
+    folder: Path, encoding: str | None
+) -> tuple[Table, tuple[Path, ...], dict[str, Column], list]:
     """What both forms share; unknown skin types (-1) are dropped."""
     notes: list[str] = []
-    table = read_csv(table_file(folder, "fitzpatrick17k.csv"))
+    table = read_table(folder, "fitzpatrick17k.csv", encoding)
     table.require(("md5hash", "fitzpatrick_scale", "label", "three_partition_label"))
     types = {f"{t}{tail}": t for t in range(1, 7) for tail in ("", ".0")}
     known = np.array([t in types for t in cells(table, "fitzpatrick_scale")])
-    table = keep(table, known, "skin type unknown", notes)
+    if not known.all():
+        others = counted(table, "fitzpatrick_scale", ~known)
+        table = keep(table, known, f"skin type unknown, {others}", notes)
     scale = np.array([types[t] for t in cells(table, "fitzpatrick_scale")])
     attributes = {
         "skin_binary": coded(("types I-III", "types IV-VI"), scale > 3),
@@ -91,9 +96,9 @@ def _read_fitzpatrick(folder: Path) -> tuple[Table, tuple[Path, ...], dict[str, 
     return table, paths, attributes, notes
 
 
-def _read_fitzpatrick17k(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_fitzpatrick17k(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """Malignant or not."""
-    table, paths, attributes, notes = _read_fitzpatrick(folder)
+    table, paths, attributes, notes = _read_fitzpatrick(folder, encoding)
     parts = {"malignant": 1, "benign": 0, "non-neoplastic": 0}
     ids = np.array(cells(table, "md5hash"))
     return ImageTable(
@@ -109,9 +114,9 @@ def _read_fitzpatrick17k(folder: Path, seeds: Seeds) -> ImageTable:
     )
 
 
-def _read_fitzpatrick17k_114(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_fitzpatrick17k_114(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """The condition, classes in alphabetical order of those in the file."""
-    table, paths, attributes, notes = _read_fitzpatrick(folder)
+    table, paths, attributes, notes = _read_fitzpatrick(folder, encoding)
     table, _ = tidy(table, ["label"])
     found = cells(table, "label")
     names = tuple(sorted(set(found)))
@@ -160,10 +165,10 @@ FITZPATRICK17K_114 = Recipe(
 _ISIC_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 
 
-def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_isic2019(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """Ground truth is one-hot; images without a lesion id count as lesions of their own."""
-    truth = read_csv(table_file(folder, "ISIC_2019_Training_GroundTruth.csv"))
-    facts = read_csv(table_file(folder, "ISIC_2019_Training_Metadata.csv"))
+    truth = read_table(folder, "ISIC_2019_Training_GroundTruth.csv", encoding)
+    facts = read_table(folder, "ISIC_2019_Training_Metadata.csv", encoding)
     truth.require(("image", *_ISIC_CLASSES))
     facts.require(("image", "age_approx", "lesion_id", "sex"))
     names = cells(truth, "image")
@@ -172,6 +177,9 @@ def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
         if name not in row_of:
             raise ValueError(f"{truth.where(row)}: image {name} is not in {facts.files[0]}")
     facts = facts.take(np.array([row_of[name] for name in names]))
+    notes: list[str] = []
+    if len(row_of) > len(names):
+        notes.append(f"{len(row_of) - len(names)} rows of metadata are of no image of the truth.")
     one_hot = np.array([[number(v) or 0.0 for v in cells(truth, c)] for c in _ISIC_CLASSES]).T
     wrong = (one_hot.sum(axis=1) != 1) | (one_hot.max(axis=1) != 1)
     if wrong.any():
@@ -187,7 +195,7 @@ def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
         label_names=_ISIC_CLASSES,
         attributes={
             "sex": map_column(
-                facts, "sex", {"female": "female", "male": "male"}, ("female", "male")
+                facts, "sex", {"female": "female", "male": "male"}, ("female", "male"), notes
             ),
             **_ages(facts, "age_approx"),
         },
@@ -197,7 +205,7 @@ def _read_isic2019(folder: Path, seeds: Seeds) -> ImageTable:
             "The published split is lost; this one is 8/1/1 by lesion, seeds "
             f"{seeds[0]} and {seeds[1]}.",
             *found,
-            *spelling_notes(facts, "sex"),
+            *notes,
         ),
     )
 
@@ -218,10 +226,10 @@ ISIC2019 = Recipe(
 )
 
 
-def _read_synthetic(folder: Path, seeds: Seeds) -> ImageTable:
+def _read_synthetic(folder: Path, seeds: Seeds, encoding: str | None) -> ImageTable:
     """What `write_lesions` writes; the split is left to be drawn, since dark skin is rare."""
     del seeds
-    table = read_csv(folder / METADATA)
+    table = read_csv(folder / METADATA, encoding=encoding)
     table.require(("image_id", "lesion_id", "diagnosis", "skin_tone", "age", "sex"))
     where = places(table)
     classes = {name: k for k, name in enumerate(SYNTHETIC_LESIONS.label_names)}
