@@ -187,6 +187,10 @@ def check(maker, data):
     if maker.id_column is not None:
         owners = [set(frame["patient"][own]) for own in data.splits.values()]
         assert sum(map(len, owners)) == frame["patient"][usable].nunique()
+    same = np.flatnonzero(frame["image"].duplicated(keep=False))
+    assert any("named by several rows" in note for note in data.notes) == (len(same) == 2)
+    if len(same) == 2 and usable[same].all() and maker.split != "part" and not maker.id_column:
+        assert any(set(same) <= set(own.tolist()) for own in data.splits.values())
     return len(rows)
 
 

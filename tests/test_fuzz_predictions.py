@@ -63,7 +63,9 @@ class Maker:
         return rare[self.kind] if self.kind in rare and draw.random() < 0.1 else repr(value)
 
     def read(self):
-        role = {"score": "p", "log_odds": self.kind == "log"} if self.by_score else {"pred": "guess"}
+        role = (
+            {"score": "p", "log_odds": self.kind == "log"} if self.by_score else {"pred": "guess"}
+        )
         return read_predictions(
             self.path, label="y", sensitive=self.sensitive, positive=self.positive, **role
         )

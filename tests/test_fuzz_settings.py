@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import audit, cli, compare, fairbatch, fairtune, plan, prepare, pretrain, pruning
+from experiments import audit, compare, fairbatch, fairtune, plan, prepare, pretrain, pruning
 from experiments.run import main
 
 # What is prepared, and what ends it before anything heavy begins.
@@ -31,7 +31,7 @@ PARSED = {
 }
 WHOLE = ("0", "1", "2", "3", "7", "-1", "2147483648", "1.5", "nan", "abc", "", "None", "1e3")
 REAL = ("0", "0.5", "1", "1e-3", "-0.1", "nan", "inf", "1e999", "1e300", "0,5", "x", "")
-TEXT = ("sex", "", "a b", "é", "x" * 300, "vit_micro", "none", "0.5,0.3,0.2", "nan,1,1")
+TEXT = ("sex", "", "a b", "é", "x" * 100, "vit_micro", "none", "0.5,0.3,0.2", "nan,1,1")
 BOUNDLESS = ("num_splits", "num_seeds", "hidden", "num_replicates", "image_size", "num_images")
 """Where a large number is no mistake, and takes its time."""
 
@@ -69,9 +69,10 @@ def text_of(hint, draw, path):
         word = draw.choice((*typing.get_args(kind), *typing.get_args(kind), "nothing"))
         return [word], word if word in typing.get_args(kind) else ValueError
     if kind is bool:
-        return [word := draw.choice(("True", "False", "maybe"))], {"True": True, "False": False}.get(
-            word, ValueError
-        )
+        return [word := draw.choice(("True", "False", "maybe"))], {
+            "True": True,
+            "False": False,
+        }.get(word, ValueError)
     words = {int: WHOLE, float: REAL}.get(kind, TEXT)
     if any(name in path for name in BOUNDLESS):
         words = [word for word in words if len(word) < 4]
@@ -175,9 +176,11 @@ def run(seeds, folder):
         if name in ("fairbatch", "fairtune", "pruning"):
             file = "t.csv" if name == "fairbatch" else "absent.csv"
             forced = ["--data.source", "csv", "--data.csv", file]
-            wanted = None if wanted is None else {
-                **wanted, "data.source": "csv", "data.csv": (Path(file),)
-            }
+            wanted = (
+                None
+                if wanted is None
+                else {**wanted, "data.source": "csv", "data.csv": (Path(file),)}
+            )
         status, seen, said = started(name, args, folder, forced)
         story = f"seed {seed}: {name} {args}: {status} {said}"
         assert status in (0, 2), story

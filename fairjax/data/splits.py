@@ -49,7 +49,7 @@ def stratified_split(
     """
     check_shares(ratios)
     strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = seeded(seed)
     if groups is None:
         split_of_row = deal_rows(strata, ratios, generator)
     elif len(groups) != len(strata):
@@ -69,6 +69,13 @@ def stratified_split(
                 f"split {split!r} would be empty: too few {what} for the ratios {ratios}"
             )
     return splits
+
+
+def seeded(seed: int) -> np.random.Generator:
+    """A generator that gives the same numbers on every machine; ValueError for what is no seed."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    return np.random.Generator(np.random.PCG64(int(seed)))
 
 
 def check_shares(ratios: tuple[float, float, float]) -> None:
@@ -258,7 +265,7 @@ def folds(dataset: Dataset, num_folds: int, seed: int = 0) -> Splits:
         raise ValueError(f"num_folds must be a whole number of at least 2, got {num_folds!r}")
     rows = np.concatenate([dataset.splits["train"], dataset.splits["val"]])
     cells = _cells(dataset, rows)
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = seeded(seed)
     ids = np.arange(len(rows)) if dataset.ids is None else dataset.ids[rows]
     distinct, id_of_row = np.unique(ids, return_inverse=True)
     if len(distinct) < num_folds:
@@ -319,7 +326,7 @@ def resplits(dataset: Dataset, num_splits: int, seed: int = 0) -> Splits:
     cells, ratios = _cells(dataset, rows), (sizes / sizes.sum()).tolist()
     parts: list[list[np.ndarray]] = []
     for number in range(num_splits):
-        generator = np.random.Generator(np.random.PCG64(seed + number))
+        generator = seeded(seed + number)
         if dataset.ids is None:
             part_of_row = deal_rows(cells, ratios, generator)
         else:
