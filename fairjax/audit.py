@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fairjax import thresholds
-from fairjax.data.csvfile import read_csv
+from fairjax.data.csvfile import number, read_csv, show
 from fairjax.data.values import canonical
 from fairjax.metrics import (
     GroupTable,
@@ -165,8 +165,8 @@ def read_predictions(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a column is absent or holds something else, or not exactly one of `score` and
-        `pred` is given.
+      ValueError: a column is absent, holds something else or has two roles, or not exactly one of
+        `score` and `pred` is given.
     """
     if (score is None) == (pred is None):
         raise ValueError("give a column of scores or of predictions, exactly one of them")
@@ -175,6 +175,11 @@ def read_predictions(
     table = read_csv(path)
     given = score if pred is None else pred
     needed = dict.fromkeys([label, str(given), *sensitive])
+    if len(needed) < 2 + len(sensitive):
+        raise ValueError(
+            f"label, {'scores' if pred is None else 'predictions'} and groups must be different "
+            f"columns, got {', '.join(map(show, [label, given, *sensitive]))}"
+        )
     table.require(needed)
     kept = np.flatnonzero(np.all([table.columns[name].codes >= 0 for name in needed], axis=0))
     if not len(kept):
@@ -227,10 +232,11 @@ def _binary(cells: np.ndarray, name: str, positive: str | None, path) -> tuple[n
 
 def _numbers(cells: np.ndarray, name: str, path) -> np.ndarray:
     """A column of finite numbers."""
-    try:
-        numbers = np.array([float(cell) for cell in cells])
-    except ValueError as error:
-        raise ValueError(f"{path}: {name} must hold numbers: {error}") from None
+    value_of = {cell: number(cell) for cell in dict.fromkeys(cells)}
+    for cell, value in value_of.items():
+        if value is None:
+            raise ValueError(f"{path}: {name} must hold numbers such as 0.25, got {show(cell)}")
+    numbers = np.array([value_of[cell] for cell in cells], np.float64)
     if not np.isfinite(numbers).all():
         raise ValueError(
             f"{path}: {name} must hold finite numbers, got {cells[~np.isfinite(numbers)][0]!r}"

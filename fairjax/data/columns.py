@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence, Set
 from decimal import Decimal
@@ -24,6 +25,8 @@ _SPLIT_NAMES = {split: split for split in SPLITS} | {
     "testing": "test",
 }
 """What split columns hold, by `key`."""
+
+_LEADING_ZERO = re.compile(r"[+-]?0+[1-9]")
 
 
 def split_called(name: str) -> str | None:
@@ -73,14 +76,15 @@ def merge_spellings(
 ) -> tuple[Column, list[str]]:
     """The column with one value per meaning, and which texts were merged.
 
-    Words that say that nothing is known, but for those `kept` (by `key`), count as missing. As a
+    Words that say that nothing is known, but for those `kept` (by `key`), count as missing. Ways to
+    write a number are noted where zeros before it differ: "01" and "1" may be two codes. As a
     `feature` they are a category, and what is written in one way only keeps its name.
     """
     values, codes = column
     counts = np.bincount(codes[codes >= 0], minlength=len(values)).tolist()
     name_of = spellings(values, counts)
+    ways = Counter(name_of.values())
     if feature:
-        ways = Counter(name_of.values())
         name_of = {v: name if ways[name] > 1 else v for v, name in name_of.items()}
     nothing = (MISSING if feature else MISSING | UNKNOWN) - kept
     code_of: dict[str, int] = {}
@@ -88,7 +92,8 @@ def merge_spellings(
     for value, count in zip(values, counts, strict=True):
         name, unknown = name_of[value], key(value) in nothing
         recode.append(-1 if unknown else code_of.setdefault(name, len(code_of)))
-        if unknown or (value != name and number(name) is None):
+        as_code = ways[name] > 1 and _LEADING_ZERO.match(value)
+        if unknown or as_code or (value != name and number(name) is None):
             shown = "missing" if unknown else show(name)
             others.setdefault(shown, []).append(f"{show(value)} ({count})")
     notes = [f"{', '.join(texts)} read as {shown}" for shown, texts in others.items()]

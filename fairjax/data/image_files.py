@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, Int64, UInt8
 
 from fairjax.data.csvfile import Table, show
 from fairjax.data.dataset import SPLITS
@@ -85,6 +85,40 @@ def find_images(
         f"{len(pairs)} images were found {way}, such as {show(pairs[0][0])} as "
         f"{_relative(pairs[0][1], roots)}."
         for way, pairs in ways.items()
+    )
+
+
+def note_repeated(
+    image: Int64[np.ndarray, " N"],
+    labels: Int32[np.ndarray, " N"],
+    splits: Mapping[str, np.ndarray],
+    where: Sequence[str],
+) -> tuple[str, ...]:
+    """A note on images that several rows name, with what is wrong about that.
+
+    Args:
+      image: number of the image of every row.
+      labels: `[N]`.
+      splits: rows of each split, empty where they are to be drawn.
+      where: N places of the rows.
+    """
+    part = np.full(len(image), -1)
+    for number, rows in enumerate(splits.values()):
+        part[rows] = number
+    order = np.argsort(image, kind="stable")
+    owners = np.split(order, np.flatnonzero(np.diff(image[order])) + 1)
+    several = [own for own in owners if len(own) > 1]
+    if not several:
+        return ()
+    differ, straddle = (
+        sum(len(np.unique(values[own])) > 1 for own in several) for values in (labels, part)
+    )
+    more = f", {differ} of them with different labels" if differ else ""
+    more += f", {straddle} of them in several splits" if straddle else ""
+    first, second = several[0][:2]
+    return (
+        f"{len(several)} images are named by several rows ({where[first]} and {where[second]})"
+        f"{more}.",
     )
 
 

@@ -19,7 +19,7 @@ from fairjax.data.cache import CachedImages, cached_images
 from fairjax.data.columns import note_classes, read_labels, read_splits, rows_of_splits, tidy
 from fairjax.data.csvfile import Column, Table, join, read_tables, set_name, show
 from fairjax.data.dataset import SPLITS, Dataset
-from fairjax.data.image_files import find_images, pickled_inputs
+from fairjax.data.image_files import find_images, note_repeated, pickled_inputs
 from fairjax.data.rawtable import short_errors
 from fairjax.data.splits import complete_splits, stratified_split
 from fairjax.data.values import key, merge_ids
@@ -104,7 +104,8 @@ def load_image_table(
         usual training crop of 224; a byte per pixel and channel is kept, 192 KiB an image.
       image: the column that names the files.
       positive: the label value that becomes class 1, all others class 0.
-      id_column: whose rows must stay together; given splits are checked.
+      id_column: whose rows must stay together; given splits are checked. Without one, rows that
+        name the same image stay together where splits are drawn.
       split: shares of train, val and test for one file, stratified on (label, group); or the name
         of a column that holds "train", "val" and "test", or as in `load_csv`.
       seed: of a drawn split.
@@ -161,8 +162,14 @@ def load_image_table(
         names_of_files = cells(table, find_column(table, image))
         absent = "keep" if on_error == "skip" else "error"
         paths, found = find_images([root], names_of_files, result.where, absent=absent)
+    own = np.unique(list(map(str, paths)), return_inverse=True)[1]
+    ids = result.ids
+    if repeated := note_repeated(own, result.labels, splits or {}, result.where):
+        found += repeated
+        if ids is None and splits is None:  # an image is trained on or tested on, not both
+            ids = own
     notes = (*result.notes, *renamed, *found)
-    result = dataclasses.replace(result, paths=paths, splits=splits, notes=notes)
+    result = dataclasses.replace(result, paths=paths, ids=ids, splits=splits, notes=notes)
     return image_dataset(
         result,
         names,

@@ -23,6 +23,9 @@ MAX_ROWS, MAX_COLUMNS = 1_048_576, 16_384
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
+_OTHERS = (".xls", ".xlsb", ".ods", ".numbers", ".parquet", ".feather", ".sav", ".dta", ".rds")
+"""Tables of other programs, of which nothing can be read as text."""
+
 
 class RawTable(NamedTuple):
     """A header and the rows below it, all of its length, as text."""
@@ -79,6 +82,9 @@ def read_raw(
 ) -> RawTable:
     """The rows of a CSV, packed or not, or of the first sheet of an `.xlsx`; see `read_csv`."""
     with blamed(path):
+        if path.suffix.lower() in _OTHERS:
+            path.stat()  # an absent file is named as such
+            raise ValueError(f"{path}: this kind of file is not read; save it as .csv or .xlsx")
         if path.suffix.lower() in (".xlsx", ".xlsm"):
             cells, notes = read_sheet(path)
             numbered = [(line, row) for line, row in enumerate(cells, 1) if any(row)]
@@ -248,7 +254,7 @@ def read_sheet(path: Path) -> tuple[list[list[str]], list[str]]:
             _check_formulas(path, file, rows, empty)
         titles = book.sheetnames
         book.close()
-    notes = [f"{path.name}: sheet {titles[0]!r} of {len(titles)} is read."] if titles[1:] else []
+    notes = [f"{path.name}: sheet {sheet.title!r} of {len(titles)} is read."] if titles[1:] else []
     while rows and not rows[-1]:
         rows.pop()
     return rows, notes

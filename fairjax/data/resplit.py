@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from fairjax.data.dataset import SPLITS, Dataset
-from fairjax.data.splits import deal, place_ids
+from fairjax.data.splits import deal, place_ids, seeded
 
 
 class Splits(NamedTuple):
@@ -55,7 +55,7 @@ def folds(dataset: Dataset, num_folds: int, seed: int = 0) -> Splits:
         raise ValueError(f"num_folds must be a whole number of at least 2, got {num_folds!r}")
     rows = np.concatenate([dataset.splits["train"], dataset.splits["val"]])
     cells = _cells(dataset, rows)
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = seeded(seed)
     ids = np.arange(len(rows)) if dataset.ids is None else dataset.ids[rows]
     distinct, id_of_row = np.unique(ids, return_inverse=True)
     if len(distinct) < num_folds:
@@ -116,7 +116,7 @@ def resplits(dataset: Dataset, num_splits: int, seed: int = 0) -> Splits:
     cells, ratios = _cells(dataset, rows), (sizes / sizes.sum()).tolist()
     parts: list[list[np.ndarray]] = []
     for number in range(num_splits):
-        generator = np.random.Generator(np.random.PCG64(seed + number))
+        generator = seeded(seed + number)
         ids = None if dataset.ids is None else dataset.ids[rows]
         part_of_row = deal(cells, ids, ratios, generator)
         own = [rows[part_of_row == part] for part in range(len(drawn))]

@@ -48,8 +48,7 @@ def stratified_split(
     """
     check_shares(ratios)
     strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    split_of_row = deal(strata, groups, ratios, generator)
+    split_of_row = deal(strata, groups, ratios, seeded(seed))
     splits = {
         split: np.flatnonzero(split_of_row == s).astype(np.int32) for s, split in enumerate(SPLITS)
     }
@@ -99,9 +98,8 @@ def complete_splits(
     train = splits["train"]
     parts = ["train", *absent]
     shares = np.array([ratios[SPLITS.index(part)] for part in parts])
-    generator = np.random.Generator(np.random.PCG64(seed))
     ids = None if groups is None else groups[train]
-    part_of_row = deal(strata[train], ids, (shares / shares.sum()).tolist(), generator)
+    part_of_row = deal(strata[train], ids, (shares / shares.sum()).tolist(), seeded(seed))
     cut = {part: train[part_of_row == p].astype(np.int32) for p, part in enumerate(parts)}
     for part, rows in cut.items():
         if not len(rows):
@@ -115,6 +113,13 @@ def complete_splits(
     ]
     whole = {**splits, **cut}
     return {split: whole[split] for split in SPLITS}, notes
+
+
+def seeded(seed: int) -> np.random.Generator:
+    """A generator that gives the same numbers on every machine; ValueError for what is no seed."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    return np.random.Generator(np.random.PCG64(int(seed)))
 
 
 def check_shares(ratios: tuple[float, float, float]) -> None:

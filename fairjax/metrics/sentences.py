@@ -54,9 +54,10 @@ def undefined(metrics: Mapping[str, Array], group_names: Sequence[str]) -> list[
 def _diverged(metrics: Mapping[str, Array], group_names: Sequence[str]) -> str:
     """Which groups hold examples that make every metric undefined; "" if none does."""
     counts = np.asarray(metrics.get("n_diverged", []))
+    first = np.asarray(metrics.get("first_diverged", np.full(len(counts), -1)))
     held = [
-        f"{count:.0f} of '{name}'"
-        for name, count in zip(group_names, counts, strict=False)
+        f"{count:.0f} of '{name}'" + (f" (first: row {row:.0f})" if row >= 0 else "")
+        for name, count, row in zip(group_names, counts, first, strict=False)
         if count > 0
     ]
     return f"the logits of {', '.join(held)} hold nan, inf or only -inf" if held else ""

@@ -164,7 +164,7 @@ class Measured(NamedTuple):
 
     rates: GroupRates
     group: dict[str, jax.Array]
-    """float32 `[G]`: group_accuracy, group_auc, group_loss, group_ece, n_diverged."""
+    """float32 `[G]`: group_accuracy, group_auc, group_loss, group_ece, n_diverged, first_diverged."""
     overall: dict[str, jax.Array]
     """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece. Of predictions without scores
     neither holds auc, loss or ece."""
@@ -221,7 +221,10 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
     # A diverged model still has an argmax: make all its metrics undefined, so that it cannot win.
     measured = Measured(rates.rates_of(counts), group, overall)
     measured = jax.tree.map(lambda value: jnp.where(diverged.any(), jnp.nan, value), measured)
-    measured.group["n_diverged"] = num_diverged
+    own = p.group[None] == jnp.arange(p.num_groups, dtype=jnp.int32)[:, None]
+    own &= diverged[None]
+    first = jnp.where(own.any(1), own.argmax(1), -1).astype(jnp.float32)
+    measured.group |= {"n_diverged": num_diverged, "first_diverged": first}
     return with_counts(measured, counts)
 
 
@@ -319,8 +322,9 @@ def fairness_metrics(
       `max_group_loss` (nats) and the `_difference` (largest gap between two groups) and
       `_deviation` (largest distance from the pooled rate) of `equal_opportunity`,
       `equalized_odds` and `demographic_parity`; `[G]` `n`, `group_accuracy`, `group_auc`,
-      `group_loss`, `group_ece`, `n_diverged` (rows that make all nan); `[G, K]` `n_per_label`.
-      Compiled once per shape; safe under jit and vmap.
+      `group_loss`, `group_ece`, `n_diverged` (rows that make all nan) and `first_diverged` (the
+      number of the first of them, -1 if there is none); `[G, K]` `n_per_label`. Compiled once per
+      shape; safe under jit and vmap.
 
     Raises:
       ValueError: shapes or dtypes do not fit, such as logits `[N, 1]`; lengths differ or are 0; an
