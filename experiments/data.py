@@ -47,8 +47,6 @@ class Data:
     array_record"""
     manual_dir: Path = Path(".")
     """folder with the files of a named set; of lesions_jpeg, drawn there if it is new or empty"""
-    tfds_dir: Path | None = None
-    """folder of prepared TensorFlow data sets, $TFDS_DATA_DIR or ~/tensorflow_datasets (tfds)"""
     sensitive: tuple[str, ...] = ()
     """columns that make the groups, several make intersections; by default sex for tables, csv and
     tfds, the first attribute of a named set"""
@@ -56,6 +54,8 @@ class Data:
     """what reports call the set; by default its source, its file or the folder of three files"""
     csv: tuple[Path, ...] = ()
     """the file, or the three files train, val, test (csv); the published file (compas)"""
+    tfds_dir: Path | None = None
+    """folder of prepared TensorFlow data sets, $TFDS_DATA_DIR or ~/tensorflow_datasets (tfds)"""
     image_root: Path | None = None
     """folder that the image paths of a csv are relative to"""
     image_column: str = "image"

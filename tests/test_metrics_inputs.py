@@ -209,7 +209,7 @@ def test_a_failed_prediction_leaves_the_other_group_defined(broken, dtype):
     expected = sk.brier_score_loss(LABELS[rest], scipy.special.expit(SCORES[rest]))
     close(call("group_brier_score", logits=logits)[0], expected)
     metrics = call("fairness_metrics", logits=logits)
-    cause = "the logits of 1 of 'men' hold nan, inf or only -inf"
+    cause = "the logits of 1 of 'men' (first: row 3) hold nan, inf or only -inf"
     sentences = m.undefined(metrics, ["women", "men"])
     assert f"accuracy undefined: {cause}" in sentences
     assert f"group_auc of 'women' undefined: {cause}" in sentences

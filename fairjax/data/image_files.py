@@ -102,6 +102,8 @@ def note_repeated(
       splits: rows of each split, empty where they are to be drawn.
       where: N places of the rows.
     """
+    if not len(image):
+        return ()  # arrays, not files
     part = np.full(len(image), -1)
     for number, rows in enumerate(splits.values()):
         part[rows] = number

@@ -156,19 +156,16 @@ def load_image_table(
         raise FileNotFoundError(f"{root}: no such folder of images")
     paths, found, images = (), (), None
     if pickles:
-        inputs = pickled_inputs(pickles, tables, table, size, trust_pickle)
-        images = CachedImages(inputs, {}, ())
+        images = CachedImages(pickled_inputs(pickles, tables, table, size, trust_pickle), {}, ())
     else:
         names_of_files = cells(table, find_column(table, image))
         absent = "keep" if on_error == "skip" else "error"
         paths, found = find_images([root], names_of_files, result.where, absent=absent)
     own = np.unique(list(map(str, paths)), return_inverse=True)[1]
-    ids = result.ids
-    if repeated := note_repeated(own, result.labels, splits or {}, result.where):
-        found += repeated
-        if ids is None and splits is None:  # an image is trained on or tested on, not both
-            ids = own
-    notes = (*result.notes, *renamed, *found)
+    repeated = note_repeated(own, result.labels, splits or {}, result.where)
+    # an image is trained on or tested on, not both
+    ids = own if repeated and result.ids is None and splits is None else result.ids
+    notes = (*result.notes, *renamed, *found, *repeated)
     result = dataclasses.replace(result, paths=paths, ids=ids, splits=splits, notes=notes)
     return image_dataset(
         result,

@@ -164,7 +164,8 @@ class Measured(NamedTuple):
 
     rates: GroupRates
     group: dict[str, jax.Array]
-    """float32 `[G]`: group_accuracy, group_auc, group_loss, group_ece, n_diverged, first_diverged."""
+    """float32 `[G]`: group_accuracy, group_auc, group_loss, group_ece, n_diverged and
+    first_diverged."""
     overall: dict[str, jax.Array]
     """Scalars: accuracy, balanced_accuracy, macro_f1, auc, ece. Of predictions without scores
     neither holds auc, loss or ece."""
@@ -224,7 +225,7 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
     own = p.group[None] == jnp.arange(p.num_groups, dtype=jnp.int32)[:, None]
     own &= diverged[None]
     first = jnp.where(own.any(1), own.argmax(1), -1).astype(jnp.float32)
-    measured.group |= {"n_diverged": num_diverged, "first_diverged": first}
+    measured.group.update({"n_diverged": num_diverged, "first_diverged": first})
     return with_counts(measured, counts)
 
 
