@@ -87,7 +87,7 @@ def test_the_sheet_that_is_read_is_named_although_a_chart_comes_first(tmp_path):
     assert load(tmp_path / "t.xlsx").notes[0] == "t.xlsx: sheet 'Sheet' of 2 is read."
 
 
-@pytest.mark.parametrize("cell", ["0.1_1", "50%", "0,5", "1e99999", "٣"])
+@pytest.mark.parametrize("cell", ["0.1_1", "50%", "0,5", "1e99999"])
 def test_scores_that_are_no_plain_numbers_are_refused(cell, tmp_path):
     row = lambda i: f'{i // 2 % 2},{"ab"[i % 2]},"{cell if i == 9 else i / 48}"'
     path = table(tmp_path, "y,g,p", row)
