@@ -175,11 +175,6 @@ def read_predictions(
     table = read_csv(path)
     given = score if pred is None else pred
     needed = dict.fromkeys([label, str(given), *sensitive])
-    if len(needed) < 2 + len(sensitive):
-        raise ValueError(
-            f"label, {'scores' if pred is None else 'predictions'} and groups must be different "
-            f"columns, got {', '.join(map(show, [label, given, *sensitive]))}"
-        )
     table.require(needed)
     kept = np.flatnonzero(np.all([table.columns[name].codes >= 0 for name in needed], axis=0))
     if not len(kept):
@@ -209,6 +204,11 @@ def read_predictions(
                 f"{path}: {score} holds {numbers.min():g} to {numbers.max():g}, expected "
                 "probabilities; say so if these are log-odds (--log-odds), or give predictions"
             )
+    if len(needed) < 2 + len(sensitive):
+        raise ValueError(
+            f"label, {'scores' if pred is None else 'predictions'} and groups must be different "
+            f"columns, got {', '.join(map(show, [label, given, *sensitive]))}"
+        )
     arguments["sensitive_features"] = {name: text[name] for name in sensitive}
     return Predictions(arguments, tuple(notes))
 

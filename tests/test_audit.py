@@ -57,7 +57,10 @@ def test_groups_that_lack_a_class_are_left_out_of_thresholds_and_named():
 def test_a_file_is_read_as_its_columns_say(tmp_path):
     path = write(
         tmp_path / "p.csv",
-        {"y": ["good", "bad", "bad", "good"], "s": ["0.9", "0.2", "?", "1"], "sex": list("fmmf")},
+        {
+            **dict.fromkeys(("y", "guess"), ["good", "bad", "bad", "good"]),
+            **{"s": ["0.9", "0.2", "?", "1"], "sex": list("fmmf")},
+        },
     )
     options = {"label": "y", "sensitive": ["sex"], "positive": "good"}
     read = read_predictions(path, **options, score="s")
@@ -67,7 +70,12 @@ def test_a_file_is_read_as_its_columns_say(tmp_path):
         "Left out 1 of 4 rows with missing values (s 1).",
         "Class 1 is y = good.",
     )
-    assert read_predictions(path, **options, pred="y").arguments["preds"].tolist() == [1, 0, 0, 1]
+    assert read_predictions(path, **options, pred="guess").arguments["preds"].tolist() == [
+        1,
+        0,
+        0,
+        1,
+    ]
     logits = read_predictions(path, **options, score="s", log_odds=True).arguments["logits"]
     assert logits[:, 1].tolist() == [0.9, 0.2, 1.0]
 

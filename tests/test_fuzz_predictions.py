@@ -91,14 +91,12 @@ class Maker:
 
 def rates(labels, scores, preds):
     """What a table says of some rows, by definition and by scikit-learn."""
-    with np.errstate(invalid="ignore"), np.testing.suppress_warnings() as quiet:
-        quiet.filter(RuntimeWarning)
-        found = {
-            "selection_rate": preds.mean(),
-            "true_positive_rate": preds[labels == 1].mean() if labels.any() else np.nan,
-            "false_positive_rate": preds[labels == 0].mean() if not labels.all() else np.nan,
-            "accuracy": (preds == labels).mean(),
-        }
+    found = {
+        "selection_rate": preds.mean(),
+        "true_positive_rate": preds[labels == 1].mean() if labels.any() else np.nan,
+        "false_positive_rate": preds[labels == 0].mean() if not labels.all() else np.nan,
+        "accuracy": (preds == labels).mean(),
+    }
     if scores is not None:
         two = len(set(labels)) == 2
         found["auc"] = roc_auc_score(labels, scores) if two else np.nan

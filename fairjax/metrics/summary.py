@@ -225,7 +225,7 @@ def measure(prepared: Prepared, weights: Weights | None = None) -> Measured:
     own = p.group[None] == jnp.arange(p.num_groups, dtype=jnp.int32)[:, None]
     own &= diverged[None]
     first = jnp.where(own.any(1), own.argmax(1), -1).astype(jnp.float32)
-    measured.group.update({"n_diverged": num_diverged, "first_diverged": first})
+    measured.group.update(n_diverged=num_diverged, first_diverged=first)
     return with_counts(measured, counts)
 
 
