@@ -48,7 +48,7 @@ SAME_LEVEL = {
     "sampling": {"fairbatch"},
 }
 
-MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_700  # lines
+MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_720  # lines
 LONGER_FILES: dict[str, str] = {
     "experiments/data.py": "one configuration, with the options of every source",
     "experiments/fairbatch.py": "one script, with the options of every criterion and split",
