@@ -122,7 +122,7 @@ class Maker:
             size=SIZE,
             split=self.split,
             id_column=self.id_column,
-            on_error=self.on_error,
+            on_error="skip" if self.on_error == "skip" else "error",
             cache_dir=self.folder / "cache",
             allow_small_groups=True,
         )

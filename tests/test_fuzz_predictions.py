@@ -2,6 +2,7 @@
 
 import collections
 import random
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ class Maker:
         return rare[self.kind] if self.kind in rare and draw.random() < 0.1 else repr(value)
 
     def read(self):
-        role = (
+        role: dict[str, Any] = (
             {"score": "p", "log_odds": self.kind == "log"} if self.by_score else {"pred": "guess"}
         )
         return read_predictions(
@@ -114,8 +115,9 @@ def check(maker, table):
     rows = {name: group == name.lower() for name in table.groups[:-1]}
     rows["everyone"] = np.ones(len(group), bool)
     by_group = {}
+    positives = np.asarray(table.positives)
     for place, (name, own) in enumerate(rows.items()):
-        assert (table.n[place], table.positives[place]) == (own.sum(), labels[own].sum())
+        assert (table.n[place], positives[place]) == (own.sum(), labels[own].sum())
         theirs = rates(labels[own], None if scores is None else scores[own], preds[own])
         by_group[name] = theirs
         for rate, value in theirs.items():
@@ -171,6 +173,7 @@ def test_an_audit_says_of_a_file_what_its_table_says(tmp_path):
     found = audit(**read.arguments, num_replicates=20)
     check(maker, found.table)
     labels, scores, _, group = maker.truth()
+    assert scores is not None
     for name, bins in found.calibration.items():
         own = group == name.lower()
         assert bins[:, 2].sum() == own.sum()

@@ -34,7 +34,7 @@ def test_worked_numbers_of_two_groups():
         sensitive_features=[1, 1, 1, 1, 0, 0],
     )
     assert table.groups == ("0", "1", "everyone")
-    assert table.n.tolist() == [2, 4, 6] and table.positives.tolist() == [1, 2, 3]
+    assert table.n.tolist() == [2, 4, 6] and np.asarray(table.positives).tolist() == [1, 2, 3]
     expected = {
         "selection_rate": [1 / 2, 2 / 4, 3 / 6],
         "true_positive_rate": [1, 1 / 2, 2 / 3],

@@ -243,7 +243,8 @@ def _torch_steps(
             path = pathlib.Path(folder) / "weights.safetensors"
             save_weights(path, model, params, batch_stats)
             twin.load_state_dict(load_file(path))
-        twin = twin.to(memory_format=memory_format)
+        laid: Any = twin  # torch's types know no memory_format
+        twin = laid.to(memory_format=memory_format)
         turned = inputs.contiguous(memory_format=memory_format)
         steps[f"eager{layout}"] = _torch_step(twin, twin, turned, targets, mixed)
         if compiled:

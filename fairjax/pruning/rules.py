@@ -55,8 +55,10 @@ def scored_plans(scores: Sequence[Score]) -> Propose:
                 )
             # what earlier rounds pruned is zero already, so only this layer differs
             only = stack_plans([PrunePlan({layer: plan.keep[layer]}) for _, plan in here])
-            groups = {"num_groups": rounds.data.num_groups}
-            tried.append(evaluate_plans(rounds.model, *network, only, rounds.val, **groups))
+            num_groups = rounds.data.num_groups
+            tried.append(
+                evaluate_plans(rounds.model, *network, only, rounds.val, num_groups=num_groups)
+            )
             proposed += here
         table = jax.tree.map(lambda *parts: np.concatenate(parts), *tried)
         return [proposed[i] for i in rounds.rank(table, state.base)]
