@@ -2,6 +2,7 @@
 
 import collections
 import random
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ class Maker:
 
     def truth(self):
         """Labels, scores or predictions, and groups by pandas."""
-        frame = pd.read_csv(
+        frame: Any = pd.read_csv(
             self.path, dtype=str, keep_default_na=False, sep=None, engine="python"
         ).map(lambda cell: str(cell).strip())
         given = "p" if self.by_score else "guess"
@@ -171,6 +172,7 @@ def test_an_audit_says_of_a_file_what_its_table_says(tmp_path):
     found = audit(**read.arguments, num_replicates=20)
     check(maker, found.table)
     labels, scores, _, group = maker.truth()
+    assert scores is not None
     for name, bins in found.calibration.items():
         own = group == name.lower()
         assert bins[:, 2].sum() == own.sum()
