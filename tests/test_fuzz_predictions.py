@@ -64,7 +64,7 @@ class Maker:
         return rare[self.kind] if self.kind in rare and draw.random() < 0.1 else repr(value)
 
     def read(self):
-        role = (
+        role: Any = (
             {"score": "p", "log_odds": self.kind == "log"} if self.by_score else {"pred": "guess"}
         )
         return read_predictions(
