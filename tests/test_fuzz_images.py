@@ -5,6 +5,7 @@ import io
 import random
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,7 @@ class Maker:
         header = ["image", "y", draw.choice(("sex", "Gender")), "part", "patient"]
         self.path = folder / "t.csv"
         pd.DataFrame(rows, columns=header).to_csv(self.path, index=draw.random() < 0.5)
-        self.on_error = draw.choice(("skip", "skip", "skip", "error"))
+        self.on_error: Any = draw.choice(("skip", "skip", "skip", "error"))
         self.split = draw.choice(("part", (0.5, 0.25, 0.25)))
         self.id_column = draw.choice((None, "patient")) if self.split != "part" else None
 
@@ -158,11 +159,11 @@ def theirs(path):
 
 def check(maker, data):
     """Asserts that the set says what pandas and Pillow read; returns how many images it holds."""
-    frame = pd.read_csv(maker.path, dtype=str, keep_default_na=False)
+    frame: Any = pd.read_csv(maker.path, dtype=str, keep_default_na=False)
     frame["line"] = np.arange(2, len(frame) + 2)
     frame = frame[frame["y"].isin(["0", "1"])].reset_index(drop=True)
     assert data.labels.tolist() == frame["y"].astype(int).tolist()
-    sex = frame[next(name for name in frame if name.lower() in ("sex", "gender"))].str.lower()
+    sex: Any = frame[next(name for name in frame if name.lower() in ("sex", "gender"))].str.lower()
     sex = sex.replace(WORDS)
     known = sex.isin(["male", "female"]).to_numpy()
     usable = known.copy()

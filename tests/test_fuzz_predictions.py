@@ -64,7 +64,7 @@ class Maker:
         return rare[self.kind] if self.kind in rare and draw.random() < 0.1 else repr(value)
 
     def read(self):
-        role: dict[str, Any] = (
+        role: Any = (
             {"score": "p", "log_odds": self.kind == "log"} if self.by_score else {"pred": "guess"}
         )
         return read_predictions(
@@ -73,7 +73,7 @@ class Maker:
 
     def truth(self):
         """Labels, scores or predictions, and groups by pandas."""
-        frame = pd.read_csv(
+        frame: Any = pd.read_csv(
             self.path, dtype=str, keep_default_na=False, sep=None, engine="python"
         ).map(lambda cell: str(cell).strip())
         given = "p" if self.by_score else "guess"
@@ -115,9 +115,8 @@ def check(maker, table):
     rows = {name: group == name.lower() for name in table.groups[:-1]}
     rows["everyone"] = np.ones(len(group), bool)
     by_group = {}
-    positives = np.asarray(table.positives)
     for place, (name, own) in enumerate(rows.items()):
-        assert (table.n[place], positives[place]) == (own.sum(), labels[own].sum())
+        assert (table.n[place], table.positives[place]) == (own.sum(), labels[own].sum())
         theirs = rates(labels[own], None if scores is None else scores[own], preds[own])
         by_group[name] = theirs
         for rate, value in theirs.items():

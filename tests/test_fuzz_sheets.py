@@ -78,7 +78,7 @@ class SheetMaker(Maker):
             first = draw.randrange(2, self.rows - 2)
             sheet.merge_cells(f"B{first}:B{first + 2}")
         if draw.random() < 0.08:  # of a stray hand
-            sheet.cell(draw.choice((1, 7, 30_000)), draw.choice((30, 16_384)), value="x")
+            sheet.cell(draw.choice((1, 7, 30_000)), draw.choice((30, 16_384)), "x")
         if draw.random() < 0.3:
             book.create_sheet("notes", draw.choice((0, 1))).append(["what", "else"])
             if book.sheetnames[0] == "notes":
