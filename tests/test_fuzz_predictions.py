@@ -174,10 +174,10 @@ def test_an_audit_says_of_a_file_what_its_table_says(tmp_path):
     labels, scores, _, group = maker.truth()
     assert scores is not None
     for name, bins in found.calibration.items():
-        own = group == name.lower()
-        assert bins[:, 2].sum() == own.sum()
-        np.testing.assert_allclose(np.nansum(bins[:, 0] * bins[:, 2]), scores[own].sum(), rtol=1e-6)
-        np.testing.assert_allclose(np.nansum(bins[:, 1] * bins[:, 2]), labels[own].sum(), rtol=1e-6)
+        own, n = group == name.lower(), bins[:, 4]
+        assert n.sum() == own.sum()
+        np.testing.assert_allclose(np.nansum(bins[:, 0] * n), scores[own].sum(), rtol=1e-6)
+        np.testing.assert_allclose(np.nansum(bins[:, 1] * n), labels[own].sum(), rtol=1e-6)
 
 
 def readable(maker):
