@@ -113,6 +113,6 @@ def test_forty_spreadsheets_are_refused_or_agree_with_pandas(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_spreadsheets_are_refused_or_agree_with_pandas(tmp_path):
-    accepted, refused = run(range(40, 1040), tmp_path, SheetMaker)
-    assert accepted >= 400 and len(refused) >= 200
+def test_hundreds_of_spreadsheets_are_refused_or_agree_with_pandas(tmp_path):
+    accepted, refused = run(range(40, 340), tmp_path, SheetMaker)
+    assert accepted >= 120 and len(refused) >= 60
