@@ -281,15 +281,15 @@ def run_all(task: Task) -> None:
             shifted = thresholds.thresholds_after(row["val_logits"], row["logits"], data)
             rows[f"{name}+thresholds"] = row | {"logits": shifted}
     logits = {name: row["logits"] for name, row in rows.items()}
-    draws: dict[str, Any] = {"num_replicates": config.num_replicates}
-    compared = results.judge(logits, data, timing, shown=COMPARED, **draws)
+    draws: dict[str, Any] = {"shown": COMPARED, "num_replicates": config.num_replicates}
+    compared = results.judge(logits, data, timing, **draws)
     by_row, notes = report.summarise(list(rows), compared, data.group_names)
     for name, row in rows.items():
         by_row[name] |= {"learning_rate": float(row["learning_rate"])}
         by_row[name] |= {"percent_trained": float(row["percent"])}
         by_row[name] |= {"val_objective": float(np.mean(row["values"]))}
-    shown = ("worst_group_auc", "auc")
-    gain = results.gains("fairtune", logits, data, timing, shown=shown, **draws)
+    told_of = ("worst_group_auc", "auc")
+    gain = results.gains("fairtune", logits, data, timing, told_of=told_of, **draws)
     by_row["fairtune"]["gain_over"] = gain
     mask = f"mask: {found.choice(winner).description.text}"
     notes = [mask, *task.weights.notes, *found.notes(), *notes]

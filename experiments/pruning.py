@@ -243,14 +243,17 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
         done = train(config, run.start(), rounds)
     data, names = rounds.data, row_names(config)
     logits = dict(zip(names, np.moveaxis(done.logits, 1, 0), strict=True))
-    how = {"num_replicates": config.num_replicates, "table_fn": pruning.tabulate_pruned}
-    compared = results.judge(logits, data, seconds, shown=SHOWN[:-1], **how)
+    how = {
+        "shown": SHOWN[:-1],
+        "num_replicates": config.num_replicates,
+        "table_fn": pruning.tabulate_pruned,
+    }
+    compared = results.judge(logits, data, seconds, **how)
     fate = rounds.fate(compared.metrics, {k: v[:1] for k, v in compared.metrics.items()})
     compared = compared._replace(metrics={**compared.metrics, "fate": fate})
     by_row, notes = report.summarise(names, compared, data.group_names)
-    shown = ("eodd", "accuracy")
     by_row["pruned"]["gain_over"] = results.gains(
-        "pruned", logits, data, seconds, shown=shown, **how
+        "pruned", logits, data, seconds, told_of=("eodd", "accuracy"), **how
     )
     notes.append(f"FATE weighs {config.accuracy} against {config.disparity}, trade-off 1")
     cli.phase("the smaller network, its scores and its speed")

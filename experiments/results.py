@@ -57,17 +57,20 @@ def gains(
     data: Dataset,
     timing: dict[str, float],
     *,
-    shown: Sequence[str],
+    told_of: Sequence[str],
     **options: Any,
 ) -> dict[str, dict[str, list[float]]]:
-    """What a row gains over every other: `{other: {metric: [mean, low, high]}}`, 95 %, paired."""
+    """What a row gains over every other: `{other: {metric: [mean, low, high]}}`, 95 %, paired.
+
+    With the options that the rows were judged by, it runs the program that judged them.
+    """
     ordered = {row: logits[row], **logits}
-    change = judge(ordered, data, {} | timing, shown=shown, **options).change
+    change = judge(ordered, data, {} | timing, **options).change
     told: dict[str, dict[str, list[float]]] = {}
     for i, other in enumerate(ordered):
         of = {
             m: [-float(part[m][i]) for part in (change.estimate, change.upper, change.lower)]
-            for m in shown
+            for m in told_of
         }
         if other != row:
             told[other] = of

@@ -241,7 +241,7 @@ def test_controls_prune_nothing_or_as_many_channels_of_the_same_layer(table):
         "tuned": pruning.repeat_unpruned((like,)),
         "random": pruning.repeat_random((like,)),
     }
-    plans = {row: [plan for _, plan in rule(rounds, state, KEY)] for row, rule in rules.items()}
+    plans = {row: [each.plan for each in rule(rounds, state, KEY)] for row, rule in rules.items()}
     gone = {row: [int((~p.keep["hidden/0"]).sum()) for p in found] for row, found in plans.items()}
     assert gone == {"tuned": [0], "random": [3]}
     assert all(plan.keep["hidden/1"].all() for found in plans.values() for plan in found)
@@ -256,8 +256,8 @@ def test_chance_and_magnitude_choose_from_as_many_plans_as_the_method(table):
     chance = pruning.scored_plans(["random"])(rounds, state, KEY)
     by_size = pruning.scored_plans(["magnitude"])(rounds, state, KEY)
     assert len(own) == len(chance) == len(by_size) == 2 * 2 * len(rounds.counts)
-    assert {proposal.score for proposal, _ in chance} == {"random"}
-    of_size = [plan for proposal, plan in chance if proposal[:2] == ("hidden/0", 2)]
+    assert {each.proposal.score for each in chance} == {"random"}
+    of_size = [each.plan for each in chance if each.proposal[:2] == ("hidden/0", 2)]
     assert len({str(plan.keep["hidden/0"].tolist()) for plan in of_size}) == len(of_size) == 2
 
 
@@ -280,7 +280,9 @@ def test_a_rule_of_ones_own_is_checked(table):
         ("must be of the layers hidden/0", pruning.Proposal("", 0, "none"), PrunePlan({})),
     ):
         with pytest.raises(ValueError, match=match):
-            rounds.run(state, key=KEY, propose=lambda *_, p=proposal, q=plan: [(p, q)])
+            rounds.run(
+                state, key=KEY, propose=lambda *_, p=proposal, q=plan: [pruning.Candidate(p, q)]
+            )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ and their evaluation are its parts.
 
 from fairjax.pruning.evaluate import ACCURACIES as ACCURACIES
 from fairjax.pruning.evaluate import DISPARITIES as DISPARITIES
-from fairjax.pruning.evaluate import Proposal as Proposal
 from fairjax.pruning.evaluate import evaluate_plans as evaluate_plans
 from fairjax.pruning.evaluate import evaluate_pruned as evaluate_pruned
 from fairjax.pruning.evaluate import fate_objective as fate_objective
@@ -17,6 +16,8 @@ from fairjax.pruning.evaluate import pruning_metrics as pruning_metrics
 from fairjax.pruning.evaluate import rank_plans as rank_plans
 from fairjax.pruning.evaluate import stack_plans as stack_plans
 from fairjax.pruning.evaluate import tabulate_pruned as tabulate_pruned
+from fairjax.pruning.plans import Candidate as Candidate
+from fairjax.pruning.plans import Proposal as Proposal
 from fairjax.pruning.plans import PrunePlan as PrunePlan
 from fairjax.pruning.plans import channel_masks as channel_masks
 from fairjax.pruning.plans import check_layers as check_layers

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from fairjax.pruning.compiled import compiled
 from fairjax.pruning.plans import (
     Graph,
     Mode,
+    Proposal,
     PrunePlan,
     check_mode,
     check_plan,
@@ -45,17 +46,6 @@ DISPARITIES = (
     *("accuracy_gap", "auc_gap", "max_group_loss"),
 )
 """Metrics of `pruning_metrics` that FATE may want low."""
-
-
-class Proposal(NamedTuple):
-    """How a plan came about: what it prunes on top of the plan before, and by which score."""
-
-    layer: str
-    """"" where nothing is pruned."""
-    count: int
-    score: str
-    """A name of `SCORES`, or "none"."""
-    trade_off: float = 0.0
 
 
 def propose_plans(

@@ -21,6 +21,26 @@ class PrunePlan(NamedTuple):
     """Layer -> bool `[C]`, True = kept; layers that are absent stay whole."""
 
 
+class Proposal(NamedTuple):
+    """How a plan came about: what it prunes on top of the plan before, and by which score."""
+
+    layer: str
+    """"" where nothing is pruned."""
+    count: int
+    score: str
+    """A name of `SCORES`, or "none"."""
+    trade_off: float = 0.0
+
+
+class Candidate(NamedTuple):
+    """A plan that a round may try."""
+
+    proposal: Proposal
+    plan: PrunePlan
+    val: dict[str, np.ndarray] | None = None
+    """Scalar validation metrics as it is, before any fine-tuning, where they are known."""
+
+
 def num_channels(params: Any, graph: Graph) -> dict[str, int]:
     """Channels that each layer of `graph` has in `params`, which may be sliced already."""
     shapes: dict[str, tuple[int, ...]] = {}

@@ -14,14 +14,9 @@ from jaxtyping import Array, Key
 from fairjax.data import Dataset, Examples
 from fairjax.models import Model, Weights, compiler_options
 from fairjax.pruning.compiled import compiled
-from fairjax.pruning.evaluate import (
-    Proposal,
-    fate_objective,
-    pruning_metrics,
-    rank_plans,
-    stack_plans,
-)
+from fairjax.pruning.evaluate import fate_objective, pruning_metrics, rank_plans, stack_plans
 from fairjax.pruning.plans import (
+    Candidate,
     PrunePlan,
     channel_masks,
     graph_of,
@@ -97,7 +92,7 @@ class Pruned(NamedTuple):
         return self.logits_fn(split)
 
 
-Propose = Callable[["PruneRounds", PruneState, Any], list[tuple[Proposal, PrunePlan]]]
+Propose = Callable[["PruneRounds", PruneState, Any], list[Candidate]]
 """`propose(rounds, state, key)`: plans of the next round, best first; none ends the run. Each keeps
 pruned what `state.keep` has pruned. Only the first `num_finalists` are fine-tuned."""
 
@@ -260,9 +255,10 @@ class PruneRounds:
 
     def _decide(self, state: PruneState, finalists, key, take, on_epoch) -> PruneState:
         """Fine-tune the finalists; the best of them is the decision of this round."""
-        numbers = [self._numbers(*finalist) for finalist in finalists]
-        networks = self._fine_tune(state, [plan for _, plan in finalists], key, on_epoch)
-        tables = [self.measure(*network) for network in networks]
+        numbers = [self._numbers(finalist) for finalist in finalists]
+        networks = self._fine_tune(state, [each.plan for each in finalists], key, on_epoch)
+        known = [each.val if self.recipe is None else None for each in finalists]
+        tables = [val or self.measure(*net) for val, net in zip(known, networks, strict=True)]
         table = jax.tree.map(lambda *values: np.stack(values), *tables)
         best = int(self.rank(table, state.base)[0])
         number = int(state.num_tried)
@@ -287,11 +283,12 @@ class PruneRounds:
         if not decision["taken"]:
             return state
         params, batch_stats = networks[best]
-        keep = jax.device_get(finalists[best][1].keep)
+        keep = jax.device_get(finalists[best].plan.keep)
         return state._replace(params=params, batch_stats=batch_stats, keep=keep)
 
-    def _numbers(self, proposal: Proposal, plan: PrunePlan) -> dict[str, Any]:
+    def _numbers(self, candidate: Candidate) -> dict[str, Any]:
         """A proposal as numbers, for the state; refuses one that does not fit."""
+        proposal, plan, _ = candidate
         if set(plan.keep) != set(self.layers):
             found, wanted = (", ".join(names) for names in (plan.keep, self.layers))
             raise ValueError(f"a proposed plan must be of the layers {wanted}, got {found}")

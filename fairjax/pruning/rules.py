@@ -6,15 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairjax.pruning.evaluate import Proposal, evaluate_plans, propose_plans, stack_plans
-from fairjax.pruning.plans import PrunePlan
+from fairjax.pruning.evaluate import evaluate_plans, propose_plans, stack_plans
+from fairjax.pruning.plans import Candidate, Proposal, PrunePlan
 from fairjax.pruning.rounds import Decision, Propose, PruneRounds, PruneState
 from fairjax.pruning.scores import ChannelScores, Score
 
 
-def sensitive_plans(
-    rounds: PruneRounds, state: PruneState, key: Any
-) -> list[tuple[Proposal, PrunePlan]]:
+def sensitive_plans(rounds: PruneRounds, state: PruneState, key: Any) -> list[Candidate]:
     """Plans from every (layer, count, score, trade-off), best first on validation as they are."""
     return scored_plans(rounds.scores)(rounds, state, key)
 
@@ -42,11 +40,11 @@ def scored_plans(scores: Sequence[Score]) -> Propose:
                 continue
             for own in jax.random.split(key, len(rounds.trade_offs) * len(rounds.scores)):
                 scored.append(({name: rounds.score(*network, name, own)}, (0.0,)))
-        proposed: list[tuple[Proposal, PrunePlan]] = []
+        proposed: list[Candidate] = []
         for layer, counts in room.items():
             if not counts:
                 continue
-            here: list[tuple[Proposal, PrunePlan]] = []
+            here: list[Candidate] = []
             for values, trade_offs in scored:
                 here += _pairs(
                     *propose_plans(
@@ -54,14 +52,20 @@ def scored_plans(scores: Sequence[Score]) -> Propose:
                     )
                 )
             # what earlier rounds pruned is zero already, so only this layer differs
-            only = stack_plans([PrunePlan({layer: plan.keep[layer]}) for _, plan in here])
-            num_groups = rounds.data.num_groups
-            tried.append(
-                evaluate_plans(rounds.model, *network, only, rounds.val, num_groups=num_groups)
-            )
+            only = [PrunePlan({layer: each.plan.keep[layer]}) for each in here]
+            # filled up, so that rounds with less room for counts have the same program
+            full = len(here) * len(rounds.counts) // len(counts)
+            only = stack_plans(only + only[:1] * (full - len(here)))
+            groups = rounds.data.num_groups
+            table = evaluate_plans(rounds.model, *network, only, rounds.val, num_groups=groups)
+            tried.append({name: np.asarray(values)[: len(here)] for name, values in table.items()})
             proposed += here
-        table = jax.tree.map(lambda *parts: np.concatenate(parts), *tried)
-        return [proposed[i] for i in rounds.rank(table, state.base)]
+        whole = {name: np.concatenate([part[name] for part in tried]) for name in tried[0]}
+        scalars = {name: whole[name] for name in state.base}
+        return [
+            proposed[i]._replace(val={name: values[i] for name, values in scalars.items()})
+            for i in rounds.rank(whole, state.base)
+        ]
 
     return propose
 
@@ -73,7 +77,7 @@ def repeat_unpruned(decisions: tuple[Decision, ...]) -> Propose:
         del key
         if state.num_tried >= len(decisions):
             return []
-        return [(Proposal("", 0, "none"), state.plan)]
+        return [Candidate(Proposal("", 0, "none"), state.plan)]
 
     return propose
 
@@ -92,9 +96,9 @@ def repeat_random(decisions: tuple[Decision, ...]) -> Propose:
     return propose
 
 
-def _pairs(proposals: list[Proposal], plans: PrunePlan) -> list[tuple[Proposal, PrunePlan]]:
+def _pairs(proposals: list[Proposal], plans: PrunePlan) -> list[Candidate]:
     """Each of P proposals beside its own of the plans `[P, C]`."""
     return [
-        (proposal, jax.tree.map(lambda keep, i=i: keep[i], plans))
+        Candidate(proposal, jax.tree.map(lambda keep, i=i: keep[i], plans))
         for i, proposal in enumerate(proposals)
     ]
