@@ -168,7 +168,10 @@ def as_markdown(name: str, rows: list[dict[str, Any]]) -> str:
         span = f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})"
         compiled = "" if row["compile_s"] is None else duration(row["compile_s"])
         floor = "" if row["floor_s"] is None else f"{row['floor_s'] / row['ours_s']:.0%}"
-        sides = [duration(row["ours_s"]), duration(row["theirs_s"])]
+        sides = [
+            duration(value) if row["unit"] == "s" else f"{value:.3g} {row['unit']}"
+            for value in (row["ours_s"], row["theirs_s"])
+        ]
         what = f"`{row['claim']}`: {row['notes']}"
         lines.append("| " + " | ".join([what, *sides, span, compiled, floor]) + " |")
     reached = [
@@ -208,7 +211,8 @@ def show(rows: Iterator[dict[str, Any]]) -> None:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """One claim under `COLUMNS`."""
-    numbers = (f"{row[name]:.4g}" for name in ("ours_s", "theirs_s"))
+    unit = "" if row["unit"] == "s" else f" {row['unit']}"
+    numbers = (f"{row[name]:.4g}{unit}" for name in ("ours_s", "theirs_s"))
     span = f"{row['ratio_min']:.3g} - {row['ratio_max']:.3g}"
     compile_s = "" if row["compile_s"] is None else f"{row['compile_s']:.2f}"
     return [row["claim"], *numbers, f"{row['ratio']:.3g}", span, compile_s]

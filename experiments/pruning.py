@@ -117,10 +117,10 @@ _SHORTCUT = Config(
     num_rounds=2, num_finalists=1, num_seeds=3, finetune_epochs=0, max_accuracy_drop=0.1
 )
 PRESETS = {
-    # sizes for 4 minutes on 2 CPU cores
+    # sizes for 3 minutes on 2 CPU cores
     "lesions": dataclasses.replace(
         _SHORTCUT,
-        about="synthetic lesions, skin tone a shortcut to the label; 4 minutes on 2 cores",
+        about="synthetic lesions, skin tone a shortcut to the label; 3 minutes on 2 cores",
     ),
     "target": Config(
         about="synthetic lesions without a shortcut, dark skin rare; 3 minutes on 2 cores",

@@ -54,13 +54,14 @@ def claim(
     *,
     compile_s: float | None = None,
     floor_s: float | None = None,
+    unit: str = "s",
     quality: dict[str, dict[str, float]] | None = None,
     notes: str = "",
 ) -> dict[str, Any]:
     """One benchmark row: medians of both sides, and the ratio theirs / ours with its range.
 
     `floor_s` is what ours would take if the machine's matmul rate or bandwidth were the only limit;
-    `notes` say what was done, for who reads the row alone.
+    `notes` say what was done, for who reads the row alone. `unit` is of both sides.
     """
     return {
         "claim": name,
@@ -71,6 +72,7 @@ def claim(
         "ratio_max": max(times.ratios),
         "compile_s": compile_s,
         "floor_s": floor_s,
+        "unit": unit,
         "quality": quality or {},
         "notes": notes,
         "command": command(),

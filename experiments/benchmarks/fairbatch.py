@@ -32,6 +32,12 @@ from fairjax.train import (
     predict,
 )
 
+WHAT = {
+    "fairbatch_single_vs_original": "one run against the published Python loop",
+    "fairbatch_sweep100_vs_original": "one of 100 seeds in one program against one published loop",
+    "fairbatch_single_vs_torch": "one run against vectorised PyTorch with autograd",
+    "fairbatch_single_vs_torch_by_hand": "the same with this model's gradient by hand",
+}
 CRITERION = "equal_opportunity"
 BATCH_SIZE, STEP_SIZE, LEARNING_RATE = 100, 0.005, 5e-4
 
@@ -64,7 +70,11 @@ def claims(
         theirs = _quality(np.stack(logits), test)
         quality = {"ours": ours, "theirs": theirs}
         return claim(
-            name, times, compile_s=compile_s, quality=quality, notes=_agreement(ours, theirs)
+            name,
+            times,
+            compile_s=compile_s,
+            quality=quality,
+            notes=f"{WHAT[name]}; {_agreement(ours, theirs)}",
         )
 
     if style != "vectorised":

@@ -52,9 +52,10 @@ def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
 
     own = start(np.repeat(splits, num_seeds, axis=0))
     shared = start(np.repeat(splits[:1], num_runs, axis=0))
+    compile_s = compile_seconds(train, own, examples)
     yield claim(
         "splits_as_an_axis",
         paired(lambda: train(own, examples), lambda: train(shared, examples), repeats=repeats),
-        compile_s=compile_seconds(train, own, examples),
+        compile_s=compile_s,
         notes=f"{num_runs} runs x {recipe.num_epochs} epochs; theirs: the same runs on one split",
     )

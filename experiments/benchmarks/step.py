@@ -71,7 +71,8 @@ def _large_rows(name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
         "step_vit_base_memory",
         Paired([ours["peak_gib"]], [theirs["peak_gib"]]),
         compile_s=ours["compile_s"],
-        notes=f"GiB, not seconds: peak resident memory of a process, two steps of {name}, "
+        unit="GiB",
+        notes=f"peak resident memory of a process, two steps of {name}, "
         f"batch {batch}; PyTorch eager",
     )
     if quick:
