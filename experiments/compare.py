@@ -3,14 +3,15 @@
     python -m experiments.compare                        Adult by sex; 2 CPU cores: 90 seconds
     python -m experiments.compare adult --criterion equal_opportunity
     python -m experiments.compare tables                 all tables at hand, and ranks over them
+    python -m experiments.compare lesions                images, a pre-trained network
     python -m experiments.compare map                    where a method helps, on controlled data
     python -m experiments.compare tables --tables german.csv:credit:sex law.csv:pass:race
 
 Rows: `plain` (the last epoch) and `plain@best`; balanced sampling, reweighing, group DRO and CVaR,
 Just Train Twice, focal loss, CVaR of examples, logit adjustment by group, last-layer retraining
-(`dfr`), FairBatch by losses and by rates, each at
-the epoch that `--select` finds best on validation; and all of them `+thresholds`: a threshold per
-group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
+(`dfr`), FairBatch by losses and by rates, on images also a linear probe, normalisation alone and
+LoRA, each at the epoch that `--select` finds best on validation; and all of them `+thresholds`: a
+threshold per group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
 that are as accurate on validation as the row. "Worst change": the group that loses most.
 """
 
