@@ -10,8 +10,8 @@
 Rows: `plain` (the last epoch) and `plain@best`; balanced sampling, reweighing, group DRO and CVaR,
 Just Train Twice, focal loss, CVaR of examples, logit adjustment by group, last-layer retraining
 (`dfr`), FairBatch by losses and by rates, on images also a linear probe, normalisation alone and
-LoRA, each at the epoch that `--select` finds best on validation; and all of them `+thresholds`: a
-threshold per group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
+LoRA, each at the epoch that `--select` finds best on validation; and all of them `+thresholds`, one
+a group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
 that are as accurate on validation as the row. "Worst change": the group that loses most.
 """
 

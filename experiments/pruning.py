@@ -243,11 +243,8 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
         done = train(config, run.start(), rounds)
     data, names = rounds.data, row_names(config)
     logits = dict(zip(names, np.moveaxis(done.logits, 1, 0), strict=True))
-    how = {
-        "shown": SHOWN[:-1],
-        "num_replicates": config.num_replicates,
-        "table_fn": pruning.tabulate_pruned,
-    }
+    how: dict[str, Any] = {"shown": SHOWN[:-1], "num_replicates": config.num_replicates}
+    how["table_fn"] = pruning.tabulate_pruned
     compared = results.judge(logits, data, seconds, **how)
     fate = rounds.fate(compared.metrics, {k: v[:1] for k, v in compared.metrics.items()})
     compared = compared._replace(metrics={**compared.metrics, "fate": fate})
