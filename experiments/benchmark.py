@@ -175,10 +175,10 @@ def as_markdown(name: str, rows: list[dict[str, Any]]) -> str:
         what = f"`{row['claim']}`: {row['notes']}"
         lines.append("| " + " | ".join([what, *sides, span, compiled, floor]) + " |")
     reached = [
-        f"- `{row['claim']}` {line.strip()}"
+        f"- `{row['claim']}` {side}: {shown}"
         for row in rows
-        for line in remarks(row | {"notes": ""})
-        if not line.endswith(": ")
+        for side, shown in qualities(row).items()
+        if shown
     ]
     return "\n".join([*lines, "", *reached, ""] if reached else [*lines, ""])
 
@@ -218,12 +218,17 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [row["claim"], *numbers, f"{row['ratio']:.3g}", span, compile_s]
 
 
+def qualities(row: dict[str, Any]) -> dict[str, str]:
+    """What each side of a claim reached, "" for nothing."""
+    return {
+        side: ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        for side, values in row["quality"].items()
+    }
+
+
 def remarks(row: dict[str, Any]) -> list[str]:
     """What stands below a claim: the quality of both sides and notes."""
-    text = []
-    for side, values in row["quality"].items():
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        text.append(f"    {side}: {shown}")
+    text = [f"    {side}: {shown}" for side, shown in qualities(row).items()]
     return [*text, f"    {row['notes']}"] if row["notes"] else text
 
 

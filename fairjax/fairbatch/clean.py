@@ -3,6 +3,8 @@
 Roh, Lee, Whang, Suh: "Sample Selection for Fair and Robust Training", NeurIPS 2021.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
@@ -79,8 +81,8 @@ def start_clean(share: float | jax.Array, num_examples: int, counts: jax.Array) 
 
 def choose_clean(losses: jax.Array, state: FairBatchState, warm_up: int) -> FairBatchState:
     """The state after a look at the losses `[N]` of all examples, by its own shares and rows."""
-    clean, rows, (num_classes, num_groups) = state.clean, state.rows, state.shares.shape
-    assert clean is not None
+    clean: Any = state.clean  # there is one where losses are looked at
+    rows, (num_classes, num_groups) = state.rows, state.shares.shape
     num_rows, num_cells = len(rows.numbers), num_classes * num_groups
     cell_ids = jnp.arange(num_cells, dtype=jnp.int32)
     cell = jnp.repeat(cell_ids, rows.counts.reshape(-1), total_repeat_length=num_rows)

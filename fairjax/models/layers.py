@@ -41,12 +41,10 @@ class Linear(nnx.Module):
         """Apply to `[..., num_in]` in the dtype of `x`."""
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
         flat = x.reshape(-1, x.shape[-1])
-        if isinstance(kernel, GatedKernel):
-            product = _ruled_product(flat, kernel.kernel, kernel.trained, self.rounded)
-        elif self.rounded:
-            product = _ruled_product(flat, kernel, None, True)
-        else:
-            product = flat @ kernel
+        gated = isinstance(kernel, GatedKernel)
+        kernel, trained = (kernel.kernel, kernel.trained) if gated else (kernel, None)
+        ruled = gated or self.rounded
+        product = _ruled_product(flat, kernel, trained, self.rounded) if ruled else flat @ kernel
         y = product + bias[None]
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
