@@ -81,9 +81,9 @@ def claim(
     }
 
 
-def matmul_rate(size: int = 1536, *, repeats: int = 5) -> float:
-    """Best FLOP/s of a float32 product of two square matrices: this machine's practical roof."""
-    a = jnp.ones((size, size), jnp.float32)
+def matmul_rate(size: int = 1536, *, dtype: str = "float32", repeats: int = 5) -> float:
+    """Best FLOP/s of a product of two square matrices: this machine's practical roof."""
+    a = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     seconds(lambda: product(a, a))
     return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(repeats))

@@ -1,0 +1,126 @@
+"""What the benchmarks time compiles down to what a GPU's and a TPU's compiler takes."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fairjax import metrics, pruning
+from fairjax.data import Examples
+from fairjax.fairbatch import fairbatch
+from fairjax.fairtune import mask_space
+from fairjax.losses import soft_nearest_neighbor_loss
+from fairjax.models import image_model, logistic_regression
+from fairjax.optimizers import make_optimizer
+from fairjax.sampling import shuffled
+from fairjax.train import (
+    fit_population,
+    init_population,
+    make_step,
+    measure_cells,
+    replicate,
+    seed_keys,
+)
+
+ROWS = np.arange(16, dtype=np.int32)
+IDS = {"labels": ROWS % 2, "group": ROWS // 8, "num_classes": 2, "num_groups": 2}
+OPTIMIZER = make_optimizer("adamw", total_steps=4)
+
+
+def images(size):
+    return Examples(jnp.ones((16, size, size, 3)), jnp.asarray(ROWS % 2), jnp.asarray(ROWS // 8))
+
+
+def masks_of_a_transformer():
+    """FairTune's population: shared frozen weights, a mask each, bfloat16."""
+    model = image_model("vit_micro", 2, image_size=16, width=12, depth=2)
+    params = model.init(jax.random.key(0))[0]
+    space, sampler = mask_space(params, "norm_attn_mlp"), shuffled(**IDS, batch_size=8)
+    tunable, frozen = space.partition(params)
+    step = make_step(model, OPTIMIZER, bind=space.bind)
+
+    def epoch(masks, data, frozen):
+        states = init_population(replicate(tunable, 4), {}, OPTIMIZER, sampler, keys=seed_keys(4))
+        mask = jax.vmap(space.expand)(masks)
+        how = {"num_epochs": 1, "mask": mask, "frozen": frozen, "chunk_size": 2}
+        return fit_population(step, states, data, sampler, **how)
+
+    return epoch, (jnp.ones((4, space.num_units), bool), images(16), frozen)
+
+
+def convolutions():
+    """A population of networks whose gradients of convolutions differ by platform."""
+    model = image_model("resnet18", 2, image_size=32, width=8)
+    params, stats = model.init(jax.random.key(0))
+    sampler = shuffled(**IDS, batch_size=8)
+    step = make_step(model, OPTIMIZER)
+
+    def epoch(params, stats, data):
+        many = replicate(params, 2), replicate(stats, 2)
+        states = init_population(*many, OPTIMIZER, sampler, keys=seed_keys(2))
+        return fit_population(step, states, data, sampler, num_epochs=1, chunk_size=1)
+
+    return epoch, (params, stats, images(32))
+
+
+def sweep_of_fairbatch():
+    """The shares of cells adapt inside the step."""
+    model, sampler = logistic_regression(3), fairbatch(**IDS, batch_size=4)
+    measure = functools.partial(measure_cells, model, sampler)
+    params = replicate(model.init(jax.random.key(0))[0], 5)
+
+    def run(params, data):
+        states = init_population(params, {}, OPTIMIZER, sampler, keys=seed_keys(5))
+        step = make_step(model, OPTIMIZER)
+        return fit_population(step, states, data, sampler, num_epochs=2, measure_fn=measure)
+
+    return run, (params, images(1)._replace(inputs=jnp.ones((16, 3))))
+
+
+def plans_of_a_network():
+    """Many pruned networks from what they share."""
+    model = image_model("vgg_micro", 2)
+    params, stats = model.init(jax.random.key(0))
+    count = params["features"]["13"]["bias"].size
+    plans = pruning.PrunePlan({"features/13": jnp.ones((6, count), bool)})
+    run = lambda *arrays: pruning.plan_logits(model, *arrays)
+    return run, (params, stats, plans, jnp.ones((2, 64, 64, 3), jnp.uint8))
+
+
+def scores_of_channels():
+    """The soft nearest neighbour loss."""
+    run = functools.partial(soft_nearest_neighbor_loss, num_classes=2)
+    return run, (jnp.ones((16, 32)), jnp.asarray(ROWS // 8))
+
+
+def intervals_of_metrics():
+    """A bootstrap of every metric."""
+
+    def run(logits, labels, group, key):
+        ready = metrics.prepare(logits, labels=labels, group=group, num_groups=2)
+        return metrics.bootstrap(
+            lambda weights: metrics.evaluate(ready, weights), 16, key=key, num_replicates=50
+        )
+
+    ids = jnp.asarray(ROWS % 2), jnp.asarray(ROWS // 8)
+    return run, (jnp.ones((16, 2)), *ids, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        masks_of_a_transformer,
+        convolutions,
+        sweep_of_fairbatch,
+        plans_of_a_network,
+        scores_of_channels,
+        intervals_of_metrics,
+    ],
+)
+def test_a_program_lowers_for_cuda_and_tpu(program):
+    run, args = program()
+    exported = jax.export.export(jax.jit(run), platforms=["cuda", "tpu"])(*args)
+    assert exported.platforms == ("cuda", "tpu") and exported.mlir_module_serialized
