@@ -362,10 +362,13 @@ def versions(*others: str) -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The accelerator as JAX names it, with how many; for a CPU its cores."""
+    """The accelerator as JAX names it, with how many; for a CPU its model and cores."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return f"cpu, {platform.machine()}, {os.cpu_count()} cores"
+        about = Path("/proc/cpuinfo")  # Linux; elsewhere the architecture has to do
+        lines = about.read_text().splitlines() if about.exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        return f"cpu, {(models or [platform.machine()])[0]}, {os.cpu_count()} cores"
     return f"{device.device_kind} x {jax.device_count()}"
 
 
