@@ -10,7 +10,7 @@
 Rows of the table are `baseline`, `pruned` (see `fairjax.pruning.prune`) and its controls: `tuned`
 trains as long and prunes nothing, `random` prunes as many channels of the same layer at random;
 `random_best` and `magnitude` choose on validation as `pruned` does, from as many plans, but rank
-channels at random or by the size of their weights.
+channels at random or by the size of their weights. `--after thresholds` adds two rows.
 """
 
 import dataclasses
@@ -92,8 +92,7 @@ class Config(cli.WeightFile):
     num_replicates: cli.Replicates = 100
     """bootstrap replicates behind the 95 % intervals"""
     after: Literal["thresholds"] | None = None
-    """thresholds: `baseline` and `pruned` once more, with a threshold per group that is chosen on
-    validation"""
+    """thresholds: `baseline` and `pruned` once more, a threshold per group chosen on validation"""
     track: tuple[Tracker, ...] = ()
     """where the numbers of every epoch or round go, too: tensorboard, wandb, mlflow"""
     out: Path | None = None

@@ -24,7 +24,7 @@ from experiments.timing import claim, compile_seconds, matmul_rate, paired
 from fairjax import pruning
 from fairjax.data import Examples
 from fairjax.losses import soft_nearest_neighbor_loss
-from fairjax.models import Model, VGGConfig, save_weights
+from fairjax.models import Model, VGGConfig, compiler_options, save_weights
 from fairjax.models.vgg import vgg
 from fairjax.sharding import candidate_mesh
 
@@ -151,7 +151,7 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
     def run(params, plans, data):
         return pruning.evaluate_plans(model, params, {}, plans, data, num_groups=2)
 
-    jitted = jax.jit(run)
+    jitted = jax.jit(run, compiler_options=compiler_options(model))
     compile_s = compile_seconds(jitted, params, plans, data)
     torch_images = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)))
     torch_keep = torch.from_numpy(keep)
@@ -211,7 +211,10 @@ def slice_claim(quick: bool) -> dict[str, Any]:
     scores = {layer: np.arange(channels.size) for layer, channels in graph.items()}
     plan = pruning.select_channels(scores, ratio=0.5)
     small, _ = pruning.slice_channels(params, {}, plan, graph)
-    jitted = jax.jit(lambda params, images: model.apply(params, {}, images)[0])
+    jitted = jax.jit(
+        lambda params, images: model.apply(params, {}, images)[0],
+        compiler_options=compiler_options(model),
+    )
     compiled = [jitted.lower(p, images).compile() for p in (small, params)]
     flops = [_flops(program) for program in compiled]
     times = paired(
