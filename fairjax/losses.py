@@ -17,7 +17,7 @@ Distance = Literal["cosine", "euclidean"]
 Products = Literal["float32", "bfloat16_products"]
 
 _TEMPERATURES = (0.01, 100.0)
-_TURNED = 32  # channels brought in front at a time: so few stay in a CPU's cache
+_TURNED = 64  # bytes of channels brought in front at a time: a line of a CPU's cache, which stays
 
 
 def _check_logits(logits: Array, labels: Array | None = None) -> None:
@@ -318,7 +318,8 @@ def soft_nearest_neighbor_loss(
     def losses(features: jax.Array, chunk_size: int) -> jax.Array:
         # a chunk of one is not a batch of one: XLA:CPU takes twice as long for its product
         batch_size = None if chunk_size == 1 else chunk_size
-        width = min(num_channels, max(chunk_size, _TURNED))
+        line = _TURNED // (4 if dtype == "float32" else 2)
+        width = min(num_channels, max(chunk_size, line))
 
         def turned(start: jax.Array) -> jax.Array:
             some = jax.lax.dynamic_slice_in_dim(features, start, width, axis=2)
