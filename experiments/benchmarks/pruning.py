@@ -113,7 +113,7 @@ def _against(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """How far losses are from exact ones, and whether they rank channels alike."""
     return {
         "max_abs_difference": float(np.abs(found - exact).max()),
-        "kendall_tau": float(scipy.stats.kendalltau(exact, found).statistic),
+        "kendall_tau": float(scipy.stats.kendalltau(exact, found)[0]),
     }
 
 
