@@ -10,7 +10,7 @@
 Rows of the table are `baseline`, `pruned` (see `fairjax.pruning.prune`) and its controls: `tuned`
 trains as long and prunes nothing, `random` prunes as many channels of the same layer at random;
 `random_best` and `magnitude` choose on validation as `pruned` does, from as many plans, but rank
-channels at random or by the size of their weights.
+channels at random or by the size of their weights. `--after thresholds` adds two rows.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from experiments.data import Data, load_data, make_augment
 from experiments.files import replacing
 from experiments.run import Run, main, timed
 from experiments.tracking import Tracker
-from fairjax import pruning, report
+from fairjax import pruning, report, thresholds
 from fairjax.data.augment import color_jitter, compose, cutout, random_affine, random_flip
 from fairjax.models import Model, Weights, image_model, load_pretrained, load_weights, save_weights
 from fairjax.models.torch_card import OPEN_IN_TORCH
-from fairjax.pruning import Pruned, PruneRounds, PruneState, Score
+from fairjax.pruning import PruneRounds, PruneState, Score
 from fairjax.report.pruning import pruning_figures, pruning_sentence
-from fairjax.train import Recipe, network_trainer, predict
+from fairjax.train import Recipe, network_trainer
 from fairjax.train.recipe import Dtype, Loss, Sampler
 
 SHOWN = ("accuracy", "macro_f1", "auc", "eodd", "eodd_scp", "eopp0", "eopp1", "dp_scp", "fate")
@@ -91,6 +91,8 @@ class Config(cli.WeightFile):
     """recompute blocks in the backward pass: slower, much less memory (vision transformers)"""
     num_replicates: cli.Replicates = 100
     """bootstrap replicates behind the 95 % intervals"""
+    after: Literal["thresholds"] | None = None
+    """thresholds: `baseline` and `pruned` once more, a threshold per group chosen on validation"""
     track: tuple[Tracker, ...] = ()
     """where the numbers of every epoch or round go, too: tensorboard, wandb, mlflow"""
     out: Path | None = None
@@ -176,6 +178,8 @@ def prepare_run(config: Config):
     cli.phase(f"reading {config.data.source}")
     data = load_data(config.data, image_size=config.image_size)
     pruning.check_cells(data, "test")
+    if config.after is not None and data.num_classes != 2:
+        raise ValueError(f"--after {config.after} needs two classes, not {data.num_classes}")
     model = image_model(config.model, data.num_classes, image_size=config.image_size)
     names = [field.name for field in dataclasses.fields(PruneRounds)][3:]  # what is no option
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
@@ -242,13 +246,20 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     with timed(seconds, "train_s"):
         done = train(config, run.start(), rounds)
     data, names = rounds.data, row_names(config)
-    logits = dict(zip(names, np.moveaxis(done.logits, 1, 0), strict=True))
+    by_split = {
+        split: dict(zip(names, np.moveaxis(part, 1, 0), strict=True))
+        for split, part in done.logits.items()
+    }
+    logits = by_split["test"]
+    for name in ("baseline", "pruned") if config.after is not None else ():
+        shifted = thresholds.thresholds_after(by_split["val"][name], logits[name], data)
+        logits[f"{name}+thresholds"] = shifted
     how: dict[str, Any] = {"shown": SHOWN[:-1], "num_replicates": config.num_replicates}
     how["table_fn"] = pruning.tabulate_pruned
     compared = results.judge(logits, data, seconds, **how)
     fate = rounds.fate(compared.metrics, {k: v[:1] for k, v in compared.metrics.items()})
     compared = compared._replace(metrics={**compared.metrics, "fate": fate})
-    by_row, notes = report.summarise(names, compared, data.group_names)
+    by_row, notes = report.summarise(list(logits), compared, data.group_names)
     by_row["pruned"]["gain_over"] = results.gains(
         "pruned", logits, data, seconds, told_of=("eodd", "accuracy"), **how
     )
@@ -259,7 +270,7 @@ def run_all(config: Config, run: Run, rounds: PruneRounds) -> None:
     pruned = rounds.finish(done.states["pruned"], base, key=batch_key(config, config.num_seeds - 1))
     with replacing(run.folder / "pruned.safetensors") as path:
         save_weights(path, rounds.model, pruned.weights.params, pruned.weights.batch_stats)
-    sizes = compare_sizes(rounds, base, pruned)
+    sizes = timing.compare_sizes(rounds.model, data.inputs[:1], base, pruned.weights)
     by_row["pruned"]["num_parameters"] = list(sizes["parameters"])
     before_ms, after_ms = sizes["ms per 64 images"]
     seconds |= {"forward_before_s": before_ms / 1e3, "forward_after_s": after_ms / 1e3}
@@ -298,18 +309,23 @@ class Progress(NamedTuple):
     """index into `row_names` of the row in progress"""
     states: dict[str, PruneState]
     """of this seed; rows ahead hold the baseline"""
-    logits: Any
-    """test logits of finished rows `[S, R, N, K]`"""
+    logits: dict[str, Any]
+    """split -> logits of finished rows `[S, R, N, K]`; of validation for `--after` alone"""
 
 
 def train(config: Config, run: Run, rounds: PruneRounds) -> Progress:
     """All seeds and rows; goes on where an interrupted run stopped."""
-    blank, data = rounds.init(start_weights(config, rounds.model, 0)), rounds.data
-    names = row_names(config)
-    shape = (config.num_seeds, len(names), len(data.splits["test"]), data.num_classes)
-    now = Progress(0, 0, 0, dict.fromkeys(names, blank), np.zeros(shape, np.float32))
-    restored = run.restore(now) if config.resume else None
-    now = now if restored is None else restored[1]
+    data, names = rounds.data, row_names(config)
+    logits = {
+        split: np.zeros((config.num_seeds, len(names), rows.size, data.num_classes), np.float32)
+        for split, rows in data.splits.items()
+        if split == "test" or (split == "val" and config.after is not None)
+    }
+    now = Progress(0, 0, 0, {}, logits)
+    if config.resume:  # into the shapes of a state
+        blank = rounds.init(start_weights(config, rounds.model, 0))
+        restored = run.restore(now._replace(states=dict.fromkeys(names, blank)))
+        now = now if restored is None else restored[1]
     run.rewrite_history(row for row in run.history() if row["step"] <= now.step)
     cli.phase("compiling and training the baseline")
     # one program for the baselines of all seeds
@@ -360,18 +376,12 @@ def train_row(
             run.save(now.step, now)
 
         taken = tuple(d for d in rounds.decisions(states["pruned"]) if d.taken)
-        rule = {
-            "pruned": pruning.sensitive_plans,
-            "tuned": pruning.repeat_unpruned(taken),
-            "random": pruning.repeat_random(taken),
-            "random_best": pruning.scored_plans(["random"]),
-            "magnitude": pruning.scored_plans(["magnitude"]),
-        }[row]
-        take = "all" if row in ("tuned", "random") else "better"
+        rule: dict[str, Any] = pruning.rule_of(row, taken)
         calls = {"on_round": on_round, "on_epoch": bar.update}
-        states[row] = state = rounds.run(states[row], key=key, propose=rule, take=take, **calls)
-    logits = np.array(now.logits)
-    logits[seed, now.row] = rounds.logits(state.params, state.batch_stats, "test")
+        states[row] = state = rounds.run(states[row], key=key, **rule, **calls)
+    logits = jax.tree.map(np.array, dict(now.logits))
+    for split, held in logits.items():
+        held[seed, now.row] = rounds.logits(state.params, state.batch_stats, split)
     next_seed, next_row = divmod(seed * len(names) + int(now.row) + 1, len(names))
     now = Progress(int(now.step) + 1, next_seed, next_row, states, logits)
     run.save(now.step, now)
@@ -381,18 +391,6 @@ def train_row(
 def batch_key(config: Config, seed: int) -> jax.Array:
     """Of the orders of examples and the scores of a seed."""
     return jax.random.key(config.seeds.batches + seed)
-
-
-def compare_sizes(rounds: PruneRounds, base: Weights, pruned: Pruned) -> dict[str, tuple]:
-    """Parameters and forward time, before and after."""
-    images = rounds.data.inputs[:1].repeat(64, axis=0)
-    run = jax.jit(lambda w, images: predict(rounds.model, w.params, w.batch_stats, images))
-    before, after = (jax.device_put(w._replace(notes=())) for w in (base, pruned.weights))
-    images = jax.device_put(images)
-    times = timing.paired(lambda: run(after, images), lambda: run(before, images), repeats=5)
-    after_ms, before_ms = (1e3 * float(np.median(side)) for side in times)
-    counts = [sum(leaf.size for leaf in jax.tree.leaves(w.params)) for w in (before, after)]
-    return {"parameters": tuple(counts), "ms per 64 images": (before_ms, after_ms)}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from experiments.cli import command
 from experiments.run import device_name, versions
+from fairjax.models import Model, Weights, compiler_options
+from fairjax.train import predict
 
 
 class Paired(NamedTuple):
@@ -39,6 +41,18 @@ def paired(
         seconds(theirs)
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
     return Paired([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def compare_sizes(model: Model, image: Any, before: Weights, after: Weights) -> dict[str, tuple]:
+    """Parameters and forward time of a network's weights and of smaller ones, before and after."""
+    images = jax.device_put(image.repeat(64, axis=0))
+    forward = lambda w, images: predict(model, w.params, w.batch_stats, images)
+    run = jax.jit(forward, compiler_options=compiler_options(model))
+    before, after = (jax.device_put(w._replace(notes=())) for w in (before, after))
+    times = paired(lambda: run(after, images), lambda: run(before, images), repeats=5)
+    after_ms, before_ms = (1e3 * statistics.median(side) for side in times)
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(w.params)) for w in (before, after)]
+    return {"parameters": tuple(counts), "ms per 64 images": (before_ms, after_ms)}
 
 
 def compile_seconds(jitted: Any, *args: Any) -> float:

@@ -57,12 +57,16 @@ def test_the_benchmark_gives_a_row_per_claim_with_equal_results_on_both_sides():
     assert list(rows) == [
         "snnl_vs_original",
         "snnl_vs_torch",
+        "snnl_bfloat16_vs_torch",
         "plans_vs_torch",
         "plans_vs_prefix",
         "sliced_vs_flops",
     ]
     for name in ("snnl_vs_original", "snnl_vs_torch"):
         assert rows[name]["quality"]["ours"]["max_abs_difference"] < 1e-5
+    rounded = rows["snnl_bfloat16_vs_torch"]["quality"]
+    assert 0 < rounded["ours"]["max_abs_difference"] < 1e-3
+    assert min(side["kendall_tau"] for side in rounded.values()) > 0.95
     for name in ("plans_vs_torch", "plans_vs_prefix"):
         assert rows[name]["quality"]["ours"]["max_metric_difference"] < 1e-5
         assert rows[name]["quality"]["ours"]["max_relative_logit_difference"] < 1e-4

@@ -18,7 +18,7 @@ from experiments.run import Run, main
 from fairjax import pruning
 from fairjax.models import image_model, load_weights, save_weights
 
-SMALL = dataclasses.replace(experiment.PRESETS["smoke"], num_finalists=1)
+SMALL = dataclasses.replace(experiment.PRESETS["smoke"], num_finalists=1, after="thresholds")
 
 
 class Killed(BaseException):
@@ -61,11 +61,24 @@ def rows_of(folder):
 
 def test_a_killed_run_resumes_to_the_same_results(folders):
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
-    assert list(summaries[0]["results"]) == list(row_names(SMALL))
+    with_thresholds = ["baseline+thresholds", "pruned+thresholds"]
+    assert list(summaries[0]["results"]) == [*row_names(SMALL), *with_thresholds]
     assert summaries[0]["results"] == summaries[1]["results"]
     assert rows_of(folders[0]) == rows_of(folders[1])
     assert summaries[0]["results"]["baseline"]["fate"] in (0.0, None)
     assert {"forward_before_s", "forward_after_s"} <= set(summaries[0]["timing"])
+
+
+def test_thresholds_after_pruning_move_predictions_between_groups_alone(folders):
+    by_row = json.loads((folders[0] / "summary.json").read_text())["results"]
+    for row in ("baseline", "pruned"):
+        before, after = by_row[row], by_row[f"{row}+thresholds"]
+        assert after["group_auc"] == pytest.approx(before["group_auc"])
+        assert after["accuracy"] != before["accuracy"]
+    low, high = by_row["pruned+thresholds"]["ci95_vs_baseline"]["eodd"]
+    assert low <= by_row["pruned+thresholds"]["eodd"] - by_row["baseline"]["eodd"] <= high
+    assert "pruned+thresholds" in by_row["pruned"]["gain_over"]
+    assert "pruned+thresholds" in (folders[0] / "report.html").read_text()
 
 
 def test_the_saved_network_has_the_channels_that_were_left(folders):
@@ -184,6 +197,8 @@ def test_a_named_set_is_pruned_from_its_raw_files_and_a_given_baseline_stays_as_
     assert summary["results"]["baseline"]["accuracy"] == pytest.approx(expected)
 
     other = dataclasses.replace(config, data=SMALL.data)
+    with pytest.raises(ValueError, match="--after thresholds needs two classes, not 3"):
+        experiment.prepare_run(dataclasses.replace(config, after="thresholds"))
     with pytest.raises(ValueError, match="no baseline for these data .fresh, not from the file"):
         experiment.prepare_run(dataclasses.replace(other, out=tmp_path / "other"))
 

@@ -1,9 +1,13 @@
 """Soft nearest-neighbour loss against worked numbers and a slow oracle."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from fairjax.losses import soft_nearest_neighbor_loss
 
@@ -117,6 +121,23 @@ def test_chunks_padding_and_the_order_of_examples_change_nothing(batch):
     np.testing.assert_allclose(padded, expected, atol=1e-6)
 
 
+def test_products_of_bfloat16_are_the_losses_of_rounded_features_in_nearly_the_same_order():
+    rng = np.random.default_rng(3)
+    group = np.arange(64) % 2
+    carried = np.linspace(0.0, 1.0, 40) * rng.choice([-1, 1], size=(64, 40))[group]
+    features = (rng.normal(size=(64, 9, 40)) + carried[:, None]).astype(np.float32)
+    loss = functools.partial(soft_nearest_neighbor_loss, classes=jnp.asarray(group), num_classes=2)
+    exact, fast = (
+        loss(jnp.asarray(features)),
+        loss(jnp.asarray(features), dtype="bfloat16_products"),
+    )
+    rounded = jnp.asarray(features).astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_allclose(fast, loss(rounded), atol=2e-6)
+    assert 0 < np.abs(fast - exact).max() < 2e-4
+    ranks: Any = scipy.stats.kendalltau(exact, fast)
+    assert ranks.statistic > 0.98
+
+
 def test_far_apart_features_do_not_underflow():
     features = 100.0 * jnp.arange(6, dtype=jnp.float32)[:, None, None]
     group = jnp.array([0, 0, 0, 1, 1, 1])
@@ -159,6 +180,7 @@ def test_bad_arguments_say_what_is_accepted():
         "got shapes": {"classes": jnp.zeros(3, jnp.int32)},
         "'cosine' or 'euclidean'": {"distance": "l1"},
         "temperature must be positive": {"temperature": 0.0},
+        "float32, bfloat16_products": {"dtype": "bfloat16"},
         "chunk_size": {"chunk_size": 0},
     }.items():
         arguments: dict = {"features": features, "classes": group, "num_classes": 2} | options

@@ -355,3 +355,8 @@ def test_train_network_trains_what_it_is_given_and_leaves_that_alone(table):
     run = jax.jit(lambda s, d: fit(make_step(model, optimizer), s, d, sampler, num_epochs=2))
     expected = run(state, examples)[0].train.params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), trained.params, expected)
+
+
+def test_a_row_without_a_rule_is_refused_by_name():
+    with pytest.raises(ValueError, match="row must be one of pruned, tuned, .* got 'best'"):
+        pruning.rule_of("best", ())

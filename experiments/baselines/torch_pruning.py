@@ -30,14 +30,21 @@ def snnl_loop(features: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
 
 
 def snnl_batched(
-    features: torch.Tensor, group: torch.Tensor, *, chunk_size: int = 32
+    features: torch.Tensor,
+    group: torch.Tensor,
+    *,
+    chunk_size: int = 32,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """The same, `chunk_size` channels at a time; that many stay in the cache."""
+    """The same, `chunk_size` channels at a time; that many stay in the cache.
+
+    `dtype` is that of the products; PyTorch rounds what comes out to it, too.
+    """
     members = F.one_hot(group, int(group.max()) + 1).float()
     losses = []
     for channels in features.split(chunk_size, dim=1):
-        unit = F.normalize(channels.transpose(0, 1).flatten(2), dim=2)
-        near = torch.bmm(unit, unit.transpose(1, 2)).sub_(1).exp_()
+        unit = F.normalize(channels.transpose(0, 1).flatten(2), dim=2).to(dtype)
+        near = torch.bmm(unit, unit.transpose(1, 2)).float().sub_(1).exp_()
         by_group = near @ members
         others = by_group.sum(2) - torch.diagonal(near, dim1=1, dim2=2)
         same = (by_group * members).sum(2)

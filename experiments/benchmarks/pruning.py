@@ -7,6 +7,7 @@ the same VGG-11 and images for the plans. The last row has no PyTorch side: it h
 speed-up of a sliced network to the ratio of arithmetic.
 """
 
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,13 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.timing import claim, compile_seconds, matmul_rate, paired
 from fairjax import pruning
 from fairjax.data import Examples
 from fairjax.losses import soft_nearest_neighbor_loss
-from fairjax.models import Model, VGGConfig, save_weights
+from fairjax.models import Model, VGGConfig, compiler_options, save_weights
 from fairjax.models.vgg import vgg
 from fairjax.sharding import candidate_mesh
 
@@ -39,21 +41,54 @@ def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def score_claims(quick: bool) -> list[dict[str, Any]]:
-    """`snnl_vs_original` and `snnl_vs_torch`: from given activations to one loss per channel."""
+    """From given activations to one loss per channel: `snnl_vs_original`, `snnl_vs_torch` and, with
+    factors of bfloat16 on both sides, `snnl_bfloat16_vs_torch`."""
     import torch
 
-    from experiments.baselines import torch_pruning
+    from experiments.baselines.torch_pruning import snnl_batched, snnl_loop
 
     batch, side, size, repeats = (32, 4, 16, 1) if quick else (128, 14, 512, 9)
     rng = np.random.default_rng(0)
     group = (rng.random(batch) < 0.4).astype(np.int32)
     features = rng.normal(size=(batch, side, side, size)).astype(np.float32)
     features += rng.normal(size=(2, 1, 1, size)).astype(np.float32)[group]
+    channels_first = torch.from_numpy(np.ascontiguousarray(features.transpose(0, 3, 1, 2)))
+    ids = torch.from_numpy(group.astype(np.int64))
+    exact = snnl_batched(channels_first, ids).numpy()
+    rows, rate = [], matmul_rate()
+    in_bfloat16 = functools.partial(snnl_batched, dtype=torch.bfloat16)
+    for name, dtype, theirs in (
+        ("snnl_vs_original", "float32", snnl_loop),
+        ("snnl_vs_torch", "float32", snnl_batched),
+        ("snnl_bfloat16_vs_torch", "bfloat16_products", in_bfloat16),
+    ):
+        ours, compile_s, extra_mb = _compiled_scores(features, group, dtype)
+        times = paired(ours, lambda theirs=theirs: theirs(channels_first, ids), repeats=repeats)
+        quality = {"ours": _against(exact, np.asarray(ours())) | {"extra_memory_mb": extra_mb}}
+        quality["theirs"] = _against(exact, theirs(channels_first, ids).numpy())
+        rows.append(
+            claim(
+                name,
+                times,
+                compile_s=compile_s,
+                # its products
+                floor_s=2 * batch**2 * side**2 * size / rate if dtype == "float32" else None,
+                quality=quality,
+                notes=f"{size} channels, {batch} images of {side}x{side}, published variant",
+            )
+        )
+    return rows
+
+
+def _compiled_scores(features, group, dtype) -> tuple[Callable[[], Any], float, float]:
+    """Ours on all devices, the seconds it takes to compile, and the MiB it needs beside."""
     mesh = candidate_mesh()
     by_channel = PartitionSpec(None, None, None, mesh.axis_names[0])
 
     def score(features, group):
-        return soft_nearest_neighbor_loss(features, group, num_classes=2, self_in_numerator=True)
+        return soft_nearest_neighbor_loss(
+            features, group, num_classes=2, self_in_numerator=True, dtype=dtype
+        )
 
     jitted = jax.jit(
         jax.shard_map(
@@ -71,31 +106,16 @@ def score_claims(quick: bool) -> list[dict[str, Any]]:
     compile_s = compile_seconds(jitted, *arrays)
     memory = jitted.lower(*arrays).compile().memory_analysis()
     extra_mb = 0.0 if memory is None else mesh.size * memory.temp_size_in_bytes / 2**20
-    channels_first = torch.from_numpy(np.ascontiguousarray(features.transpose(0, 3, 1, 2)))
-    ids = torch.from_numpy(group.astype(np.int64))
-    rows, rate = [], matmul_rate()
-    for name, theirs in (
-        ("snnl_vs_original", torch_pruning.snnl_loop),
-        ("snnl_vs_torch", torch_pruning.snnl_batched),
-    ):
-        times = paired(
-            lambda: jitted(*arrays),
-            lambda theirs=theirs: theirs(channels_first, ids),
-            repeats=repeats,
-        )
-        difference = np.abs(np.asarray(jitted(*arrays)) - theirs(channels_first, ids).numpy())
-        quality = {"max_abs_difference": float(difference.max()), "extra_memory_mb": extra_mb}
-        rows.append(
-            claim(
-                name,
-                times,
-                compile_s=compile_s,
-                floor_s=2 * batch**2 * side**2 * size / rate,  # its products
-                quality={"ours": quality, "theirs": {}},
-                notes=f"{size} channels, {batch} images of {side}x{side}, published variant",
-            )
-        )
-    return rows
+    return lambda: jitted(*arrays), compile_s, extra_mb
+
+
+def _against(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """How far losses are from exact ones, and whether they rank channels alike."""
+    ranks: Any = scipy.stats.kendalltau(exact, found)
+    return {
+        "max_abs_difference": float(np.abs(found - exact).max()),
+        "kendall_tau": float(ranks.statistic),
+    }
 
 
 def _network(quick: bool) -> tuple[Model, Any, jax.Array, dict[str, Any]]:
@@ -132,7 +152,7 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
     def run(params, plans, data):
         return pruning.evaluate_plans(model, params, {}, plans, data, num_groups=2)
 
-    jitted = jax.jit(run)
+    jitted = jax.jit(run, compiler_options=compiler_options(model))
     compile_s = compile_seconds(jitted, params, plans, data)
     torch_images = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)))
     torch_keep = torch.from_numpy(keep)
@@ -192,7 +212,10 @@ def slice_claim(quick: bool) -> dict[str, Any]:
     scores = {layer: np.arange(channels.size) for layer, channels in graph.items()}
     plan = pruning.select_channels(scores, ratio=0.5)
     small, _ = pruning.slice_channels(params, {}, plan, graph)
-    jitted = jax.jit(lambda params, images: model.apply(params, {}, images)[0])
+    jitted = jax.jit(
+        lambda params, images: model.apply(params, {}, images)[0],
+        compiler_options=compiler_options(model),
+    )
     compiled = [jitted.lower(p, images).compile() for p in (small, params)]
     flops = [_flops(program) for program in compiled]
     times = paired(

@@ -32,6 +32,7 @@ from fairjax.pruning.rounds import PruneRounds as PruneRounds
 from fairjax.pruning.rounds import PruneState as PruneState
 from fairjax.pruning.rules import repeat_random as repeat_random
 from fairjax.pruning.rules import repeat_unpruned as repeat_unpruned
+from fairjax.pruning.rules import rule_of as rule_of
 from fairjax.pruning.rules import scored_plans as scored_plans
 from fairjax.pruning.rules import sensitive_plans as sensitive_plans
 from fairjax.pruning.run import check_cells as check_cells

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,13 +134,9 @@ def _plan_logits(model, mode, params, batch_stats, plans, inputs) -> jax.Array:
         return logits, out
 
     layers = list(plans.keep)
-    chain = shared_chain(model, layers)
+    chain, where, at_once = _passes(model, layers, mode)
     if not chain:
-        # vmap leaves what lies below the first mask unbatched and makes that layer's P kernels one
-        # wide kernel; a second masked convolution would become a grouped one, slower than a loop.
-        where = _masked_at(model, layers, mode)
-        alone = _num_kernels(where, layers) == 1
-        transform = jax.vmap if alone else lambda fn: lambda xs: jax.lax.map(fn, xs)
+        transform = jax.vmap if at_once else lambda fn: lambda xs: jax.lax.map(fn, xs)
         return transform(lambda plan: run(plan, where)[0])(plans)
     (layer,) = layers
     size = num_channels(params, {layer: graph[layer]})[layer]
@@ -160,16 +156,31 @@ def _plan_logits(model, mode, params, batch_stats, plans, inputs) -> jax.Array:
     return hidden
 
 
-def _masked_at(model: Model, layers: Sequence[str], mode: Mode) -> Graph:
-    """The channel graph, but masked where a channel is read if that is one kernel.
+class _Passes(NamedTuple):
+    """What plans of the same layers run of their own."""
 
-    A channel that reads 0 may as well not be read: the layer that makes it then runs once for all
-    plans. Networks of somebody else may use it in other places; ours are known.
+    chain: tuple[str, ...]
+    """From `shared_chain`: nothing but these linear layers."""
+    where: Graph
+    """Otherwise a pass, in which this graph is masked."""
+    at_once: bool
+    """All plans' passes at the same time, rather than one after another."""
+
+
+def _passes(model: Model, layers: Sequence[str], mode: Mode) -> _Passes:
+    """How plans share work.
+
+    A channel that reads 0 may as well not be read: masked there, the layer that makes it runs once
+    for all plans. Networks of somebody else may use it in other places; ours are known.
+
+    vmap leaves what lies below the first mask unbatched and makes that layer's P kernels one wide
+    kernel; a second masked convolution would become a grouped one, slower than a loop.
     """
-    graph = graph_of(model)
+    graph, chain = graph_of(model), shared_chain(model, layers)
     read = {name: graph[name]._replace(outputs=graph[name].inputs) for name in layers}
-    known = isinstance(model.config, (VGGConfig, ResNetConfig))
-    return read if known and mode == "channel" and _num_kernels(read, layers) == 1 else graph
+    known = isinstance(model.config, (VGGConfig, ResNetConfig)) and mode == "channel"
+    where = read if known and _num_kernels(read, layers) == 1 else graph
+    return _Passes(chain, where, not chain and _num_kernels(where, layers) == 1)
 
 
 def _num_kernels(graph: Graph, layers: Sequence[str]) -> int:
@@ -273,8 +284,7 @@ def evaluate_plans(
     check_plan(params, plans, graph)
     if batch_size is None:
         batch_size = evaluation_batch_size(model, data.inputs)
-        where = _masked_at(model, layers, mode)
-        if not shared_chain(model, layers) and _num_kernels(where, layers) == 1:
+        if _passes(model, layers, mode).at_once:
             batch_size = max(1, batch_size // len(plans.keep[layers[0]]))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from fairjax.pruning.evaluate import evaluate_plans, propose_plans, stack_plans
 from fairjax.pruning.plans import Candidate, Proposal, PrunePlan
-from fairjax.pruning.rounds import Decision, Propose, PruneRounds, PruneState
+from fairjax.pruning.rounds import Decision, Propose, PruneRounds, PruneState, Take
 from fairjax.pruning.scores import ChannelScores, Score
 
 
@@ -94,6 +94,34 @@ def repeat_random(decisions: tuple[Decision, ...]) -> Propose:
         return _pairs(*propose_plans(scores, **size, after=state.plan))
 
     return propose
+
+
+def rule_of(row: str, taken: tuple[Decision, ...]) -> dict[str, Any]:
+    """`propose` and `take` of `PruneRounds.run` for a method or a control by its name.
+
+    Args:
+      row: "pruned" takes the most sensitive channels; "tuned" trains as long and prunes nothing,
+        "random" prunes as many channels of the same layers at random; "random_best" and
+        "magnitude" choose on validation as "pruned" does, but rank channels otherwise.
+      taken: decisions of "pruned" that were taken, which "tuned" and "random" follow.
+
+    Raises:
+      ValueError: another name.
+
+    >>> rule_of("tuned", ())["take"]
+    'all'
+    """
+    rules: dict[str, tuple[Propose, Take]] = {
+        "pruned": (sensitive_plans, "better"),
+        "tuned": (repeat_unpruned(taken), "all"),
+        "random": (repeat_random(taken), "all"),
+        "random_best": (scored_plans(["random"]), "better"),
+        "magnitude": (scored_plans(["magnitude"]), "better"),
+    }
+    if row not in rules:
+        raise ValueError(f"row must be one of {', '.join(rules)}; got {row!r}")
+    propose, take = rules[row]
+    return {"propose": propose, "take": take}
 
 
 def _pairs(proposals: list[Proposal], plans: PrunePlan) -> list[Candidate]:

@@ -83,7 +83,7 @@ def score_channels(
       batch_size: examples that are compared with each other; the last batch may be smaller, and
         counts by its size.
       **options: of `soft_nearest_neighbor_loss`, for "snnl": `self_in_numerator=True` is as
-        published, `distance`, `temperature`, `chunk_size`.
+        published, `distance`, `temperature`, `chunk_size`, `dtype`.
 
     Returns:
       `ChannelScores`. Compiled once for equal settings; safe under jit, where unused parts cost
