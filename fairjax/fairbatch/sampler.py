@@ -162,7 +162,7 @@ def fairbatch(
             slots = slots._replace(deck=jnp.where(plain, 0, slots.deck))
             indices = weighted_rows(key_row, decks, slots, example_weights)
         elif exact:
-            indices = deal(key_row, decks, slots)
+            indices = deal(key, decks, slots)
         else:
             indices = _uniform_rows(key_row, state.rows, slots)
         return indices, slots.weights

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Key
 from fairjax import trees
 from fairjax.models.functional import Draws
 
+# XLA:CPU fuses a sum over so few into what follows, but not a product: least of all a population's
+_FEW_FEATURES = 8
+
 
 class Linear(nnx.Module):
     """`x @ kernel + bias` over the last axis, with all leading axes flattened into one.
@@ -44,7 +47,12 @@ class Linear(nnx.Module):
         gated = isinstance(kernel, GatedKernel)
         kernel, trained = (kernel.kernel, kernel.trained) if gated else (kernel, None)
         ruled = gated or self.rounded
-        product = _ruled_product(flat, kernel, trained, self.rounded) if ruled else flat @ kernel
+        if ruled:
+            product = _ruled_product(flat, kernel, trained, self.rounded)
+        elif kernel.shape[1] == 1 and kernel.shape[0] <= _FEW_FEATURES:
+            product = jnp.sum(flat * kernel.T, axis=1, keepdims=True)
+        else:
+            product = flat @ kernel
         y = product + bias[None]
         return y.reshape(*x.shape[:-1], y.shape[-1])
 

@@ -1,5 +1,6 @@
 """Rows for the places of an epoch's batches, dealt or drawn from decks."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +84,9 @@ def exact_slots(
 
 def deal(key: Key[Array, ""], decks: Decks, slots: Slots) -> Int[Array, "T B"]:
     """Rows without replacement: every deck is shuffled, dealt, and dealt again from its top."""
-    shuffled = _permute(key, slots.position, slots.deck, jnp.maximum(decks.counts, 1))
+    word = jnp.uint16 if len(decks.numbers) < 1 << 16 else jnp.uint32
+    sizes = jnp.maximum(decks.counts, 1).astype(word)
+    shuffled = _permute(key, slots.position, slots.deck, sizes)
     return decks.numbers[_of_deck(decks.starts, slots.deck)[None, :] + shuffled]
 
 
@@ -108,18 +111,37 @@ def _permute(key: jax.Array, position: jax.Array, deck: jax.Array, sizes: jax.Ar
     `pivot - x` and swaps the pair or not by a random bit of the pair, here the top bit of a
     multiply-shift hash. A place is looked up without sorting or storing the permutation, several
     times faster on CPU than a sort; two places depend on each other by about 2^-rounds.
+
+    Sizes are below 2^16 unless they are uint32: numbers of 16 bits are hashed as well as they need,
+    and twice as many fit into a vector.
     """
-    rounds = 12
-    bits = jax.random.bits(key, (3, rounds, len(sizes)))
-    sizes = sizes.astype(jnp.uint32)
-    pivots = jax.lax.rem(bits[0], jnp.broadcast_to(sizes, bits[0].shape))
-    by_place = _of_deck(jnp.stack([pivots, bits[1], bits[2]], axis=1), deck)
-    x, size = position.astype(jnp.uint32), _of_deck(sizes, deck)[None, :]
+    rounds, word = 12, sizes.dtype
+    bits = _random_bits(key, 3, rounds, len(sizes))
+    pivots = jax.lax.rem(bits[0], jnp.broadcast_to(sizes.astype(jnp.uint32), bits[0].shape))
+    by_place = jnp.stack([pivots, bits[1], bits[2]], axis=1).astype(word)
+    by_place = _of_deck(by_place, deck)
+    x, size = position.astype(word), _of_deck(sizes, deck)[None, :]
+    half = jnp.array(1 << (8 * word.itemsize - 1), word)
     for pivot, factor, offset in by_place[:, :, None, :]:
         mirror = jnp.where(x <= pivot, pivot - x, pivot + size - x)
-        swap = jnp.maximum(x, mirror) * factor + offset >= jnp.uint32(1 << 31)
+        swap = jnp.maximum(x, mirror) * factor + offset >= half
         x = jnp.where(swap, mirror, x)
     return x.astype(jnp.int32)
+
+
+def _random_bits(key: jax.Array, *shape: int) -> jax.Array:
+    """Random words uint32: a counter mixed with each word of the key, by MurmurHash3's finaliser.
+
+    `jax.random.bits` is a loop of small programs on CPU: for so few words it took as long as half
+    of the permutation.
+    """
+    x = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+    for word in jax.random.key_data(key):
+        x = x * jnp.uint32(0x9E3779B9) + word
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        x = x ^ (x >> 16)
+    return x.reshape(shape)
 
 
 def _of_deck(values: jax.Array, deck: jax.Array) -> jax.Array:

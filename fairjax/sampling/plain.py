@@ -56,11 +56,11 @@ def shuffled(
         slots = exact_slots(
             deck, jnp.ones(deck.counts.shape), batch_size, num_batches, published=False
         )
-        # the same key as FairBatch takes for the rows, so that both draw the same
-        key = jax.random.split(key)[1]
+        # by the same keys as FairBatch, so that both draw the same
         if example_weights is None:
             return deal(key, deck, slots), slots.weights
-        return weighted_rows(key, deck, slots, example_weights), slots.weights
+        key_row = jax.random.split(key)[1]
+        return weighted_rows(key_row, deck, slots, example_weights), slots.weights
 
     def init(*, rows: Rows | None = None) -> PlainState:
         return PlainState(own_rows(everything, rows, batch_size))

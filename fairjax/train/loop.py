@@ -129,9 +129,11 @@ def fit(
         state, losses = run(step, state, data, sampler, draws)
         return state, record | {"loss": losses.mean(0)}
 
-    def one_epoch(state: FitState, _):
+    def keys_of(epoch):
         num_rounds = sampler.batches_per_epoch // num_steps
-        keys = jax.random.split(jax.random.fold_in(state.key, state.epoch), num_rounds)
+        return jax.random.split(jax.random.fold_in(state.key, epoch), num_rounds)
+
+    def one_epoch(state: FitState, keys):
         state, records = jax.lax.scan(one_round, state, keys)
         state = state._replace(epoch=state.epoch + 1)
         record = {"loss": records.pop("loss").mean(0)}
@@ -140,7 +142,9 @@ def fit(
             record["evaluation"] = evaluate_fn(state.train, evaluate_data)
         return state, record
 
-    return jax.lax.scan(one_epoch, state, length=num_epochs)
+    # all keys at once: few random words at a time cost XLA:CPU more than the words themselves
+    keys = jax.vmap(keys_of)(state.epoch + jnp.arange(num_epochs, dtype=jnp.int32))
+    return jax.lax.scan(one_epoch, state, keys)
 
 
 def check_cadence(sampler: BatchSampler, measured: bool, update_every: int | None) -> int:
