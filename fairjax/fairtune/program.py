@@ -66,7 +66,8 @@ class Program(NamedTuple):
     `chunk_size=, mesh=) -> (states, Measured)` for P runs, jitted; measures those that are due."""
     stream: Any
     """The same on the host, where examples are too many for a device:
-    `stream(states, masks, fold, active, due, frozen, chunk_size=, mesh=)`; None where they are not."""
+    `stream(states, masks, fold, active, due, frozen, chunk_size=, mesh=)`; None where they
+    are not."""
     start_data: Any
     frozen: Any
 

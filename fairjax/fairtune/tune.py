@@ -50,7 +50,8 @@ StartFn = Callable[[Any, Any, Any, Any], Any]
 """`start_fn(mask [U], learning_rate, rung, start_data) -> states`, fresh training states of the W
 runs that a trial has side by side, leaves `[W, ...]`; traced."""
 TrainFn = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Measured]]
-"""`train_fn(states [P * W], masks [P, U], rungs [P], active [P], due [P]) -> (states, Measured)`."""
+"""`train_fn(states [P * W], masks [P, U], rungs [P], active [P], due [P])` gives
+`(states, Measured)`; see `tune`."""
 
 
 def init_tune(
