@@ -38,7 +38,7 @@ class Toy:
     def start(self, mask, learning_rate, rung, start_data):
         return {"rung": jnp.asarray(rung)[None]}
 
-    def train(self, states, masks, rungs, active):
+    def train(self, states, masks, rungs, active, due):
         np.testing.assert_array_equal(np.asarray(states["rung"])[active], rungs[active])
         self.trained.append(int(active.sum()))
         worth = np.asarray(masks).mean(1)
@@ -247,7 +247,7 @@ class Replicated:
     def start(self, mask, learning_rate, rung, start_data):
         return {"age": jnp.zeros(4)}
 
-    def train(self, states, masks, rungs, active):
+    def train(self, states, masks, rungs, active, due):
         values = np.repeat(np.asarray(masks).mean(1), 4) + np.tile([0.0, 0.1, 0.2, 0.3], 4)
         measured = Measured(values[:, None], np.zeros((16, 2, NUM_DRAWS)))
         return {"age": states["age"] + 1}, measured

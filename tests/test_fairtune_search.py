@@ -44,13 +44,14 @@ class Toy:
     def start(self, mask, learning_rate, rung, start_data):
         return {"rate": jnp.asarray(learning_rate)[None], "age": jnp.zeros(1)}
 
-    def train(self, states, masks, rungs, active):
+    def train(self, states, masks, rungs, active, due):
         age = states["age"] + 1
         self.epochs_trained += int(active.sum())
         right = (np.asarray(masks) == TARGET).mean(1)
         values = right * (1 - 0.5 ** np.asarray(age))
         if self.fail:
             values = np.where(np.asarray(masks)[:, 0], values, np.nan)
+        values = np.where(due, values, np.nan)  # what is not asked for must not be read
         both = np.stack([values, -np.asarray(masks).mean(1)], axis=1)
         values = both[:, : self.num_objectives]
         return {**states, "age": age}, Measured(values, np.zeros((len(values), 2, 0)))
@@ -331,7 +332,9 @@ def test_mistakes_are_named(call, message):
 def test_no_winner_without_a_completed_trial():
     toy = Toy(fail=True)
     train = toy.train
-    toy.train = lambda states, masks, rungs, active: train(states, masks * 0, rungs, active)
+    toy.train = lambda states, masks, rungs, active, due: train(
+        states, masks * 0, rungs, active, due
+    )
     trials = run(random_search(SPACE, UP), toy, everyone(1), num_trials=3)
     with pytest.raises(ValueError, match="no trial was completed: 3 of 3 failed"):
         best_trial(trials)

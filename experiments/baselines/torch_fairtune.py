@@ -148,19 +148,24 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float().div_(127.5).sub_(1.0)
 
 
-def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, batches) -> None:
+def train_epoch(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batches, *, rounded: bool = False
+) -> None:
     network.train()
     for pixels, labels in batches:
         optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(network(normalised(pixels)), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            loss = functional.cross_entropy(network(normalised(pixels)), labels)
+        loss.backward()
         optimizer.step()
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, batches) -> torch.Tensor:
-    """Logits of a whole split."""
+def predict(network: nn.Module, batches, *, rounded: bool = False) -> torch.Tensor:
+    """Logits of a whole split, float32."""
     network.eval()
-    return torch.cat([network(normalised(pixels)) for pixels, _ in batches])
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+        return torch.cat([network(normalised(pixels)).float() for pixels, _ in batches])
 
 
 def train_trial(
@@ -173,8 +178,9 @@ def train_trial(
     *,
     num_epochs: int,
     weight_decay: float = 0.01,
+    rounded: bool = False,
 ) -> float:
-    """Train from the pre-trained weights; the objective after the last epoch.
+    """Train from the pre-trained weights, `rounded` under autocast; the last epoch's objective.
 
     The published code validates after every epoch, too, and throws that away; this does not.
     """
@@ -184,9 +190,10 @@ def train_trial(
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs)
     for _ in range(num_epochs):
-        train_epoch(network, optimizer, loaders.train)
+        train_epoch(network, optimizer, loaders.train, rounded=rounded)
         schedule.step()
-    return worst_group_auc(predict(network, loaders.val), val.labels, group=val.group)
+    logits = predict(network, loaders.val, rounded=rounded)
+    return worst_group_auc(logits, val.labels, group=val.group)
 
 
 def search(
@@ -199,6 +206,7 @@ def search(
     num_epochs: int,
     learning_rates: tuple[float, float],
     seed: int,
+    rounded: bool = False,
 ) -> list[Trial]:
     """All trials of a search for the mask with the best worst-group AUC, in order."""
     import optuna
@@ -211,7 +219,8 @@ def search(
     def objective(trial) -> float:
         bits = [trial.suggest_int(f"Mask Idx {i}", 0, 1) for i in range(3 * len(network.blocks))]
         mask, rate = np.array(bits, bool), trial.suggest_float("lr", *learning_rates, log=True)
-        value = train_trial(network, weights, mask, rate, loaders, val, num_epochs=num_epochs)
+        how: dict[str, Any] = {"num_epochs": num_epochs, "rounded": rounded}
+        value = train_trial(network, weights, mask, rate, loaders, val, **how)
         trials.append(Trial(mask, rate, value))
         return value
 
@@ -255,7 +264,13 @@ class Searcher:
             batch_size=batch_size,
             num_workers=num_workers,
         )
+        self.rounded = False
         self._one_epoch(1)  # starts the workers
+        self.choose()
+
+    def choose(self, rounded: bool = False) -> None:
+        """In float32 or, `rounded`, under bfloat16 autocast; with the faster number of threads."""
+        self.rounded = rounded
         self.num_threads = min((1, 2), key=self._one_epoch)
         torch.set_num_threads(self.num_threads)
 
@@ -265,7 +280,7 @@ class Searcher:
         mask = np.arange(3 * len(self.network.blocks)) % 2 == 0
         both = (self.network, self.weights, mask, 1e-4, self.loaders, self.val)
         began = time.perf_counter()
-        train_trial(*both, num_epochs=1)
+        train_trial(*both, num_epochs=1, rounded=self.rounded)
         return time.perf_counter() - began
 
     def search(
@@ -281,4 +296,5 @@ class Searcher:
             num_epochs=self.num_epochs,
             learning_rates=learning_rates,
             seed=seed,
+            rounded=self.rounded,
         )

@@ -38,6 +38,7 @@ class Sizes(NamedTuple):
     num_epochs: int = 9
     batch_size: int = 32
     network: tuple[tuple[str, int], ...] = ()
+    dtype: Any = "float32"
     populations: tuple[int, ...] = (1, 4, 16, 64)
 
 
@@ -79,7 +80,10 @@ class Start(NamedTuple):
         """How all of ours train; AdamW and a cosine, as the twin."""
         sizes = self.sizes
         return Recipe(
-            num_epochs=sizes.num_epochs, batch_size=sizes.batch_size, weight_decay=WEIGHT_DECAY
+            num_epochs=sizes.num_epochs,
+            batch_size=sizes.batch_size,
+            weight_decay=WEIGHT_DECAY,
+            dtype=sizes.dtype,
         )
 
     def read(self, size: int, num_train: int, num_val: int = 0) -> Dataset:

@@ -62,11 +62,12 @@ class Program(NamedTuple):
     start_fn: Callable[..., Any]
     """`start_fn(mask [U], rate, rung, start_data) -> states [W]`."""
     advance: Any
-    """`advance(states [P], masks [P, U], fold [P], active [P], pool, (val, frozen), chunk_size=,`
-    `mesh=) -> (states, Measured)` for P runs, jitted."""
+    """`advance(states [P], masks [P, U], fold [P], active [P], due [P], pool, (val, frozen),`
+    `chunk_size=, mesh=) -> (states, Measured)` for P runs, jitted; measures those that are due."""
     stream: Any
     """The same on the host, where examples are too many for a device:
-    `stream(states, masks, fold, active, frozen, chunk_size=, mesh=)`; None where they are not."""
+    `stream(states, masks, fold, active, due, frozen, chunk_size=, mesh=)`; None where they
+    are not."""
     start_data: Any
     frozen: Any
 
@@ -134,7 +135,7 @@ def make_program(
     measure = functools.partial(_measure_runs, network, space, objectives)
 
     @functools.partial(jax.jit, static_argnames=("chunk_size", "mesh"), donate_argnums=0)
-    def advance(states, masks, fold, active, pool, shared, *, chunk_size, mesh):
+    def advance(states, masks, fold, active, due, pool, shared, *, chunk_size, mesh):
         val, frozen = shared
         states, _ = fit_population(
             step,
@@ -153,7 +154,7 @@ def make_program(
             augment=recipe.augment,
         )
         measured = shard_candidates(measure, mesh, num_mapped=3)
-        return states, measured(states.train, fold, active, pool, val, frozen)
+        return states, measured(states.train, fold, due, pool, val, frozen)
 
     # the first seed trains as the search is given it
     later = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(1, num_seeds))
@@ -196,7 +197,7 @@ def _heads(model: Model, tunable: Any, keys: Any) -> tuple[Any, Any]:
     return heads, others
 
 
-def _measure_runs(network, space, objectives, trains, fold, active, pool, val, frozen) -> Measured:
+def _measure_runs(network, space, objectives, trains, fold, due, pool, val, frozen) -> Measured:
     """The objectives of P runs, each on the validation rows of its fold; `val [F, m]`."""
 
     def one(run):
@@ -206,7 +207,7 @@ def _measure_runs(network, space, objectives, trains, fold, active, pool, val, f
         logits = predict(network, params, train.batch_stats, pool.inputs, rows=rows)
         return _measure(objectives, logits, pool.labels[rows], pool.group[rows], fold)
 
-    return map_chunks(one, (trains, fold), 1, active)
+    return map_chunks(one, (trains, fold), 1, due)
 
 
 def _measure(objectives, logits, labels, group, fold) -> Measured:
@@ -250,7 +251,7 @@ def _make_stream(
 
     measure = jax.jit(jax.vmap(functools.partial(_measure, objectives)))
 
-    def advance(states, masks, fold, active, frozen, *, chunk_size, mesh):
+    def advance(states, masks, fold, active, due, frozen, *, chunk_size, mesh):
         states, _ = fit_population_streamed(
             step,
             states,
@@ -265,8 +266,11 @@ def _make_stream(
             augment=recipe.augment,
             window_bytes=window,
         )
+        if not np.any(due):  # spares reading the examples
+            nothing = np.zeros((len(fold), len(objectives)), np.float32)
+            return states, Measured(nothing, np.zeros((len(fold), 2, NUM_DRAWS), np.float32))
         on_mesh = functools.partial(logits_of, mesh=mesh)
-        arguments = (states.train, active, frozen)
+        arguments = (states.train, due, frozen)
         how = {"batch_bytes": recipe.data_bytes, "axis": 1}
         rows = replicates.val[fold]  # [P, m]
         if one_split:

@@ -217,7 +217,8 @@ def _assemble(
         states = jax.tree.map(lambda leaf: of_all(*leaf.shape[1:], dtype=leaf.dtype), states)
         masks, fold = of_all(space.num_units, dtype=bool), of_all(dtype=jnp.int32)
         shared = (pool_shapes(pool), (val, program.frozen))
-        arguments = jax.tree.map(at, (states, masks, fold, of_all(dtype=bool), *shared))
+        bits = of_all(dtype=bool)
+        arguments = jax.tree.map(at, (states, masks, fold, bits, bits, *shared))
         return program.advance.lower(*arguments, chunk_size=num_candidates, mesh=mesh)
 
     def make_train_fn():
@@ -233,10 +234,12 @@ def _assemble(
                 shared = (examples, (rows, frozen))
                 return program.advance(*spread(now, mesh), *shared, chunk_size=size, mesh=mesh)
 
-        def train_fn(states, masks, rungs, active):
-            masks, active = (np.repeat(of_slot, num_runs, axis=0) for of_slot in (masks, active))
+        def train_fn(states, masks, rungs, active, due):
+            of_runs = lambda of_slots: np.repeat(of_slots, num_runs, axis=0)
+            masks, active, due = map(of_runs, (masks, active, due))
             # wait for all devices: whoever is first at a collective waits only so long for the rest
-            return jax.block_until_ready(train(states, masks, program.fold_of_runs(rungs), active))
+            fold = program.fold_of_runs(rungs)
+            return jax.block_until_ready(train(states, masks, fold, active, due))
 
         return train_fn
 

@@ -27,8 +27,8 @@ class Trials(NamedTuple):
     epochs: np.ndarray
     """int32 `[T]`, trained so far by each of the runs that a trial has side by side."""
     values: np.ndarray
-    """float32 `[T, M]`, newest values of the objectives, means over replicates; nan before the
-    first."""
+    """float32 `[T, M]`, newest values of the objectives, at the last rung, means over replicates;
+    nan before the first."""
     replicates: np.ndarray
     """float32 `[T, R]`, newest first objective of every replicate, fold after fold and seeds
     within; nan where it was not trained, or is undefined."""

@@ -49,8 +49,9 @@ class Measured(NamedTuple):
 StartFn = Callable[[Any, Any, Any, Any], Any]
 """`start_fn(mask [U], learning_rate, rung, start_data) -> states`, fresh training states of the W
 runs that a trial has side by side, leaves `[W, ...]`; traced."""
-TrainFn = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Measured]]
-"""`train_fn(states [P * W], masks [P, U], rungs [P], active [P]) -> (states, Measured)`."""
+TrainFn = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Measured]]
+"""`train_fn(states [P * W], masks [P, U], rungs [P], active [P], due [P])` gives
+`(states, Measured)`; see `tune`."""
 
 
 def init_tune(
@@ -149,9 +150,10 @@ def tune(
         taken over.
       start_fn: `start_fn(mask [U], learning_rate, rung, start_data) -> states [W]`, the fresh
         training states of a trial's runs; traced once. `rung` is the fold of a race, else 0.
-      train_fn: `train_fn(states, masks [P, U], rungs [P], active [P]) -> (states, Measured)`:
-        trains `rungs.epochs[0]` epochs and measures the objectives. Slots that are not active hold
-        nothing of interest.
+      train_fn: `train_fn(states, masks [P, U], rungs [P], active [P], due [P])` gives
+        `(states, Measured)`: trains `rungs.epochs[0]` epochs and measures the objectives of slots
+        that are due, which then are at a rung; what is measured of others is not read. Slots that
+        are not active hold nothing of interest.
       start_data: any pytree, such as pre-trained parameters: an argument of the compiled program,
         not a constant in it.
       on_round: called before every round and at the end, to save and to report.
@@ -179,9 +181,13 @@ def tune(
         state = state._replace(trials=Trials(*map(np.array, state.trials)))
         rows = np.maximum(state.slots, 0)
         masks, rungs = state.trials.masks[rows], _rung_of(state, rows)
-        population, measured = train_fn(state.population, masks, rungs, active)
+        # between rungs nothing depends on what a trial is worth
+        due = active & np.isin(
+            state.trials.epochs[rows] + state.rungs.epochs[0], state.rungs.epochs
+        )
+        population, measured = train_fn(state.population, masks, rungs, active, due)
         state = state._replace(population=population)
-        _record(state, Measured(*map(np.asarray, measured)))
+        _record(state, Measured(*map(np.asarray, measured)), due)
 
 
 def _tell(search: Search, state: TuneState) -> TuneState:
@@ -276,21 +282,20 @@ def _rung_of(state: TuneState, rows: Any) -> np.ndarray:
     return np.where(state.rungs.races, passed, 0).astype(np.int32)
 
 
-def _record(state: TuneState, measured: Measured) -> None:
+def _record(state: TuneState, measured: Measured, due: np.ndarray) -> None:
     """Write what a round measured into the trials and decide who goes on."""
     trials, rungs, num_runs = state.trials, state.rungs, int(state.trials.num_runs)
-    active = np.flatnonzero(state.slots >= 0)
-    rows, first = state.slots[active], _rung_of(state, state.slots[active]) * num_runs
+    rows, first = state.slots[due], _rung_of(state, state.slots[due]) * num_runs
     shape = len(state.slots), num_runs
     by_slot = [values.reshape(*shape, *values.shape[1:]) for values in measured]
-    values, drawn = (one[active] for one in by_slot)
+    values, drawn = (one[due] for one in by_slot)
     trials.values[rows] = values.mean(1)
     for row, start, own, draws in zip(rows, first, values, drawn, strict=True):
         trials.replicates[row, start : start + num_runs] = own[:, 0]
         trials.drawn[row, start : start + num_runs] = draws
         if rungs.races:
             trials.values[row, 0] = trials.replicates[row, : start + num_runs].mean()
-    trials.epochs[rows] += rungs.epochs[0]
+    trials.epochs[state.slots[state.slots >= 0]] += rungs.epochs[0]
     trials.status[rows[np.isnan(trials.values[rows]).any(1)]] = FAILED
     for rung, age in enumerate(rungs.epochs):
         here = rows[(trials.epochs[rows] == age) & (trials.status[rows] == RUNNING)]
