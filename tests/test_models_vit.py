@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from fairjax.models import image_model
+from fairjax.models.attention import attend
 from fairjax.models.functional import Draws
 from fairjax.models.layers import Linear
 from fairjax.trees import stack_blocks, unstack_blocks
@@ -140,18 +141,44 @@ def test_rounded_products_and_their_gradients_are_those_of_rounded_factors(num_o
         for shape in ((2, 11, 5), (2, 11, num_out), (5, num_out))
     )
 
-    def apply(x, kernel):
+    def apply(x, kernel, bias):
         layer = Linear(5, num_out, draws=Draws(), rounded=True)
-        layer.kernel[...] = kernel
+        layer.kernel[...], layer.bias[...] = kernel, bias
         return layer(x)
 
-    y, pull = jax.vjp(apply, jnp.asarray(x), jnp.asarray(kernel))
-    dx, dkernel = pull(jnp.asarray(dy))
+    y, pull = jax.vjp(apply, jnp.asarray(x), jnp.asarray(kernel), jnp.zeros(num_out))
+    dx, dkernel, dbias = pull(jnp.asarray(dy))
     short = lambda a: np.asarray(jnp.asarray(a).astype(jnp.bfloat16), np.float64)
     np.testing.assert_allclose(y, short(x) @ short(kernel), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dx, short(dy) @ short(kernel).T, rtol=1e-5, atol=1e-6)
     flat = short(x).reshape(-1, 5), short(dy).reshape(-1, num_out)
     np.testing.assert_allclose(dkernel, flat[0].T @ flat[1], rtol=1e-5, atol=1e-5)
+    # of rounded numbers, too, where a product sums them
+    np.testing.assert_allclose(dbias, dy.sum((0, 1)), atol=0.03)
+
+
+@pytest.mark.parametrize(("rounded", "tolerance"), [(False, 1e-5), (True, 0.02)])
+def test_attention_and_its_gradient_are_those_of_the_formula(rounded, tolerance):
+    rng = np.random.default_rng(0)
+    batch, tokens, num_heads, width = 2, 65, 2, 4
+    qkv, dy = (
+        rng.normal(size=(batch, tokens, n * num_heads * width)).astype(np.float32) for n in (3, 1)
+    )
+    y, pull = jax.vjp(lambda x: attend(x, width, rounded=rounded), jnp.asarray(qkv))
+    (dqkv,) = pull(jnp.asarray(dy))
+
+    by_head = lambda x: x.astype(np.float64).reshape(batch, tokens, -1, num_heads, width)
+    (q, k, v), (dheads,) = (np.einsum("btnhd->nbhtd", by_head(x)) for x in (qkv, dy))
+    turned = lambda x: x.swapaxes(-1, -2)
+    weights = np.exp(q @ turned(k) / width**0.5)
+    weights /= weights.sum(-1, keepdims=True)
+    dweights = dheads @ turned(v)
+    dscores = weights * (dweights - (dweights * weights).sum(-1, keepdims=True)) / width**0.5
+    expected = np.stack([dscores @ k, turned(dscores) @ q, turned(weights) @ dheads])
+    for ours, theirs in ((y, (weights @ v)[None]), (dqkv, expected)):
+        error = np.einsum("btnhd->nbhtd", by_head(np.asarray(ours))) - theirs
+        assert np.linalg.norm(error) < tolerance * np.linalg.norm(theirs)
+        assert rounded == (np.linalg.norm(error) > 1e-4 * np.linalg.norm(theirs))
 
 
 def test_mean_pooling_has_fc_norm_and_no_norm():

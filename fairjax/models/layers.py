@@ -48,44 +48,44 @@ class Linear(nnx.Module):
         kernel, trained = (kernel.kernel, kernel.trained) if gated else (kernel, None)
         ruled = gated or self.rounded
         if ruled:
-            product = _ruled_product(flat, kernel, trained, self.rounded)
+            y = _ruled(flat, kernel, bias, trained, self.rounded)
         elif kernel.shape[1] == 1 and kernel.shape[0] <= _FEW_FEATURES:
-            product = jnp.sum(flat * kernel.T, axis=1, keepdims=True)
+            y = jnp.sum(flat * kernel.T, axis=1, keepdims=True) + bias[None]
         else:
-            product = flat @ kernel
-        y = product + bias[None]
+            y = flat @ kernel + bias[None]
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _ruled_product(
-    x: jax.Array, kernel: jax.Array, trained: jax.Array | None, rounded: bool
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _ruled(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, trained: jax.Array | None, rounded: bool
 ) -> jax.Array:
-    """`x @ kernel` of two matrices, with rules of its own for the gradient.
+    """`x @ kernel + bias` of two matrices, with rules of its own for the gradient.
 
     Without the kernel's gradient where `trained` is False, and rounded there, too: XLA:CPU
     multiplies bfloat16 several times as fast as float32, if it sums in float32 and nothing is
     transposed on the way. Autodiff would mix the types and transpose.
     """
-    return _rounded_product(x, kernel) if rounded else x @ kernel
+    return (_rounded_product(x, kernel) if rounded else x @ kernel) + bias[None]
 
 
-def _ruled_forward(x, kernel, trained, rounded):
-    return _ruled_product(x, kernel, trained, rounded), (x, kernel, trained)
+def _ruled_forward(x, kernel, bias, trained, rounded):
+    return _ruled(x, kernel, bias, trained, rounded), (x, kernel, trained)
 
 
 def _ruled_backward(rounded, saved, dy):
     x, kernel, trained = saved
-    product = _rounded_transposed if rounded else lambda x, dy: x.T @ dy
+    product = _rounded_gradients if rounded else lambda x, dy: (x.T @ dy, jnp.sum(dy, 0))
     if trained is None:
-        dkernel = product(x, dy)
+        dkernel, dbias = product(x, dy)
     else:
-        dkernel = jax.lax.cond(trained, product, lambda x, dy: jnp.zeros_like(kernel), x, dy)
+        alone = lambda x, dy: (jnp.zeros_like(kernel), jnp.sum(dy, 0))
+        dkernel, dbias = jax.lax.cond(trained, product, alone, x, dy)
     dx = _rounded_product(dy, kernel, axis=1) if rounded else dy @ kernel.T
-    return dx, dkernel, None
+    return dx, dkernel, dbias, None
 
 
-_ruled_product.defvjp(_ruled_forward, _ruled_backward)
+_ruled.defvjp(_ruled_forward, _ruled_backward)
 
 
 def _rounded_product(a: jax.Array, b: jax.Array, axis: int = 0) -> jax.Array:
@@ -96,14 +96,21 @@ def _rounded_product(a: jax.Array, b: jax.Array, axis: int = 0) -> jax.Array:
     )
 
 
-def _rounded_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a.T @ b`, rounded; turns the narrower one.
+def _rounded_gradients(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`x.T @ dy`, rounded, and the sum of the rows of `dy`; turns the narrower one.
 
-    A row of zeros keeps XLA from taking the transpose into the product, for which it has no kernel.
+    A row of ones keeps XLA from taking the transpose into the product, for which it has no kernel,
+    and sums the other one's rows on the way.
     """
-    if a.shape[1] > b.shape[1]:
-        return _rounded_transposed(b, a).T
-    return _rounded_product(jnp.pad(a.T, ((0, 1), (0, 0))), b)[:-1]
+
+    def turned(a, b):
+        ones = jnp.pad(a.T, ((0, 1), (0, 0)), constant_values=1)
+        return jnp.split(_rounded_product(ones, b), [a.shape[1]])
+
+    if x.shape[1] > dy.shape[1]:
+        return turned(dy, x)[0].T, jnp.sum(dy, 0)
+    dkernel, dbias = turned(x, dy)
+    return dkernel, dbias[0]
 
 
 @jax.tree_util.register_dataclass

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fairjax.models import attention
+from fairjax.models.attention import attend
 from fairjax.models.channels import Channels, Slot
 from fairjax.models.functional import Draws, init_arrays, structure_of
 from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout, gelu
@@ -179,7 +181,10 @@ def vit(config: ViTConfig) -> Model:
 
     # What a scan keeps for the backward pass is written to stacked buffers, so it keeps the outputs
     # of the large products only: recomputing norms, GELU and softmax is cheaper than storing them.
-    keep_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policies = jax.checkpoint_policies
+    keep_products = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(attention.SAVED)
+    )
     policy = None if config.checkpoint_blocks else keep_products
     scanned_block = jax.checkpoint(run_block, policy=policy, prevent_cse=False)
     looped_block = jax.checkpoint(run_block) if config.checkpoint_blocks else run_block
@@ -318,26 +323,14 @@ def _scaled(layer: Any, x: jax.Array) -> jax.Array:
 class _Attention(nnx.Module):
     def __init__(self, config: ViTConfig, draws: Draws):
         width = config.width
-        self.head_width = width // config.num_heads
+        self.head_width, self.rounded = width // config.num_heads, config.rounded
         self.qkv = Linear(width, 3 * width, draws=draws, std=_STD, rounded=config.rounded)
         self.proj = Linear(width, width, draws=draws, std=_STD, rounded=config.rounded)
         if config.layer_scale:
             self.gamma = nnx.Param(draws.full(_GAMMA, width))
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, -1, self.head_width)
-        # heads first: on CPU batched products over [B, H] beat the einsum that leaves heads inside
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q * self.head_width**-0.5, k)
-        scores = scores.astype(jnp.float32)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
-        heads = jnp.einsum(
-            "bhnm,bhmd->bhnd", weights.astype(x.dtype), v, preferred_element_type=jnp.float32
-        )
-        # softmax's division after the product: once per head's channel, not once per token
-        heads = (heads / jnp.sum(weights, -1, keepdims=True)).astype(x.dtype)
-        heads = heads.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
+        heads = attend(self.qkv(x), self.head_width, rounded=self.rounded)
         return _scaled(self, self.proj(heads)), heads
 
 
