@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from fairjax.compare import (
     ALL_METHODS,
@@ -63,6 +64,30 @@ def test_a_run_is_judged_at_the_stage_that_its_own_validation_rows_choose():
         assert select_stage(SETTING, trained, rule).params["w"][0] == stage, rule  # pyright: ignore
     with pytest.raises(ValueError, match="select must be one of dto"):
         select_stage(SETTING, trained, "best")  # pyright: ignore
+
+
+def test_stages_are_chosen_by_the_auc_of_groups_as_scikit_learn_has_it():
+    rng, labels, group = np.random.default_rng(4), DATA.labels[OWN_VAL[0]], DATA.group[OWN_VAL[0]]
+    strength = np.array([[0.2, 3.0], [1.0, 1.2], [0.9, 1.4], [0.9, 1.0]])  # of stages, in groups
+    scores = strength[:, group] * labels + rng.normal(size=len(labels))
+    logits = np.stack([0 * scores, scores], -1)[:, None].repeat(4, 1).astype(np.float32)
+    trained = Trained({"w": np.arange(4)[:, None].repeat(4, 1)}, {}, logits)
+    areas = np.array(
+        [[roc_auc_score(labels[group == g], each[group == g]) for g in (0, 1)] for each in scores]
+    )
+    beaten = [(areas >= own).all(1) & (areas > own).any(1) for own in areas]
+    front = ~np.array(beaten).any(1)
+    assert not front.all()
+    by_hand = {
+        "auc": np.argmax([roc_auc_score(labels, each) for each in scores]),
+        "worst_group_auc": areas.min(1).argmax(),
+        "utopia": np.linalg.norm(areas.max(0) - areas, axis=1).argmin(),
+        "pareto": np.where(front, areas.min(1), 0).argmax(),
+    }
+    for rule, stage in by_hand.items():
+        assert select_stage(SETTING, trained, rule).params["w"][0] == stage, rule  # pyright: ignore
+    lower = select_stage(SETTING, trained, "worst_group_auc_lower").params["w"][0]  # pyright: ignore
+    assert lower == areas.min(1).argmax()  # groups of about equal sizes
 
 
 def test_the_best_single_threshold_is_that_of_trying_all():

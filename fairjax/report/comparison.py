@@ -19,6 +19,9 @@ SHOWN = (
     "accuracy",
     "worst_group_accuracy",
     "worst_group_recall",
+    "auc",
+    "worst_group_auc",
+    "auc_gap",
     "equalized_odds_difference",
     "equal_opportunity_difference",
     "demographic_parity_difference",
@@ -81,14 +84,21 @@ def comparison_cells(
     """Columns and cells of the table, each a value and its 95 % interval, for `write_report`."""
     gap = f"{criterion}_difference"
     columns = ["row", "accuracy", f"{criterion.replace('_', ' ')} gap", "worst group recall"]
-    columns += ["gap vs plain", "accuracy vs plain", "gap vs equally accurate plain+thresholds"]
+    columns += [
+        "worst group AUC",
+        "gap vs plain",
+        "accuracy vs plain",
+        "gap vs equally accurate plain+thresholds",
+    ]
     columns += ["worst change of a group's accuracy", "of a group's recall"]
     cells = []
     for setting, results in settings.items():
         for row, result in results.items():
             line = [(f"{setting}: {row}" if len(settings) > 1 else row, "")]
-            for name in ("accuracy", gap, "worst_group_recall"):
-                line.append(_cell(result[name], result["ci95"][name], ".4f"))
+            for name in ("accuracy", gap, "worst_group_recall", "worst_group_auc"):
+                scored = name != "worst_group_auc" or not row.endswith("+thresholds")
+                cell = _cell(result[name], result["ci95"][name], ".4f")
+                line.append(cell if scored else ("", ""))
             for key, name in (("plain", gap), ("plain", "accuracy"), ("rival", gap)):
                 changes = result.get(f"change_vs_{key}")
                 if changes is None or (key == "plain" and row == "plain"):
