@@ -34,6 +34,7 @@ from fairjax.compare import (
     ADAPTING,
     METHODS,
     Adapting,
+    Compared,
     Criterion,
     Method,
     Select,
@@ -43,7 +44,6 @@ from fairjax.compare import (
     make_recipe,
 )
 from fairjax.data import Dataset, given_split, resplits
-from fairjax.metrics.ranks import rank_methods
 from fairjax.models import load_pretrained, logistic_regression, mlp
 from fairjax.report import comparison as told
 
@@ -273,8 +273,16 @@ def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) 
     return {
         "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
         "results": told.row_results(rows, rows[: found.num_rivals], found.judged, data.group_names),
+        "figures": curves(data, setting, found),
         "notes": list(found.notes),
     }
+
+
+def curves(data: Dataset, setting: Setting, found: Compared) -> dict[str, str]:
+    """ROC and calibration by group of all rows that have scores, on the test rows of one run."""
+    of_run = found.scores[:, 0]
+    logits = dict(zip(found.rows, np.stack([0 * of_run, of_run], -1), strict=False))
+    return report.group_curves(logits, data, setting.splits.test[0])
 
 
 def make_setting(config: Config, data: Dataset) -> Setting:
@@ -312,7 +320,7 @@ def make_setting(config: Config, data: Dataset) -> Setting:
 def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], timing) -> None:
     """Write summary.json, the tables and the page; print what matters."""
     settings = {name: cell["results"] for name, cell in cells.items()}
-    notes = [*failed]
+    notes = [*failed, "AUC is of scores: rows with thresholds of groups have none of their own."]
     for name, cell in cells.items():
         more = [*cell["data"]["notes"], *cell["notes"], f"means over {cell['data']['power']}"]
         notes += [f"{name}: {note}" for note in more]
@@ -321,8 +329,8 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
         f"{compared} rows are compared with plain, at 95 % each: of {compared} that change nothing "
         f"about {compared / 20:.1f} would be told apart by chance."
     )
-    ranked, figures = rank_settings(config, settings)
-    notes += ranked.pop("notes", [])
+    ranked, figures, more = told.rank_settings(settings, config.criterion)
+    notes += more
     facts = {name: cell["data"] for name, cell in cells.items()}
     data = next(iter(facts.values())) if len(facts) == 1 else facts
     results = next(iter(settings.values())) if len(settings) == 1 else settings
@@ -343,6 +351,8 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
         figures[f"{name}: accuracy against {gap}"] = report.trade_off(
             points, x_label=gap, y_label="test accuracy", title=""
         )
+        drawn = cells[name]["figures"].items()
+        figures |= {f"{name}: {heading}; the first run": svg for heading, svg in drawn}
     with replacing(run.folder / "report.html") as page:
         report.write_report(
             page,
@@ -363,37 +373,6 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
             ),
         )
     print(f"\n{answer}\nresults in {run.folder}, page {run.folder / 'report.html'}")
-
-
-def rank_settings(
-    config: Config, settings: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Average ranks over the settings of the rows that all of them have, and their diagrams."""
-    names = [
-        row
-        for row in next(iter(settings.values()))
-        if all(row in results for results in settings.values())
-    ]
-    if len(settings) < 2 or len(names) < 2:
-        return {}, {}
-    gap, found, figures = f"{config.criterion}_difference", {}, {}
-    of = lambda name: np.array([[each[row][name] for row in names] for each in settings.values()])
-    accuracy = of("accuracy")
-    distance = np.hypot(accuracy.max(1, keepdims=True) - accuracy, of(gap))
-    measures = {"distance to the best accuracy without a gap": -distance, gap: -of(gap)}
-    for what, scores in {**measures, "accuracy": accuracy}.items():
-        ranks = rank_methods(scores)
-        found[what] = {
-            "average_rank": dict(zip(names, ranks.average.tolist(), strict=True)),
-            "friedman_p": ranks.p_value,
-            "critical_difference": ranks.critical_difference,
-        }
-        figures[f"Ranks over {len(settings)} settings by {what}"] = told.rank_diagram(names, ranks)
-    found["notes"] = [
-        f"Ranks are over {len(settings)} settings; settings of one data set are not independent, "
-        "and below about ten the tests seldom find anything."
-    ]
-    return found, figures
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import numpy as np
 from fairjax.compare.judging import Select, add_thresholds, judge, margins, select_stage
 from fairjax.compare.methods import METHODS
 from fairjax.compare.setting import Setting, Trained, check_setting
-from fairjax.compare.training import timed, train_methods
+from fairjax.compare.training import train_methods
 from fairjax.metrics.rate_comparison import RateComparison
+from fairjax.timing import timed
 
 
 class Compared(NamedTuple):

@@ -1,9 +1,7 @@
 """Training the methods of a setting: all runs of a program as one population."""
 
-import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ from fairjax.compare.setting import Setting, Trained, known_methods
 from fairjax.fairtune import add_lora, mask_space
 from fairjax.models import compiler_options, fresh_head
 from fairjax.sampling import BatchSampler, arrange_splits
+from fairjax.timing import timed
 from fairjax.train import (
     fit_population,
     init_population,
@@ -196,13 +195,3 @@ def _start(
 
     weights = None if setting.weights is None else setting.weights[:2]
     return init(keys, order, weights, rows, choices_of_runs(program, num_runs))
-
-
-@contextlib.contextmanager
-def timed(seconds: MutableMapping[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of a block, which waits for its arrays, to `seconds[name]`."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

@@ -199,8 +199,9 @@ def _draws(generator: np.random.Generator, count: int, num_replicates: int) -> n
 
 
 def _areas(scores, labels, group, num_groups: int, drawn: np.ndarray) -> np.ndarray:
-    """AUC of all examples, then of every replicate, by group, then of everyone: `[M, s, B + 1, G + 1]`
-    from scores `[M, s, n]` and how often examples are drawn, `[B, n]`."""
+    """AUC of all examples, then of every replicate, by group, then of everyone.
+
+    `[M, s, B + 1, G + 1]` from scores `[M, s, n]` and how often examples are drawn, `[B, n]`."""
     found = np.full((*scores.shape[:2], len(drawn) + 1, num_groups + 1), np.nan)
     for g in range(num_groups + 1):
         member = np.flatnonzero((group == g) | (g == num_groups))
