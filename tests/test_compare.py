@@ -13,11 +13,15 @@ from sklearn.metrics import roc_auc_score
 from fairjax.compare import (
     ALL_METHODS,
     Setting,
+    Strengths,
     Trained,
     add_thresholds,
     check_setting,
+    combinations,
     common_accuracy,
     compare_methods,
+    cross_methods,
+    effects,
     linear_probe,
     make_recipe,
     margins,
@@ -204,6 +208,39 @@ def test_methods_of_pre_trained_networks_are_left_out_of_others_and_test_is_as_p
     np.testing.assert_array_equal(found.preds[2], logits.argmax(-1))
     right = (found.preds == DATA.labels[tested]).mean(-1)
     np.testing.assert_allclose(found.judged.metrics["accuracy"], right)
+
+
+def test_effects_of_a_crossing_are_those_of_a_table_of_means():
+    factors = cross_methods(["group_dro", "reweighted", "focal"])
+    names = combinations(factors)
+    assert len(names) == 3 * 2 and "group_dro+focal" in names
+    rows = ["plain", "plain@best", *names[1:]]
+    rows += [f"{row}+thresholds" for row in rows]
+    value = np.random.default_rng(5).normal(size=len(rows))
+    told = {name: weights @ value for name, weights in effects(factors, rows).items()}
+    base = [name.replace("plain", "plain@best") for name in names]
+    cube = np.array([value[rows.index(name + end)] for name in base for end in ("", "+thresholds")])
+    cube = cube.reshape(3, 2, 2)
+    assert np.isclose(told["group_dro"], (cube[1] - cube[0]).mean())
+    assert np.isclose(told["focal"], (cube[:, 1] - cube[:, 0]).mean())
+    pair = cube[2, 1] - cube[2, 0] - cube[0, 1] + cube[0, 0]
+    assert np.isclose(told["reweighted x focal"], pair.mean())
+    assert len(told) == 4 + 2 * 1 + 2 * 1 + 1
+
+
+def test_a_combination_trains_with_the_sampler_and_the_loss_of_its_parts():
+    changed = {"gamma": 1e-6, "dro_step": 1e-6}  # next to nothing: then a part is plain training
+    names = ["focal", "group_dro", "group_dro+focal"]
+    kernels = {}
+    for gone in (None, "gamma", "dro_step"):
+        strengths = SETTING.strengths if gone is None else Strengths(**{gone: changed[gone]})
+        found, notes = train_methods(SETTING._replace(strengths=strengths), names)
+        assert not notes
+        kernels[gone] = {name: each.params["head"]["kernel"][-1] for name, each in found.items()}
+    both = "group_dro+focal"
+    np.testing.assert_allclose(kernels["gamma"][both], kernels["gamma"]["group_dro"], atol=1e-4)
+    np.testing.assert_allclose(kernels["dro_step"][both], kernels["dro_step"]["focal"], atol=1e-4)
+    assert np.abs(kernels[None][both] - kernels[None]["focal"]).max() > 1e-4
 
 
 ONE_GROUP = dataclasses.replace(DATA, group=DATA.group * 0, group_names=("all",))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fairjax.compare.crossing import combined_programs, is_combination
 from fairjax.compare.methods import PROGRAMS, Program, by_method, choices_of_runs
 from fairjax.compare.retrain import linear_probe, retrain_balanced
 from fairjax.compare.setting import Setting, Trained, known_methods
@@ -43,7 +44,8 @@ def train_methods(
 
     Args:
       setting: what they share.
-      methods: of `ALL_METHODS`; plain training runs always.
+      methods: of `ALL_METHODS`, or several as in "group_dro+focal" (`is_combination`); plain
+        training runs always.
       keep: `keep(name, trained)`: what stays of a method; networks of all stages are many.
       on_trained: called with the names of what is trained.
       seconds: where the time goes is added here: "compile_s", "train_s", "heads_s".
@@ -54,12 +56,13 @@ def train_methods(
     Raises:
       ValueError: an unknown method; or as the recipe and its step.
     """
-    wanted = known_methods(methods, ALL_METHODS)
+    together = [name for name in methods if is_combination(name)]
+    wanted = known_methods(methods, (*ALL_METHODS, *together))
     seconds = {} if seconds is None else seconds
     kept: dict[str, Any] = {}
     notes: list[str] = []
     plain: dict[str, Trained] = {}
-    for names, make in PROGRAMS.items():
+    for names, make in [*PROGRAMS.items(), *combined_programs(together)]:
         own = tuple(name for name in wanted if name in names)
         if not own:
             continue

@@ -116,6 +116,40 @@ def comparison_cells(
     return columns, cells
 
 
+def effect_results(
+    weights: Mapping[str, np.ndarray], judged: RateComparison
+) -> dict[str, dict[str, list[float]]]:
+    """Main effects and pairs of `compare.effects`: `{effect: {metric: [change, low, high]}}`."""
+    num_rows = len(judged.metrics["accuracy"])
+    return {
+        effect: {
+            name: list(judged.contrast(name, np.pad(each, (0, num_rows - len(each)))))
+            for name in SHOWN
+            if "auc" not in name
+        }
+        for effect, each in weights.items()
+    }
+
+
+def effect_tables(
+    settings: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], gap: str
+) -> dict[str, tuple[list[str], list[list[tuple[str, str]]]]]:
+    """Tables of main effects and pairs for `write_report`, of the settings that have some."""
+    names = [gap, "accuracy", "worst_group_accuracy", "worst_group_recall"]
+    columns = ["effect", *(name.replace("_", " ") for name in names)]
+    return {
+        f"{setting}: main effects and pairs": (
+            columns,
+            [
+                [(effect, ""), *(_cell(each[name][0], each[name][1:], "+.4f") for name in names)]
+                for effect, each in effects.items()
+            ],
+        )
+        for setting, effects in settings.items()
+        if effects
+    }
+
+
 def groups_of_settings(
     settings: Mapping[str, Results], rows: Sequence[str]
 ) -> dict[str, tuple[list[str], list[list[tuple[str, str]]]]]:
