@@ -34,16 +34,19 @@ from fairjax.compare import (
     ADAPTING,
     METHODS,
     Adapting,
+    Compared,
     Criterion,
     Method,
     Select,
     Setting,
     Strengths,
+    combinations,
     compare_methods,
+    cross_methods,
+    effects,
     make_recipe,
 )
 from fairjax.data import Dataset, given_split, resplits
-from fairjax.metrics.ranks import rank_methods
 from fairjax.models import load_pretrained, logistic_regression, mlp
 from fairjax.report import comparison as told
 
@@ -62,6 +65,8 @@ class Config:
     """ProPublica's compas-scores-two-years.csv"""
     methods: tuple[Method | Adapting, ...] = METHODS
     """plain training always runs beside them"""
+    cross: bool = False
+    """every sampler of --methods with every loss and part that trains: main effects and pairs"""
     criterion: Criterion = "equalized_odds"
     """whose gap is to fall; FairBatch and thresholds are after it"""
     select: Select = "dto"
@@ -76,7 +81,7 @@ class Config:
     num_steps: cli.Count = 2_700
     """of every training"""
     batch_size: cli.Count | None = None
-    """a 45th of the training rows, at least 32"""
+    """a 45th of the training rows, of 32 to 512"""
     learning_rate: cli.Positive = 0.005
     hidden: tuple[cli.Count, ...] = ()
     """units of hidden layers; none is logistic regression"""
@@ -106,11 +111,22 @@ class Config:
     """go on with the interrupted run in --out, set by set"""
 
 
+IMAGES: dict[str, Any] = {
+    **{"model": "vit_micro", "num_splits": 3, "num_seeds": 1, "num_steps": 250, "batch_size": 32},
+    **{"learning_rate": 0.001, "rate_step": 0.1},
+}
 PRESETS: dict[str, Config | MapConfig] = {
     "adult": Config(about="UCI Adult by sex; 90 seconds on 2 cores"),
     "tables": Config(
         about="Adult by sex and race, two Gaussians, KDD Census; --compas and --tables for more",
         sets=("adult", "adult:race", "synthetic", "census"),
+    ),
+    "cross": Config(
+        about="lesions: samplers x losses x what trains x thresholds; 10 minutes on 2 cores",
+        sets=("lesions:shortcut",),
+        methods=("group_dro", "fairbatch@rate", "focal", "norm_only"),
+        cross=True,
+        **IMAGES,
     ),
     "map": MapConfig(
         about="36 cells of controlled data, 5 methods, 5 draws; 15 minutes on 2 cores"
@@ -119,13 +135,7 @@ PRESETS: dict[str, Config | MapConfig] = {
         about="synthetic lesions, pre-trained vit_micro, 3 splits; 8 to 12 minutes on 2 cores",
         sets=("lesions:shortcut", "lesions:target"),
         methods=("group_balanced", "group_dro", "fairbatch@rate", "dfr", *ADAPTING),
-        model="vit_micro",
-        num_splits=3,
-        num_seeds=1,
-        num_steps=250,
-        batch_size=32,
-        learning_rate=0.001,
-        rate_step=0.1,
+        **IMAGES,
     ),
     "smoke": Config(
         about="seconds, for tests",
@@ -172,9 +182,15 @@ def prepare_run(config: Config | MapConfig):
     if isinstance(config, MapConfig):
         return prepare_map(config)
     cli.check_numbers(config)
+    chosen_methods(config)
     sources = name_sources(config)
     run = Run("compare", config, out=config.out, resume=config.resume)
     return lambda: run_all(config, run.start(), sources)
+
+
+def chosen_methods(config: Config) -> tuple[str, ...]:
+    """What is trained beside plain training."""
+    return tuple(combinations(cross_methods(config.methods))) if config.cross else config.methods
 
 
 def name_sources(config: Config) -> dict[str, Data]:
@@ -262,7 +278,7 @@ def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) 
     setting = make_setting(config, data)
     found = compare_methods(
         setting,
-        config.methods,
+        chosen_methods(config),
         select=config.select,
         cost=config.cost,
         num_replicates=config.num_replicates,
@@ -270,11 +286,21 @@ def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) 
     )
     add_seconds(timing, found.seconds)
     rows = list(found.rows)
+    weights = effects(cross_methods(config.methods), rows) if config.cross else {}
     return {
         "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
         "results": told.row_results(rows, rows[: found.num_rivals], found.judged, data.group_names),
+        "effects": told.effect_results(weights, found.judged),
+        "figures": curves(data, setting, found),
         "notes": list(found.notes),
     }
+
+
+def curves(data: Dataset, setting: Setting, found: Compared) -> dict[str, str]:
+    """ROC and calibration by group of rows that have scores, on the test rows of the first run."""
+    of_run = found.scores[:, 0]
+    logits = dict(zip(found.rows, np.stack([0 * of_run, of_run], -1), strict=False))
+    return report.group_curves(logits, data, setting.splits.test[0])
 
 
 def make_setting(config: Config, data: Dataset) -> Setting:
@@ -283,7 +309,7 @@ def make_setting(config: Config, data: Dataset) -> Setting:
     drawn = num_splits > 1
     splits = resplits(data, num_splits, config.data_seed) if drawn else given_split(data)
     num_rows = splits.train.shape[1]
-    batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45))
+    batch_size = config.batch_size or min(num_rows, max(32, num_rows // 45), 512)
     recipe = make_recipe(config.num_steps, num_rows, batch_size, config.learning_rate)
     weights = None
     if config.model is None:
@@ -312,7 +338,7 @@ def make_setting(config: Config, data: Dataset) -> Setting:
 def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], timing) -> None:
     """Write summary.json, the tables and the page; print what matters."""
     settings = {name: cell["results"] for name, cell in cells.items()}
-    notes = [*failed]
+    notes = [*failed, "AUC is of scores: rows with thresholds of groups have none of their own."]
     for name, cell in cells.items():
         more = [*cell["data"]["notes"], *cell["notes"], f"means over {cell['data']['power']}"]
         notes += [f"{name}: {note}" for note in more]
@@ -321,8 +347,8 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
         f"{compared} rows are compared with plain, at 95 % each: of {compared} that change nothing "
         f"about {compared / 20:.1f} would be told apart by chance."
     )
-    ranked, figures = rank_settings(config, settings)
-    notes += ranked.pop("notes", [])
+    ranked, figures, more = told.rank_settings(settings, config.criterion)
+    notes += more
     facts = {name: cell["data"] for name, cell in cells.items()}
     data = next(iter(facts.values())) if len(facts) == 1 else facts
     results = next(iter(settings.values())) if len(settings) == 1 else settings
@@ -343,6 +369,8 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
         figures[f"{name}: accuracy against {gap}"] = report.trade_off(
             points, x_label=gap, y_label="test accuracy", title=""
         )
+        drawn = cells[name]["figures"].items()
+        figures |= {f"{name}: {heading}; the first run": svg for heading, svg in drawn}
     with replacing(run.folder / "report.html") as page:
         report.write_report(
             page,
@@ -354,7 +382,8 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
             caption="Test, means over splits and seeds; below, 95 % bootstrap intervals "
             f"({config.num_replicates} replicates resampling test examples and splits). Changes "
             "are paired.",
-            groups=told.groups_of_settings(settings, ("plain", *config.methods)),
+            tables=told.effect_tables({k: v["effects"] for k, v in cells.items()}, gap),
+            groups=told.groups_of_settings(settings, ("plain", *chosen_methods(config))),
             figures=figures,
             notes=notes,
             command=summary["command"],
@@ -363,37 +392,6 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
             ),
         )
     print(f"\n{answer}\nresults in {run.folder}, page {run.folder / 'report.html'}")
-
-
-def rank_settings(
-    config: Config, settings: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Average ranks over the settings of the rows that all of them have, and their diagrams."""
-    names = [
-        row
-        for row in next(iter(settings.values()))
-        if all(row in results for results in settings.values())
-    ]
-    if len(settings) < 2 or len(names) < 2:
-        return {}, {}
-    gap, found, figures = f"{config.criterion}_difference", {}, {}
-    of = lambda name: np.array([[each[row][name] for row in names] for each in settings.values()])
-    accuracy = of("accuracy")
-    distance = np.hypot(accuracy.max(1, keepdims=True) - accuracy, of(gap))
-    measures = {"distance to the best accuracy without a gap": -distance, gap: -of(gap)}
-    for what, scores in {**measures, "accuracy": accuracy}.items():
-        ranks = rank_methods(scores)
-        found[what] = {
-            "average_rank": dict(zip(names, ranks.average.tolist(), strict=True)),
-            "friedman_p": ranks.p_value,
-            "critical_difference": ranks.critical_difference,
-        }
-        figures[f"Ranks over {len(settings)} settings by {what}"] = told.rank_diagram(names, ranks)
-    found["notes"] = [
-        f"Ranks are over {len(settings)} settings; settings of one data set are not independent, "
-        "and below about ten the tests seldom find anything."
-    ]
-    return found, figures
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from experiments.files import (
 )
 from experiments.tracking import Write, check_trackers, flat_numbers, make_writer
 from fairjax.data.cache import default_cache_dir
+from fairjax.timing import timed as timed
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -318,16 +319,6 @@ class Run:
         )
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
-
-
-@contextlib.contextmanager
-def timed(timing: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of a block to `timing[name]`; JAX's arrays must be waited for inside."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        timing[name] = timing.get(name, 0.0) + time.perf_counter() - began
 
 
 def add_seconds(timing: dict[str, float], more: Mapping[str, float]) -> None:

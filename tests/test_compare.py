@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from fairjax.compare import (
     ALL_METHODS,
     Setting,
+    Strengths,
     Trained,
     add_thresholds,
     check_setting,
+    combinations,
     common_accuracy,
     compare_methods,
+    cross_methods,
+    effects,
     linear_probe,
     make_recipe,
     margins,
@@ -63,6 +68,30 @@ def test_a_run_is_judged_at_the_stage_that_its_own_validation_rows_choose():
         assert select_stage(SETTING, trained, rule).params["w"][0] == stage, rule  # pyright: ignore
     with pytest.raises(ValueError, match="select must be one of dto"):
         select_stage(SETTING, trained, "best")  # pyright: ignore
+
+
+def test_stages_are_chosen_by_the_auc_of_groups_as_scikit_learn_has_it():
+    rng, labels, group = np.random.default_rng(4), DATA.labels[OWN_VAL[0]], DATA.group[OWN_VAL[0]]
+    strength = np.array([[0.2, 3.0], [1.0, 1.2], [0.9, 1.4], [0.9, 1.0]])  # of stages, in groups
+    scores = strength[:, group] * labels + rng.normal(size=len(labels))
+    logits = np.stack([0 * scores, scores], -1)[:, None].repeat(4, 1).astype(np.float32)
+    trained = Trained({"w": np.arange(4)[:, None].repeat(4, 1)}, {}, logits)
+    areas = np.array(
+        [[roc_auc_score(labels[group == g], each[group == g]) for g in (0, 1)] for each in scores]
+    )
+    beaten = [(areas >= own).all(1) & (areas > own).any(1) for own in areas]
+    front = ~np.array(beaten).any(1)
+    assert not front.all()
+    by_hand = {
+        "auc": np.argmax([roc_auc_score(labels, each) for each in scores]),
+        "worst_group_auc": areas.min(1).argmax(),
+        "utopia": np.linalg.norm(areas.max(0) - areas, axis=1).argmin(),
+        "pareto": np.where(front, areas.min(1), 0).argmax(),
+    }
+    for rule, stage in by_hand.items():
+        assert select_stage(SETTING, trained, rule).params["w"][0] == stage, rule  # pyright: ignore
+    lower = select_stage(SETTING, trained, "worst_group_auc_lower").params["w"][0]  # pyright: ignore
+    assert lower == areas.min(1).argmax()  # groups of about equal sizes
 
 
 def test_the_best_single_threshold_is_that_of_trying_all():
@@ -179,6 +208,39 @@ def test_methods_of_pre_trained_networks_are_left_out_of_others_and_test_is_as_p
     np.testing.assert_array_equal(found.preds[2], logits.argmax(-1))
     right = (found.preds == DATA.labels[tested]).mean(-1)
     np.testing.assert_allclose(found.judged.metrics["accuracy"], right)
+
+
+def test_effects_of_a_crossing_are_those_of_a_table_of_means():
+    factors = cross_methods(["group_dro", "reweighted", "focal"])
+    names = combinations(factors)
+    assert len(names) == 3 * 2 and "group_dro+focal" in names
+    rows = ["plain", "plain@best", *names[1:]]
+    rows += [f"{row}+thresholds" for row in rows]
+    value = np.random.default_rng(5).normal(size=len(rows))
+    told = {name: weights @ value for name, weights in effects(factors, rows).items()}
+    base = [name.replace("plain", "plain@best") for name in names]
+    cube = np.array([value[rows.index(name + end)] for name in base for end in ("", "+thresholds")])
+    cube = cube.reshape(3, 2, 2)
+    assert np.isclose(told["group_dro"], (cube[1] - cube[0]).mean())
+    assert np.isclose(told["focal"], (cube[:, 1] - cube[:, 0]).mean())
+    pair = cube[2, 1] - cube[2, 0] - cube[0, 1] + cube[0, 0]
+    assert np.isclose(told["reweighted x focal"], pair.mean())
+    assert len(told) == 4 + 2 * 1 + 2 * 1 + 1
+
+
+def test_a_combination_trains_with_the_sampler_and_the_loss_of_its_parts():
+    changed = {"gamma": 1e-6, "dro_step": 1e-6}  # next to nothing: then a part is plain training
+    names = ["focal", "group_dro", "group_dro+focal"]
+    kernels = {}
+    for gone in (None, "gamma", "dro_step"):
+        strengths = SETTING.strengths if gone is None else Strengths(**{gone: changed[gone]})
+        found, notes = train_methods(SETTING._replace(strengths=strengths), names)
+        assert not notes
+        kernels[gone] = {name: each.params["head"]["kernel"][-1] for name, each in found.items()}
+    both = "group_dro+focal"
+    np.testing.assert_allclose(kernels["gamma"][both], kernels["gamma"]["group_dro"], atol=1e-4)
+    np.testing.assert_allclose(kernels["dro_step"][both], kernels["dro_step"]["focal"], atol=1e-4)
+    assert np.abs(kernels[None][both] - kernels[None]["focal"]).max() > 1e-4
 
 
 ONE_GROUP = dataclasses.replace(DATA, group=DATA.group * 0, group_names=("all",))

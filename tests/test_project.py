@@ -25,6 +25,7 @@ LEVELS = {
     "sharding": 0,
     "memory": 0,
     "fusions": 0,
+    "timing": 0,
     "metrics": 0,
     "models": 0,
     "data": 0,

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fairlearn import metrics as fairlearn
+from sklearn.metrics import roc_auc_score
 
+from fairjax.metrics.placements import group_auc_bounds
 from fairjax.metrics.ranks import rank_methods
 from fairjax.metrics.rate_comparison import compare_rates
 
@@ -93,6 +95,38 @@ def test_the_table_by_group_is_the_mean_over_runs_of_fairlearn_with_intervals_th
         assert (rate.lower < rate.estimate).all() and (rate.estimate < rate.upper).all()
 
 
+def test_areas_are_those_of_scikit_learn_and_their_replicates_nearly_those_of_what_is_drawn():
+    rng, num_examples = np.random.default_rng(1), 900
+    labels, group = rng.integers(2, size=num_examples), rng.integers(2, size=num_examples)
+    scores = np.round(rng.normal(size=(2, 1, num_examples)) + labels * (1 + group), 1)  # ties
+    given = {**SHARED, "labels": labels, "group": group, "num_groups": 2}
+    given |= {"examples": np.arange(num_examples)[None], "splits": np.zeros(1, int)}
+    preds = (np.concatenate([scores, scores[:1]]) > 0).astype(int)
+    found = compare_rates(preds, scores=scores, **given)
+    area = lambda row, drawn: [
+        roc_auc_score(labels[own], scores[row, 0, own])
+        for own in (drawn[group[drawn] == 0], drawn[group[drawn] == 1], drawn)
+    ]
+    draws = np.random.default_rng(0).integers(num_examples, size=(50, num_examples))
+    for row in range(2):
+        low, high, everyone = area(row, np.arange(num_examples))
+        told = {"auc/0": low, "auc/1": high, "auc": everyone, "auc_gap": high - low}
+        for name, value in {**told, "worst_group_auc": low}.items():
+            assert np.isclose(found.metrics[name][row, 0], value), name
+        drawn = np.array([area(row, each) for each in draws])
+        for place, name in enumerate(("auc/0", "auc/1", "auc")):
+            replicates = found.replicates[name][row, :, 0]
+            np.testing.assert_allclose(replicates, drawn[:, place], atol=0.006)
+            assert drawn[:, place].std() > 0.01
+    assert np.isnan(found.metrics["auc"][2]).all() and np.isnan(found.mean("auc_gap", 2)).all()
+    table = found.group_table(0, ["a", "b"]).rates["auc"]
+    np.testing.assert_allclose(table.estimate, area(0, np.arange(num_examples)))
+    areas, lower = group_auc_bounds(scores[:, 0], labels=labels, group=group, num_groups=2)
+    np.testing.assert_allclose(areas[0], table.estimate[:2])
+    spread = drawn[:, :2].std(0)
+    np.testing.assert_allclose(areas[1] - lower[1], 1.645 * spread, rtol=0.35)
+
+
 def test_changes_are_paired_and_the_group_that_loses_most_is_named():
     better = np.where(RNG.random((6, 40)) < 0.9, LABELS[EXAMPLES], 1 - LABELS[EXAMPLES])
     hurt = np.where(GROUP[EXAMPLES] == 1, 1 - LABELS[EXAMPLES], better)
@@ -115,6 +149,7 @@ def test_a_rate_that_no_example_defines_is_left_out_of_gaps():
 
 BAD: dict[str, dict[str, Any]] = {
     "preds must be": {"examples": EXAMPLES[:5]},
+    "scores must be": {"scores": np.zeros((3, 6, 39))},
     "splits must number": {"splits": SPLITS + 1},
     r"labels must be in \[0, 2\)": {"labels": LABELS + 1},
     "examples must be equal for the runs": {"examples": EXAMPLES[::-1].copy()[[0, 1, 2, 4, 3, 5]]},

@@ -10,6 +10,9 @@ The runs of all splits and seeds of the methods that differ only in numbers are 
 program; see `PROGRAMS` for which those are.
 """
 
+from fairjax.compare.crossing import combinations as combinations
+from fairjax.compare.crossing import cross_methods as cross_methods
+from fairjax.compare.crossing import effects as effects
 from fairjax.compare.judging import Select as Select
 from fairjax.compare.judging import add_thresholds as add_thresholds
 from fairjax.compare.judging import common_accuracy as common_accuracy

@@ -7,10 +7,23 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from fairjax.compare.setting import Setting, Trained
+from fairjax.metrics import pareto_front
+from fairjax.metrics.disparities import worst
+from fairjax.metrics.placements import group_auc_bounds
 from fairjax.metrics.rate_comparison import RateComparison, compare_rates
 from fairjax.thresholds import apply_thresholds, group_thresholds
 
-Select = Literal["dto", "worst_group", "accuracy", "last"]
+Select = Literal[
+    "dto",
+    "worst_group",
+    "accuracy",
+    "last",
+    "auc",
+    "worst_group_auc",
+    "worst_group_auc_lower",
+    "utopia",
+    "pareto",
+]
 
 
 def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
@@ -20,7 +33,12 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
       setting: of the comparison.
       trained: a method's runs at E stages.
       rule: "dto": nearest to the best accuracy of all stages without a gap of the criterion;
-        "worst_group" and "accuracy": the highest; "last": the last stage.
+        "worst_group" and "accuracy": the highest accuracy of a group or of all; "auc" and
+        "worst_group_auc": likewise by AUC; "worst_group_auc_lower": the highest of what the AUC of
+        every group exceeds by its one-sided 95 % interval; "utopia": nearest to the best AUC of
+        every group over the stages; "pareto": of the stages that no other is as good as in all
+        groups' AUC and better in one, that of highest worst-group AUC, at equal ones of highest
+        mean; "last": the last stage.
 
     Returns:
       Leaves `[F * S, ...]`. A stage whose value is undefined never wins.
@@ -28,23 +46,55 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
     Raises:
       ValueError: an unknown rule.
 
-    Source: Zong et al., ICLR 2023 (MEDFAIR), for the distance to the utopia point (DTO).
+    Source: Zong et al., ICLR 2023 (MEDFAIR), for the distance to the utopia point (DTO), of which
+    "utopia" is theirs, and for "pareto" (Martinez et al., ICML 2020).
     """
     if rule not in get_args(Select):
         raise ValueError(f"select must be one of {', '.join(get_args(Select))}; got {rule!r}")
-    preds = trained.val.argmax(-1)
-    best = np.empty(preds.shape[1], int)
+    best = np.empty(trained.val.shape[1], int)
     for run, split in enumerate(setting.split_of_run):
-        found = setting.rates(preds[:, run], setting.splits.val[split])
-        accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
-        value = {
-            "last": np.arange(len(accuracy)),
-            "accuracy": accuracy,
-            "worst_group": found["worst_group_accuracy"],
-            "dto": -np.hypot(accuracy.max() - accuracy, gap),
-        }[rule]
+        rows = setting.splits.val[split]
+        of_stages = _by_rates if rule in _BY_RATES else _by_areas
+        value = of_stages(setting, rule, trained.val[:, run], rows)
         best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
     return trained.at(best)
+
+
+_BY_RATES = ("dto", "worst_group", "accuracy", "last")
+
+
+def _by_rates(setting: Setting, rule: str, logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What is to be highest, of E stages, by rates of predictions."""
+    found = setting.rates(logits.argmax(-1), rows)
+    accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
+    return {
+        "last": np.arange(len(accuracy)),
+        "accuracy": accuracy,
+        "worst_group": found["worst_group_accuracy"],
+        "dto": -np.hypot(accuracy.max() - accuracy, gap),
+    }[rule]
+
+
+def _by_areas(setting: Setting, rule: str, logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What is to be highest, of E stages, by the AUC of everyone or within groups.
+
+    A group that defines none in any stage does not count.
+    """
+    data, scores = setting.data, margins(logits)
+    labels, group, num_groups = data.labels[rows], data.group[rows], data.num_groups
+    if rule == "auc":
+        group, num_groups = np.zeros_like(group), 1
+    areas, lower = group_auc_bounds(scores, labels=labels, group=group, num_groups=num_groups)
+    areas = areas[:, ~np.isnan(areas).all(0)]
+    if not areas.size:
+        return np.full(len(scores), np.nan)
+    if rule == "worst_group_auc_lower":
+        return worst(lower)
+    if rule == "utopia":
+        return -np.linalg.norm(areas.max(0) - areas, axis=1)
+    if rule == "pareto":  # a mean breaks ties, far below what areas can differ by
+        return np.where(pareto_front(areas), areas.min(1) + 1e-9 * areas.mean(1), np.nan)
+    return areas.min(1)
 
 
 def margins(logits: Float[np.ndarray, "*axes 2"]) -> np.ndarray:
@@ -123,9 +173,14 @@ def add_thresholds(
 
 
 def judge(
-    setting: Setting, preds: Integer[np.ndarray, "R P t"], *, num_replicates: int = 500
+    setting: Setting,
+    preds: Integer[np.ndarray, "R P t"],
+    scores: Float[np.ndarray, "M P t"] | None = None,
+    *,
+    num_replicates: int = 500,
 ) -> RateComparison:
-    """All predictions on the test rows of their splits, looked at once; see `compare_rates`."""
+    """All predictions, and scores of the first M rows, on the test rows of their splits, looked at
+    once; see `compare_rates`."""
     tested, place = np.unique(setting.splits.test, return_inverse=True)
     place = place.reshape(setting.splits.test.shape)
     data = setting.data
@@ -136,5 +191,6 @@ def judge(
         num_groups=data.num_groups,
         examples=place[setting.split_of_run],
         splits=setting.split_of_run,
+        scores=scores,
         num_replicates=num_replicates,
     )

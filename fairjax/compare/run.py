@@ -8,8 +8,9 @@ import numpy as np
 from fairjax.compare.judging import Select, add_thresholds, judge, margins, select_stage
 from fairjax.compare.methods import METHODS
 from fairjax.compare.setting import Setting, Trained, check_setting
-from fairjax.compare.training import timed, train_methods
+from fairjax.compare.training import train_methods
 from fairjax.metrics.rate_comparison import RateComparison
+from fairjax.timing import timed
 
 
 class Compared(NamedTuple):
@@ -24,6 +25,8 @@ class Compared(NamedTuple):
     validation as the row."""
     preds: np.ndarray
     """int8 `[R, F * S, t]` of all these, on the test rows of each run's split."""
+    scores: np.ndarray
+    """float32 `[M, F * S, t]` of the rows without thresholds: class 1 over class 0."""
     networks: dict[str, Trained]
     """Of every row without thresholds, leaves `[F * S, ...]`; `val` are their validation logits."""
     notes: tuple[str, ...]
@@ -100,5 +103,5 @@ def compare_methods(
             preds, rivals = np.concatenate([preds, shifted]), np.concatenate(as_accurate)
     preds = np.concatenate([preds, rivals])
     with timed(seconds, "judge_s"):
-        judged = judge(setting, preds, num_replicates=num_replicates)
-    return Compared(tuple(rows), len(rivals), judged, preds, networks, tuple(notes), seconds)
+        judged = judge(setting, preds, test, num_replicates=num_replicates)
+    return Compared(tuple(rows), len(rivals), judged, preds, test, networks, tuple(notes), seconds)

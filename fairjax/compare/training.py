@@ -1,21 +1,21 @@
 """Training the methods of a setting: all runs of a program as one population."""
 
-import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fairjax.compare.crossing import combined_programs, is_combination
 from fairjax.compare.methods import PROGRAMS, Program, by_method, choices_of_runs
 from fairjax.compare.retrain import linear_probe, retrain_balanced
 from fairjax.compare.setting import Setting, Trained, known_methods
 from fairjax.fairtune import add_lora, mask_space
 from fairjax.models import compiler_options, fresh_head
 from fairjax.sampling import BatchSampler, arrange_splits
+from fairjax.timing import timed
 from fairjax.train import (
     fit_population,
     init_population,
@@ -44,7 +44,8 @@ def train_methods(
 
     Args:
       setting: what they share.
-      methods: of `ALL_METHODS`; plain training runs always.
+      methods: of `ALL_METHODS`, or several as in "group_dro+focal" (`is_combination`); plain
+        training runs always.
       keep: `keep(name, trained)`: what stays of a method; networks of all stages are many.
       on_trained: called with the names of what is trained.
       seconds: where the time goes is added here: "compile_s", "train_s", "heads_s".
@@ -55,12 +56,13 @@ def train_methods(
     Raises:
       ValueError: an unknown method; or as the recipe and its step.
     """
-    wanted = known_methods(methods, ALL_METHODS)
+    together = [name for name in methods if is_combination(name)]
+    wanted = known_methods(methods, (*ALL_METHODS, *together))
     seconds = {} if seconds is None else seconds
     kept: dict[str, Any] = {}
     notes: list[str] = []
     plain: dict[str, Trained] = {}
-    for names, make in PROGRAMS.items():
+    for names, make in [*PROGRAMS.items(), *combined_programs(together)]:
         own = tuple(name for name in wanted if name in names)
         if not own:
             continue
@@ -196,13 +198,3 @@ def _start(
 
     weights = None if setting.weights is None else setting.weights[:2]
     return init(keys, order, weights, rows, choices_of_runs(program, num_runs))
-
-
-@contextlib.contextmanager
-def timed(seconds: MutableMapping[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of a block, which waits for its arrays, to `seconds[name]`."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fairjax.metrics import group_cells
-from fairjax.metrics.ranks import Ranks
+from fairjax.metrics.ranks import Ranks, rank_methods
 from fairjax.metrics.rate_comparison import RateComparison
 from fairjax.report.plots import figure
 from fairjax.report.tables import moved
@@ -19,6 +19,9 @@ SHOWN = (
     "accuracy",
     "worst_group_accuracy",
     "worst_group_recall",
+    "auc",
+    "worst_group_auc",
+    "auc_gap",
     "equalized_odds_difference",
     "equal_opportunity_difference",
     "demographic_parity_difference",
@@ -81,14 +84,21 @@ def comparison_cells(
     """Columns and cells of the table, each a value and its 95 % interval, for `write_report`."""
     gap = f"{criterion}_difference"
     columns = ["row", "accuracy", f"{criterion.replace('_', ' ')} gap", "worst group recall"]
-    columns += ["gap vs plain", "accuracy vs plain", "gap vs equally accurate plain+thresholds"]
+    columns += [
+        "worst group AUC",
+        "gap vs plain",
+        "accuracy vs plain",
+        "gap vs equally accurate plain+thresholds",
+    ]
     columns += ["worst change of a group's accuracy", "of a group's recall"]
     cells = []
     for setting, results in settings.items():
         for row, result in results.items():
             line = [(f"{setting}: {row}" if len(settings) > 1 else row, "")]
-            for name in ("accuracy", gap, "worst_group_recall"):
-                line.append(_cell(result[name], result["ci95"][name], ".4f"))
+            for name in ("accuracy", gap, "worst_group_recall", "worst_group_auc"):
+                scored = name != "worst_group_auc" or not row.endswith("+thresholds")
+                cell = _cell(result[name], result["ci95"][name], ".4f")
+                line.append(cell if scored else ("", ""))
             for key, name in (("plain", gap), ("plain", "accuracy"), ("rival", gap)):
                 changes = result.get(f"change_vs_{key}")
                 if changes is None or (key == "plain" and row == "plain"):
@@ -104,6 +114,40 @@ def comparison_cells(
                 )
             cells.append(line)
     return columns, cells
+
+
+def effect_results(
+    weights: Mapping[str, np.ndarray], judged: RateComparison
+) -> dict[str, dict[str, list[float]]]:
+    """Main effects and pairs of `compare.effects`: `{effect: {metric: [change, low, high]}}`."""
+    num_rows = len(judged.metrics["accuracy"])
+    return {
+        effect: {
+            name: list(judged.contrast(name, np.pad(each, (0, num_rows - len(each)))))
+            for name in SHOWN
+            if "auc" not in name
+        }
+        for effect, each in weights.items()
+    }
+
+
+def effect_tables(
+    settings: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], gap: str
+) -> dict[str, tuple[list[str], list[list[tuple[str, str]]]]]:
+    """Tables of main effects and pairs for `write_report`, of the settings that have some."""
+    names = [gap, "accuracy", "worst_group_accuracy", "worst_group_recall"]
+    columns = ["effect", *(name.replace("_", " ") for name in names)]
+    return {
+        f"{setting}: main effects and pairs": (
+            columns,
+            [
+                [(effect, ""), *(_cell(each[name][0], each[name][1:], "+.4f") for name in names)]
+                for effect, each in effects.items()
+            ],
+        )
+        for setting, effects in settings.items()
+        if effects
+    }
 
 
 def groups_of_settings(
@@ -127,26 +171,75 @@ def _cell(value: float | None, interval: Sequence[float | None], form: str) -> t
 
 
 def comparison_sentence(settings: Mapping[str, Results], criterion: str) -> str:
-    """What came out, by setting: which rows clearly have a smaller gap, and than which.
+    """What came out: which rows are clearly better than plain training, and than its rivals.
 
-    Only changes whose interval excludes 0 count. No row is picked by its test result.
+    Of up to two settings by name, of more by the number of settings. Only changes whose interval
+    excludes 0 count. No row is picked by its test result.
     """
-    gap, told = f"{criterion}_difference", []
-    for setting, results in settings.items():
-        better: dict[str, list[str]] = {"plain": [], "rival": []}
-        for key, names in better.items():
-            for row, result in results.items():
-                interval = result.get(f"ci95_vs_{key}", {}).get(gap, (None, None))
-                if moved(interval) == "falls":
-                    names.append(row)
-        others = [row for row in results if row != "plain"]
-        than_plain, than_rival = (_listed(better[key], others) for key in ("plain", "rival"))
+    gap, what = f"{criterion}_difference", criterion.replace("_", " ")
+    clear = {name: _clear(results, gap) for name, results in settings.items()}
+    if len(settings) > 2:
+        parts = {
+            f"smaller {what} gap than plain training": "gap",
+            "higher accuracy of the worst group": "worst",
+            "smaller gap than thresholds on plain training at the same accuracy": "rival",
+            "a group whose recall falls": "down",
+        }
+        told = [
+            f"{text}, in {_counted([each[key] for each in clear.values()])}"
+            for text, key in parts.items()
+        ]
+        return f"Clear in how many of {len(settings)} settings: {'. '.join(told)}. {_ONE_BY_ONE}"
+    told = []
+    for setting, found in clear.items():
+        others = [row for row in settings[setting] if row != "plain"]
+        names = {key: _listed(rows, others) for key, rows in found.items()}
+        both = [row for row in found["gap"] if row in found["down"]]
         told.append(
-            f"On {setting} the {criterion.replace('_', ' ')} gap of plain training, "
-            f"{_number(results['plain'][gap])}, clearly falls with {than_plain}; clearly below "
-            f"thresholds on plain training at the same accuracy: {than_rival}"
+            f"On {setting} the {what} gap of plain training, "
+            f"{_number(settings[setting]['plain'][gap])}, clearly falls with {names['gap']}; "
+            "clearly below thresholds on plain training at the same accuracy: "
+            f"{names['rival']}. The accuracy of the worst group clearly rises with "
+            f"{names['worst']}"
+            + (
+                f". Levelling down: recall of a group clearly falls with {_listed(both, others)}"
+                if both
+                else ""
+            )
         )
-    return ". ".join(told) + ". Intervals are 95 %, one comparison at a time."
+    return f"{'. '.join(told)}. {_ONE_BY_ONE}"
+
+
+_ONE_BY_ONE = "Intervals are 95 %, one comparison at a time."
+
+
+def _clear(results: Results, gap: str) -> dict[str, list[str]]:
+    """Rows by what their intervals show: a smaller gap than plain training's and than the rival's,
+    a better worst group, and a group that is worse off."""
+
+    def rows(key: str, name: str, how: str) -> list[str]:
+        intervals = {row: each.get(f"ci95_vs_{key}", {}) for row, each in results.items()}
+        return [row for row, each in intervals.items() if moved(each.get(name, (None,) * 2)) == how]
+
+    down = [
+        row
+        for row, each in results.items()
+        if moved(each["levelling_down"]["recall"]["change"][1:]) == "falls"
+    ]
+    return {
+        "gap": rows("plain", gap, "falls"),
+        "rival": rows("rival", gap, "falls"),
+        "worst": rows("plain", "worst_group_accuracy", "rises"),
+        "down": down,
+    }
+
+
+def _counted(found: Sequence[Sequence[str]]) -> str:
+    """ "3: a, b; 1: c": the names by how many of the lists hold them."""
+    times = {name: sum(name in names for names in found) for names in found for name in names}
+    by_count = {count: [n for n in times if times[n] == count] for count in set(times.values())}
+    told = [f"{count}: {', '.join(by_count[count])}" for count in sorted(by_count, reverse=True)]
+    return "; ".join(told) or "none: no row"
 
 
 def _listed(names: Sequence[str], others: Sequence[str]) -> str:
@@ -232,3 +325,43 @@ def rank_diagram(names: Sequence[str], ranks: Ranks) -> str:
         )
 
     return figure(draw, size=(9.0, 1.6 + 0.26 * len(names)))
+
+
+def rank_settings(
+    settings: Mapping[str, Results], criterion: str
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Average ranks over the settings of the rows that all of them have.
+
+    Returns:
+      By measure the ranks and tests, the diagrams, and notes; all empty where fewer than two
+      settings or rows can be ranked. A setting where a row's gap is undefined is left out.
+    """
+    gap = f"{criterion}_difference"
+    names = [
+        row
+        for row in next(iter(settings.values()))
+        if all(row in results for results in settings.values())
+    ]
+    of = lambda name, own: np.array([[each[row][name] for row in names] for each in own], float)
+    known = [each for each in settings.values() if np.isfinite(of(gap, [each])).all()]
+    if len(known) < 2 or len(names) < 2:
+        return {}, {}, []
+    found, figures = {}, {}
+    accuracy, gaps = of("accuracy", known), of(gap, known)
+    distance = np.hypot(accuracy.max(1, keepdims=True) - accuracy, gaps)
+    measures = {"distance to the best accuracy without a gap": -distance, gap: -gaps}
+    for what, scores in {**measures, "accuracy": accuracy}.items():
+        ranks = rank_methods(scores)
+        found[what] = {
+            "average_rank": dict(zip(names, ranks.average.tolist(), strict=True)),
+            "friedman_p": ranks.p_value,
+            "critical_difference": ranks.critical_difference,
+        }
+        figures[f"Ranks over {len(known)} settings by {what}"] = rank_diagram(names, ranks)
+    notes = [
+        f"Ranks are over {len(known)} settings; settings of one data set are not independent, "
+        "and below about ten the tests seldom find anything."
+    ]
+    if lost := [name for name, each in settings.items() if each not in known]:
+        notes.append(f"Ranks leave out {', '.join(lost)}: the gap of a row is undefined there.")
+    return found, figures, notes

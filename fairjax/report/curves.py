@@ -20,7 +20,7 @@ _AXES = {
 def group_curves(
     logits: Mapping[str, Float[np.ndarray, "n K"]], data: Dataset, rows: Int[np.ndarray, " n"]
 ) -> dict[str, str]:
-    """Heading -> SVG: ROC and calibration of every group, a panel for each network.
+    """Heading -> SVG: ROC and calibration of every group, a panel for each network, three to a row.
 
     Args:
       logits: network -> its logits; none are drawn for more than two classes.
@@ -71,8 +71,10 @@ def _draw(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str, y_label:
     """A panel for each network, a line and a band for each group: columns x, y, lower, upper."""
 
     def draw(canvas: Any) -> None:
-        axes = canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        axes = canvas.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.remove()
+        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
             axis.plot([0, 1], [0, 1], ":", color="#737373")
             for name, points in curves.items():
                 points = points[~np.isnan(points).any(1)]
@@ -86,4 +88,6 @@ def _draw(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str, y_label:
             axis.set(title=title, xlabel=x_label, ylabel=y_label)
             axis.legend(fontsize=7)
 
-    return figure(draw, size=(8.0 if len(panels) > 1 else 6.0, 3.8))
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // 3)
+    return figure(draw, size=({1: 6.0, 2: 8.0, 3: 10.5}[columns], 3.8 * rows))

@@ -57,7 +57,8 @@ else [cell[0]] %}<td data-head="{{ columns[loop.index0] }}">{{ parts[0]
 <h2>Results</h2>
 {{ table(columns, rows) }}
 <p><small>{{ caption }}</small></p>
-{% if groups %}<h2>By group</h2>
+{% for name, (columns, rows) in tables %}<h2>{{ name }}</h2>{{ table(columns, rows) }}
+{% endfor %}{% if groups %}<h2>By group</h2>
 {% for name, (columns, rows) in groups %}<details{% if loop.index < 3 %} open{% endif %}>
 <summary>{{ name }}</summary>{{ table(columns, rows, "cards") }}</details>
 {% endfor %}<p><small>{{ group_caption }}</small></p>{% endif %}
@@ -101,6 +102,7 @@ def write_report(
     columns: Sequence[str],
     rows: Rows,
     caption: str,
+    tables: Mapping[str, tuple[Sequence[str], Rows]] | None = None,
     groups: Mapping[str, tuple[Sequence[str], Rows]] | None = None,
     figures: Mapping[str, str],
     notes: Sequence[str],
@@ -118,6 +120,7 @@ def write_report(
       columns: heads of the result table.
       rows: its cells.
       caption: under the table: what the numbers are.
+      tables: heading -> columns and cells of a further table.
       groups: row -> columns and cells of its table by group, as `metrics.group_cells` makes them;
         all but the first two are folded.
       figures: heading -> SVG text, from `figure`.
@@ -135,6 +138,7 @@ def write_report(
         columns=columns,
         rows=rows,
         caption=caption,
+        tables=(tables or {}).items(),
         groups=(groups or {}).items(),
         group_caption=GROUP_CAPTION,
         figures=figures.items(),
