@@ -198,7 +198,8 @@ def test_a_named_set_is_pruned_from_its_raw_files_and_a_given_baseline_stays_as_
 
     other = dataclasses.replace(config, data=SMALL.data)
     with pytest.raises(ValueError, match="--after thresholds needs two classes, not 3"):
-        experiment.prepare_run(dataclasses.replace(config, after="thresholds"))
+        again = dataclasses.replace(config, after="thresholds", out=tmp_path / "again")
+        experiment.prepare_run(again)
     with pytest.raises(ValueError, match="no baseline for these data .fresh, not from the file"):
         experiment.prepare_run(dataclasses.replace(other, out=tmp_path / "other"))
 
