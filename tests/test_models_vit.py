@@ -143,7 +143,7 @@ def test_rounded_products_and_their_gradients_are_those_of_rounded_factors(num_o
 
     def apply(x, kernel, bias):
         layer = Linear(5, num_out, draws=Draws(), rounded=True)
-        layer.kernel[...], layer.bias[...] = kernel, bias
+        layer.kernel[...], layer.bias = kernel, type(layer.bias)(bias)
         return layer(x)
 
     y, pull = jax.vjp(apply, jnp.asarray(x), jnp.asarray(kernel), jnp.zeros(num_out))

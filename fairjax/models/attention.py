@@ -35,24 +35,23 @@ def attend(
     """
     if rounded and qkv.shape[1] >= _MANY:
         return _rounded_attend(qkv, head_width)
-    q, k, v = _by_head(qkv, head_width)
-    scores = jnp.einsum("hnd,hmd->hnm", q, k).astype(jnp.float32)
+    batch, tokens, _ = qkv.shape
+    # heads first: on CPU batched products over [B, H] beat the einsum that leaves heads inside
+    q, k, v = qkv.reshape(batch, tokens, 3, -1, head_width).transpose(2, 0, 3, 1, 4)
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q * head_width**-0.5, k)
+    scores = scores.astype(jnp.float32)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
     heads = jnp.einsum(
-        "hnm,hmd->hnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     # softmax's division after the product: once per head's channel, not once per token
     heads = (heads / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
-    return _side_by_side(heads, len(qkv))
+    return heads.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
 
 
 def _by_head(qkv: jax.Array, head_width: int) -> tuple[jax.Array, ...]:
-    """Scaled queries, keys and values, each `[B * H, T, D]`.
-
-    On CPU batched products of heads beat the einsum that leaves heads inside. The gradient of a
-    split is one array put together; of slices, three padded ones added up.
-    """
-    q, k, v = jax.lax.split(qkv, (qkv.shape[-1] // 3,) * 3, axis=2)
+    """Scaled queries, keys and values, each `[B * H, T, D]`."""
+    q, k, v = jnp.split(qkv, 3, axis=2)
     return tuple(_heads_first(x, head_width) for x in (q * head_width**-0.5, k, v))
 
 
@@ -102,7 +101,9 @@ def _rounded_backward(head_width, saved, dheads):
     shift = shift.swapaxes(1, 2).reshape(sums.shape) / sums
     dheads = (_heads_first(dheads, head_width) / sums.swapaxes(1, 2)).astype(jnp.bfloat16)
     dv = _product(weights, dheads)
-    dscores = (weights * (_product(v, dheads, axis=2) - shift)).astype(jnp.bfloat16)
+    dscores = (weights.astype(jnp.float32) * (_product(v, dheads, axis=2) - shift)).astype(
+        jnp.bfloat16
+    )
     dq = _product(_turned(k), dscores)[:, :-1].swapaxes(1, 2) * head_width**-0.5
     gradients = dq, _product(dscores, q), dv
     return (jnp.concatenate([_side_by_side(x, batch) for x in gradients], 2),)
