@@ -140,6 +140,14 @@ class ViTConfig:
         return graph
 
 
+# What a scan keeps for the backward pass is written to stacked buffers, so it keeps the outputs of
+# the large products only: recomputing norms, GELU and softmax is cheaper than storing them.
+_KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(attention.SAVED),
+)
+
+
 def vit(config: ViTConfig) -> Model:
     """Vision transformer as pure functions.
 
@@ -179,13 +187,7 @@ def vit(config: ViTConfig) -> Model:
         block: Any = nnx.merge(block_structure, params, {})
         return block(x, rate, key)
 
-    # What a scan keeps for the backward pass is written to stacked buffers, so it keeps the outputs
-    # of the large products only: recomputing norms, GELU and softmax is cheaper than storing them.
-    policies = jax.checkpoint_policies
-    keep_products = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(attention.SAVED)
-    )
-    policy = None if config.checkpoint_blocks else keep_products
+    policy = None if config.checkpoint_blocks else _KEEP_PRODUCTS
     scanned_block = jax.checkpoint(run_block, policy=policy, prevent_cse=False)
     looped_block = jax.checkpoint(run_block) if config.checkpoint_blocks else run_block
 
