@@ -136,6 +136,7 @@ def test_the_benchmark_gives_a_row_per_claim():
     assert list(rows) == [
         "fairtune_search_early_stopping",
         "fairtune_search_full",
+        "fairtune_search_full_bfloat16",
         "fairtune_refit_last3",
         "fairtune_prefix_cache",
         "fairtune_cost_per_candidate",

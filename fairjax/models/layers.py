@@ -42,7 +42,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B num_in"]) -> Float[Array, "*B num_out"]:
         """Apply to `[..., num_in]` in the dtype of `x`."""
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        kernel: Any = self.kernel[...].astype(x.dtype)  # or gated
+        bias = self.bias[...].astype(x.dtype)
         flat = x.reshape(-1, x.shape[-1])
         gated = isinstance(kernel, GatedKernel)
         kernel, trained = (kernel.kernel, kernel.trained) if gated else (kernel, None)

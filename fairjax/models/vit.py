@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fairjax.models import attention
-from fairjax.models.attention import attend
+from fairjax.models.attention import SAVED, attend
 from fairjax.models.channels import Channels, Slot
 from fairjax.models.functional import Draws, init_arrays, structure_of
 from fairjax.models.layers import LayerNorm, Linear, check_images, drop_path, dropout, gelu
@@ -23,7 +22,8 @@ from fairjax.models.preprocess import (
 POOLS = ("cls", "mean", "map")
 DTYPES = ("float32", "bfloat16", "bfloat16_products")
 """bfloat16: activations and products, for accelerators. bfloat16_products: only the factors of
-linear layers' products, for CPUs that multiply bfloat16 faster (avx512_bf16, amx_bf16)."""
+products, of linear layers and attention, for CPUs that multiply bfloat16 faster (avx512_bf16,
+amx_bf16)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ViTConfig:
 # the large products only: recomputing norms, GELU and softmax is cheaper than storing them.
 _KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(attention.SAVED),
+    jax.checkpoint_policies.save_only_these_names(SAVED),
 )
 
 

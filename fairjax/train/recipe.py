@@ -85,7 +85,7 @@ class Recipe:
     """evaluate and keep the moving average of the parameters"""
     dtype: Dtype = "float32"
     """for networks that have the setting: bfloat16 of activations and products, on accelerators;
-    bfloat16_products of linear layers' factors alone, on CPUs that multiply it faster"""
+    bfloat16_products of products' factors alone, on CPUs that multiply it faster"""
     checkpoint_blocks: bool = False
     """recompute blocks in the backward pass: a third more work, much less memory"""
     data_bytes: int | None = None
