@@ -86,7 +86,7 @@ def _row(setting: Setting, count: int, *, rate: float, quick: bool) -> dict[str,
     losses = float(ours()[0]), next(iter(ways.values()))()[0]
     fastest = {name: min(seconds(way) for _ in range(2)) for name, way in ways.items()}
     which = min(fastest, key=lambda name: fastest[name])
-    times = paired(ours, ways[which], repeats=2 if quick else 5)
+    times = paired(ours, ways[which], repeats=2 if quick else 3)
     times = Paired(*([turn / count / NUM_STEPS for turn in side] for side in times))
     temporaries = compiled.memory_analysis().temp_size_in_bytes / 2**20
     del ways
