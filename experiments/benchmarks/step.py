@@ -10,6 +10,7 @@ fresh processes, which this module is run as:
 """
 
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -91,7 +92,8 @@ def _large_rows(name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
 def _in_fresh_process(*args: Any) -> dict[str, float]:
     phase(f"a process of its own: {' '.join(map(str, args))}")
     command = [sys.executable, "-m", "experiments.benchmarks.step", *map(str, args)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    uncached = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # as ours
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=uncached)
     if result.returncode:
         raise OSError(f"{' '.join(command)} failed: {result.stderr.strip()[-300:]}")
     return json.loads(result.stdout.splitlines()[-1])
