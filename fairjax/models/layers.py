@@ -42,13 +42,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B num_in"]) -> Float[Array, "*B num_out"]:
         """Apply to `[..., num_in]` in the dtype of `x`."""
-        kernel: Any = self.kernel[...].astype(x.dtype)  # or gated
-        bias = self.bias[...].astype(x.dtype)
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
         flat = x.reshape(-1, x.shape[-1])
         gated = isinstance(kernel, GatedKernel)
         kernel, trained = (kernel.kernel, kernel.trained) if gated else (kernel, None)
-        ruled = gated or self.rounded
-        if ruled:
+        y: Any
+        if gated or self.rounded:
             y = _ruled(flat, kernel, bias, trained, self.rounded)
         elif kernel.shape[1] == 1 and kernel.shape[0] <= _FEW_FEATURES:
             y = jnp.sum(flat * kernel.T, axis=1, keepdims=True) + bias[None]
