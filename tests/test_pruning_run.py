@@ -13,6 +13,7 @@ from flax import nnx
 
 from fairjax import pruning
 from fairjax.data import Dataset, synthetic_gaussians
+from fairjax.fairtune import mask_space_from_rules, refit, search_masks
 from fairjax.models import Channels, Slot, Weights, image_preprocess, mlp, wrap_nnx
 from fairjax.pruning import PrunePlan
 from fairjax.pruning.plans import graph_of
@@ -360,3 +361,20 @@ def test_train_network_trains_what_it_is_given_and_leaves_that_alone(table):
 def test_a_row_without_a_rule_is_refused_by_name():
     with pytest.raises(ValueError, match="row must be one of pruned, tuned, .* got 'best'"):
         pruning.rule_of("best", ())
+
+
+def test_masks_are_searched_on_a_pruned_network_whose_batches_fairbatch_draws(table):
+    model, weights, data = table
+    plan = PrunePlan({"hidden/0": np.arange(8) < 5})
+    small = Weights(*pruning.slice_channels(*weights[:2], plan, model.config.channel_graph), ())
+    rules = {"head/.*": "trained", r"hidden/(\d)/.*": r"hidden/\1"}
+    space = mask_space_from_rules(small.params, rules)
+    recipe = dataclasses.replace(RECIPE, sampler="fairbatch@rate")
+    found = search_masks(model, small, data, recipe, space=space, num_trials=4, key=KEY)
+    tuned = refit(model, small, data, recipe, found, num_seeds=2)
+    assert tuned.logits("test").shape == (2, 100, 2)
+    params = tuned.weights(1)[0]
+    assert params["hidden"]["0"]["kernel"].shape == small.params["hidden"]["0"]["kernel"].shape
+    for i, trained in enumerate(found.winner.mask):
+        before, after = (p["hidden"][str(i)]["kernel"] for p in (small.params, params))
+        assert bool(np.abs(before - after).max() > 0) == trained
