@@ -1,6 +1,6 @@
 """Every method side by side: which makes a model fairer, at what price, and is it sure?
 
-    python -m experiments.compare                        Adult by sex; 2 CPU cores: 90 seconds
+    python -m experiments.compare                        Adult by sex; 2 CPU cores: a minute
     python -m experiments.compare adult --criterion equal_opportunity
     python -m experiments.compare tables                 all tables at hand, and ranks over them
     python -m experiments.compare lesions                images, a pre-trained network
@@ -116,23 +116,21 @@ IMAGES: dict[str, Any] = {
     **{"learning_rate": 0.001, "rate_step": 0.1},
 }
 PRESETS: dict[str, Config | MapConfig] = {
-    "adult": Config(about="UCI Adult by sex; 90 seconds on 2 cores"),
+    "adult": Config(about="UCI Adult by sex; a minute on 2 cores"),
     "tables": Config(
         about="Adult by sex and race, two Gaussians, KDD Census; --compas and --tables for more",
         sets=("adult", "adult:race", "synthetic", "census"),
     ),
     "cross": Config(
-        about="lesions: samplers x losses x what trains x thresholds; 10 minutes on 2 cores",
+        about="lesions: samplers x losses x what trains x thresholds; an estimate: 10 minutes",
         sets=("lesions:shortcut",),
         methods=("group_dro", "fairbatch@rate", "focal", "norm_only"),
         cross=True,
         **IMAGES,
     ),
-    "map": MapConfig(
-        about="36 cells of controlled data, 5 methods, 5 draws; 15 minutes on 2 cores"
-    ),
+    "map": MapConfig(about="36 cells of controlled data, 5 methods, 5 draws; 3 minutes on 2 cores"),
     "lesions": Config(
-        about="synthetic lesions, pre-trained vit_micro, 3 splits; 8 to 12 minutes on 2 cores",
+        about="synthetic lesions, pre-trained vit_micro, 3 splits; 5 minutes on 2 cores",
         sets=("lesions:shortcut", "lesions:target"),
         methods=("group_balanced", "group_dro", "fairbatch@rate", "dfr", *ADAPTING),
         **IMAGES,

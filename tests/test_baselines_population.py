@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from experiments.benchmarks import population
+
 torch = pytest.importorskip("torch")
 twins = pytest.importorskip("experiments.baselines.torch_population")
 models = pytest.importorskip("experiments.baselines.torch_models")
@@ -21,3 +23,14 @@ def test_stacked_networks_learn_as_one_after_another_does():
     one = np.array([alone() for _ in range(4)])
     np.testing.assert_allclose(together, np.repeat(one, 3, axis=1), atol=1e-5)
     assert one[-1] < one[0] - 0.1
+
+
+def test_the_benchmark_gives_a_row_per_population_whose_first_losses_agree(monkeypatch):
+    monkeypatch.setattr(population, "NUM_STEPS", 1)  # the whole set again
+    rows = {row["claim"]: row for row in population.claims(quick=True)}
+    assert list(rows) == ["population_step_1_vit_micro", "population_step_2_vit_micro"]
+    alone = rows["population_step_1_vit_micro"]
+    assert alone["ratio"] > 0 and alone["floor_s"] > 0
+    ours, theirs = (alone["quality"][side]["loss"] for side in ("ours", "theirs"))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert alone["quality"]["ours"]["temporaries_mib"] > 0

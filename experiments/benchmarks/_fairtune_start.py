@@ -16,6 +16,7 @@ from fairjax.data.lesions import GROUP_NAMES, LABEL_NAMES, lesions_dataset, synt
 from fairjax.fairtune import MaskSpace, mask_space
 from fairjax.models import Model, image_model
 from fairjax.train import Recipe, fit, init_fit, start_train
+from fairjax.train.recipe import Dtype
 
 SPACE = "norm_attn_mlp"
 WEIGHT_DECAY = 0.01
@@ -38,7 +39,7 @@ class Sizes(NamedTuple):
     num_epochs: int = 9
     batch_size: int = 32
     network: tuple[tuple[str, int], ...] = ()
-    dtype: Any = "float32"
+    dtype: Dtype = "float32"
     populations: tuple[int, ...] = (1, 4, 16, 64)
 
 
