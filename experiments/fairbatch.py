@@ -162,7 +162,7 @@ PRESETS = {
         about="a table of yours: --data.csv, --data.label, --data.sensitive", data=Data("csv")
     ),
     "lesions": Config(
-        about="synthetic lesions whose skin tone predicts the label in training; 2 minutes on 2 cores",
+        about="synthetic lesions whose skin tone predicts the label in training; 2 minutes",
         data=Data(domain="shortcut", num_train=1600, num_val=1600, num_test=4800),
         model="vit_micro",
         image_size=32,

@@ -263,7 +263,7 @@ def test_a_network_of_ones_own_has_a_bit_per_layer_without_being_asked():
     assert mask_space(PARAMS).units == mask_space(PARAMS, "norm_attn_mlp").units
     assert mask_space(RESNET).units == mask_space(RESNET, "conv_bn").units
     vgg = jax.eval_shape(image_model("vgg11", 2).init, jax.random.key(0))[0]
-    assert mask_space(vgg).units[:2] == ("features/0", "features/3")
+    assert {"features/0", "features/18"} < set(mask_space(vgg).units)
 
 
 def test_a_network_that_is_all_classifier_has_these_spaces_too():
