@@ -1,6 +1,8 @@
 """After training: which epoch of a run, thresholds per group, and the test split, once."""
 
+import concurrent.futures
 import functools
+import os
 from typing import Literal, get_args
 
 import numpy as np
@@ -146,9 +148,9 @@ def add_thresholds(
     data = setting.data
     plain_val, plain_test = (np.broadcast_to(x[:1], x.shape) for x in (val, test))
     found = np.empty((3, *test.shape), np.int8)
-    for split, (rows, tested) in enumerate(
-        zip(setting.splits.val, setting.splits.test, strict=True)
-    ):
+
+    def of_split(split: int) -> None:
+        rows, tested = setting.splits.val[split], setting.splits.test[split]
         runs, labels = setting.split_of_run == split, data.labels[rows]
         choose = functools.partial(
             group_thresholds,
@@ -161,7 +163,7 @@ def add_thresholds(
         def apply(scores, limits, ids):
             return np.asarray(apply_thresholds(scores, limits, group=data.group[ids]))
 
-        right = lambda preds, labels=labels: (preds == labels).mean(-1)
+        right = lambda preds: (preds == labels).mean(-1)
         own, plain = val[:, runs], plain_val[:, runs]
         limits = choose(own, min_accuracy=common_accuracy(own, labels) - cost).thresholds
         found[0][:, runs] = apply(test[:, runs], limits, tested)
@@ -169,6 +171,10 @@ def add_thresholds(
             demanded = np.minimum(common_accuracy(plain, labels), right(preds))
             limits = choose(plain, min_accuracy=demanded).thresholds
             found[place][:, runs] = apply(plain_test[:, runs], limits, tested)
+
+    # a search is one thread's work
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(of_split, range(len(setting.splits.val))))
     return found
 
 
