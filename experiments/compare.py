@@ -284,19 +284,21 @@ def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) 
     )
     add_seconds(timing, found.seconds)
     rows = list(found.rows)
-    weights = effects(cross_methods(config.methods), rows) if config.cross else {}
+    weights = effects(rows) if config.cross else {}
     return {
         "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
         "results": told.row_results(rows, rows[: found.num_rivals], found.judged, data.group_names),
         "effects": told.effect_results(weights, found.judged),
-        "figures": curves(data, setting, found),
+        "figures": curves(data, setting, found, alone=len(name_sources(config)) == 1),
+        "left_out": found.left_out,
         "notes": list(found.notes),
     }
 
 
-def curves(data: Dataset, setting: Setting, found: Compared) -> dict[str, str]:
-    """ROC and calibration by group of rows that have scores, on the test rows of the first run."""
-    of_run = found.scores[:, 0]
+def curves(data: Dataset, setting: Setting, found: Compared, alone: bool) -> dict[str, str]:
+    """ROC and calibration by group on the test rows of the first run: of all rows that have scores,
+    or of plain training where there are more settings."""
+    of_run = found.scores[: None if alone else 1, 0]
     logits = dict(zip(found.rows, np.stack([0 * of_run, of_run], -1), strict=False))
     return report.group_curves(logits, data, setting.splits.test[0])
 
@@ -353,7 +355,8 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
     summary = run.finish(data=data, results=results, timing=timing, notes=notes)
     if ranked:
         write_atomically(run.folder / "ranks.json", json.dumps(ranked, indent=1) + "\n")
-    columns, lines = told.comparison_cells(settings, config.criterion)
+    left_out = {name: cell["left_out"] for name, cell in cells.items()}
+    columns, lines = told.comparison_cells(settings, config.criterion, left_out)
     write_atomically(run.folder / "results.csv", told.as_csv(settings))
     write_atomically(run.folder / "results.md", report.as_markdown(columns, lines) + "\n")
     write_atomically(run.folder / "results.tex", told.as_latex(columns, lines))

@@ -217,7 +217,7 @@ def test_effects_of_a_crossing_are_those_of_a_table_of_means():
     rows = ["plain", "plain@best", *names[1:]]
     rows += [f"{row}+thresholds" for row in rows]
     value = np.random.default_rng(5).normal(size=len(rows))
-    told = {name: weights @ value for name, weights in effects(factors, rows).items()}
+    told = {name: weights @ value for name, weights in effects(rows).items()}
     base = [name.replace("plain", "plain@best") for name in names]
     cube = np.array([value[rows.index(name + end)] for name in base for end in ("", "+thresholds")])
     cube = cube.reshape(3, 2, 2)

@@ -43,23 +43,38 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
         mean; "last": the last stage.
 
     Returns:
-      Leaves `[F * S, ...]`. A stage whose value is undefined never wins.
+      Leaves `[F * S, ...]`. A stage whose value is undefined, or whose logits are not finite,
+      never wins. By "dto", nor does one that predicts a single class, which has no gap, while
+      another predicts two.
 
     Raises:
-      ValueError: an unknown rule.
+      ValueError: an unknown rule, or a run that has no stage to choose.
 
-    Source: Zong et al., ICLR 2023 (MEDFAIR), for the distance to the utopia point (DTO), of which
-    "utopia" is theirs, and for "pareto" (Martinez et al., ICML 2020).
+    Source: distances to the utopia point (DTO): of accuracy and a gap Han et al., EMNLP 2022
+    (FairLib), who take whatever is nearest, also of a single class; of the AUC of groups ("utopia")
+    Zong et al., ICLR 2023 (MEDFAIR). "pareto": Martinez et al., ICML 2020, as in MEDFAIR.
     """
     if rule not in get_args(Select):
         raise ValueError(f"select must be one of {', '.join(get_args(Select))}; got {rule!r}")
     best = np.empty(trained.val.shape[1], int)
+    finite, single = np.isfinite(trained.val).all((-2, -1)), one_class(trained.val)
     for run, split in enumerate(setting.split_of_run):
         rows = setting.splits.val[split]
         of_stages = _by_rates if rule in _BY_RATES else _by_areas
-        value = of_stages(setting, rule, trained.val[:, run], rows)
+        known = np.where(finite[:, run, None, None], trained.val[:, run], 0)
+        value = np.where(finite[:, run], of_stages(setting, rule, known, rows), np.nan)
+        if rule == "dto" and not single[:, run].all():
+            value[single[:, run]] = np.nan
+        if np.isnan(value).all() and finite[:, run].any():
+            raise ValueError(f"{rule} is undefined on validation, for every epoch of run {run}")
         best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
     return trained.at(best)
+
+
+def one_class(logits: Float[np.ndarray, "*axes n 2"]) -> np.ndarray:
+    """Whether all rows are predicted to be of one class, bool `[...]`."""
+    preds = logits.argmax(-1)
+    return preds.min(-1) == preds.max(-1)
 
 
 _BY_RATES = ("dto", "worst_group", "accuracy", "last")
@@ -70,7 +85,7 @@ def _by_rates(setting: Setting, rule: str, logits: np.ndarray, rows: np.ndarray)
     found = setting.rates(logits.argmax(-1), rows)
     accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
     return {
-        "last": np.arange(len(accuracy)),
+        "last": np.where(np.arange(len(accuracy)) < len(accuracy) - 1, np.nan, 0.0),
         "accuracy": accuracy,
         "worst_group": found["worst_group_accuracy"],
         "dto": -np.hypot(accuracy.max() - accuracy, gap),

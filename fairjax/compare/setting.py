@@ -125,8 +125,18 @@ class Trained(NamedTuple):
     """Logits of the validation rows of each run's split, float32 `[E, F * S, m, K]`."""
 
     def at(self, stage: Integer[np.ndarray, " R"]) -> "Trained":
-        """Every run at a stage of its own, `[F * S]`; leaves `[F * S, ...]`."""
-        pick = lambda leaf: np.asarray(leaf)[stage, np.arange(len(stage))]
+        """Every run at a stage of its own, `[F * S]`; leaves `[F * S, ...]`.
+
+        Raises:
+          ValueError: validation logits there are not finite, which would count as class 0.
+        """
+        of_run = np.arange(len(stage))
+        if lost := int((~np.isfinite(self.val[stage, of_run]).all((-2, -1))).sum()):
+            raise ValueError(
+                f"{lost} of {len(stage)} runs predict what is not finite: training diverged, try a "
+                "lower learning rate or strength"
+            )
+        pick = lambda leaf: np.asarray(leaf)[stage, of_run]
         return Trained(*jax.tree.map(pick, tuple(self)))
 
     def at_stage(self, number: int) -> "Trained":

@@ -37,7 +37,7 @@ def train_methods(
     keep: Callable[[str, Trained], Any] = lambda name, trained: trained,
     on_trained: Callable[[tuple[str, ...]], None] = lambda names: None,
     seconds: MutableMapping[str, float] | None = None,
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Train all methods that apply, those of one program at the same time.
 
     Methods start alike and draw by the same keys, so that their differences are paired.
@@ -51,55 +51,67 @@ def train_methods(
       seconds: where the time goes is added here: "compile_s", "train_s", "heads_s".
 
     Returns:
-      `({method: kept}, notes)`, in the order of `methods`; the notes say what was left out and why.
+      `({method: kept}, {method: why it was left out})`, the first in the order of `methods`. What
+      fails, or trains to values that are not finite, costs its own method alone: programs of
+      several that fail are tried one method at a time.
 
     Raises:
-      ValueError: an unknown method; or as the recipe and its step.
+      ValueError: an unknown method; or as the recipe and its step. Whatever fails plain training,
+      which all others are compared with.
     """
     together = [name for name in methods if is_combination(name)]
     wanted = known_methods(methods, (*ALL_METHODS, *together))
     seconds = {} if seconds is None else seconds
     kept: dict[str, Any] = {}
-    notes: list[str] = []
+    left_out: dict[str, str] = {}
     plain: dict[str, Trained] = {}
+
+    def attempt(own: tuple[str, ...], train: Callable[[tuple[str, ...]], Mapping[str, Trained]]):
+        """Some methods together; each alone where that fails."""
+        try:
+            found = train(own)
+        except Exception as error:  # whatever the loss of a method may raise
+            if own == ("plain",):
+                raise
+            if len(own) == 1:
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                left_out[own[0]] = kind + " ".join(str(error).split())
+            for name in own if len(own) > 1 else ():
+                attempt((name,), train)
+            return
+        plain.update({name: each for name, each in found.items() if name == "plain"})
+        for name, each in found.items():
+            try:
+                kept[name] = keep(name, each)
+            except ValueError as error:
+                if name == "plain":
+                    raise
+                left_out[name] = str(error)
+        on_trained(tuple(name for name in own if name in kept))
+
     for names, make in [*programs(setting).items(), *combined_programs(together)]:
         own = tuple(name for name in wanted if name in names)
-        if not own:
-            continue
-        try:
-            program = make(setting, plain).only(own)
-            space, params = _space(setting, program)
-        except ValueError as error:  # a factory that says why it does not apply
-            if "plain" in own:
-                raise
-            notes.append(f"{', '.join(own)} left out: {error}")
-            continue
-        frozen = None if space is None else space.partition(params)[1]
-        found = _train(setting, program, space, frozen, seconds)
-        plain |= {name: each for name, each in found.items() if name == "plain"}
-        kept |= {name: keep(name, each) for name, each in found.items()}
-        on_trained(own)
+        if own:
+            attempt(
+                own, lambda own, make=make: _train(setting, make(setting, plain).only(own), seconds)
+            )
     for name in (name for name in wanted if name in AFTERWARDS):
-        try:
-            with timed(seconds, "heads_s"):
-                found = _afterwards(name, setting, plain["plain"])
-        except ValueError as error:
-            notes.append(f"{name} left out: {error}")
-            continue
-        kept[name] = keep(name, found)
-        on_trained((name,))
-    return {name: kept[name] for name in wanted if name in kept}, notes
+        attempt((name,), lambda own: _afterwards(own[0], setting, plain["plain"], seconds))
+    return {name: kept[name] for name in wanted if name in kept}, left_out
 
 
-def _afterwards(name: str, setting: Setting, plain: Trained) -> Trained:
-    if name == "dfr":
-        return retrain_balanced(setting, plain.at_stage(-1))
-    if setting.weights is None:
-        raise ValueError("needs a network that was trained before")
-    num_runs = len(setting.split_of_run)
-    host = lambda tree: jax.tree.map(np.array, replicate(tree, num_runs))
-    start = Trained(host(setting.weights.params), host(setting.weights.batch_stats), plain.val[-1])
-    return linear_probe(setting, start)
+def _afterwards(
+    name: str, setting: Setting, plain: Trained, seconds: MutableMapping[str, float]
+) -> dict[str, Trained]:
+    """Heads on the features of trained networks."""
+    with timed(seconds, "heads_s"):
+        if name == "dfr":
+            return {name: retrain_balanced(setting, plain.at_stage(-1))}
+        if setting.weights is None:
+            raise ValueError("needs a network that was trained before")
+        num_runs = len(setting.split_of_run)
+        params, stats = jax.tree.map(np.array, replicate(tuple(setting.weights[:2]), num_runs))
+        return {name: linear_probe(setting, Trained(params, stats, plain.val[-1]))}
 
 
 def _space(setting: Setting, program: Program) -> tuple[Any, Any]:
@@ -113,13 +125,11 @@ def _space(setting: Setting, program: Program) -> tuple[Any, Any]:
 
 
 def _train(
-    setting: Setting,
-    program: Program,
-    space: Any,
-    frozen: Any,
-    seconds: MutableMapping[str, float],
+    setting: Setting, program: Program, seconds: MutableMapping[str, float]
 ) -> dict[str, Trained]:
     """All runs of the program's methods, kept at the end of every stage."""
+    space, whole = _space(setting, program)
+    frozen = None if space is None else space.partition(whole)[1]
     data, model, num_stages = setting.data, setting.model, setting.num_stages
     network = setting.recipe.make_model(model)
     num_train = setting.splits.train.shape[1]

@@ -1,5 +1,6 @@
 """ROC and calibration of groups with their bands, as SVG."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ _AXES = {
 def group_curves(
     logits: Mapping[str, Float[np.ndarray, "n K"]], data: Dataset, rows: Int[np.ndarray, " n"]
 ) -> dict[str, str]:
-    """Heading -> SVG: ROC and calibration of every group, a panel for each network, three to a row.
+    """Heading -> SVG: ROC and calibration of every group, a picture for each network.
 
     Args:
       logits: network -> its logits; none are drawn for more than two classes.
@@ -68,26 +69,24 @@ def draw_curves(
 
 
 def _draw(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str, y_label: str) -> str:
-    """A panel for each network, a line and a band for each group: columns x, y, lower, upper."""
+    """A picture for each network, side by side where there is room; in each a line and a band for
+    each group."""
 
-    def draw(canvas: Any) -> None:
-        axes = canvas.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-        for axis in axes[len(panels) :]:
-            axis.remove()
-        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-            axis.plot([0, 1], [0, 1], ":", color="#737373")
-            for name, points in curves.items():
-                points = points[~np.isnan(points).any(1)]
-                marker = "." if len(points) <= 10 else None
-                (line,) = axis.plot(
-                    *points[:, :2].T, marker=marker, linewidth=1.2, label=shown_name(name)
-                )
-                axis.fill_between(
-                    points[:, 0], *points[:, 2:4].T, color=line.get_color(), alpha=0.15, linewidth=0
-                )
-            axis.set(title=title, xlabel=x_label, ylabel=y_label)
-            axis.legend(fontsize=7)
+    def draw(title: str, curves: Mapping[str, np.ndarray], canvas: Any) -> None:
+        axis = canvas.subplots()
+        axis.plot([0, 1], [0, 1], ":", color="#737373")
+        for name, points in curves.items():
+            points = points[~np.isnan(points).any(1)]
+            marker = "." if len(points) <= 10 else None
+            (line,) = axis.plot(
+                *points[:, :2].T, marker=marker, linewidth=1.2, label=shown_name(name)
+            )
+            axis.fill_between(
+                points[:, 0], *points[:, 2:4].T, color=line.get_color(), alpha=0.15, linewidth=0
+            )
+        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        axis.legend(fontsize=8)
 
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // 3)
-    return figure(draw, size=({1: 6.0, 2: 8.0, 3: 10.5}[columns], 3.8 * rows))
+    size = (3.6, 3.6) if len(panels) > 1 else (5.0, 4.2)
+    drawn = [figure(functools.partial(draw, *panel), size=size) for panel in panels.items()]
+    return "\n".join(drawn)

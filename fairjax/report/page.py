@@ -36,8 +36,9 @@ _TEMPLATE = """<!doctype html>
    2px solid var(--mark); } [aria-sort=ascending] button::after { content: " \\2191"; }
  [aria-sort=descending] button::after { content: " \\2193"; }
  summary { cursor: pointer; font-weight: 600; margin: .6rem 0 .2rem; }
- small { color: var(--quiet); display: block; } figure { margin: 1rem 0; } svg { max-width: 100%;
-   height: auto; background: #fff; border-radius: 4px; }
+ small { color: var(--quiet); display: block; } figure { margin: 1rem 0; display: flex;
+   flex-wrap: wrap; gap: .5rem; } svg { max-width: 100%; height: auto; background: #fff;
+   border-radius: 4px; }
  code, pre { background: var(--code); padding: .15rem .35rem; border-radius: 4px; }
  pre { overflow-x: auto; padding: .7rem; } dt { font-weight: 600; }
  dd, li, p { overflow-wrap: anywhere; }
