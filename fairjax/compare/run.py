@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fairjax.compare.judging import (
@@ -107,7 +108,9 @@ def compare_methods(
     networks = {name: each for kept in found.values() for name, each in kept.items()}
     own = setting.splits.test[setting.split_of_run]
     with timed(seconds, "predict_s"):
-        test = np.stack([margins(setting.logits(each, own)) for each in networks.values()])
+        pairs = [(each.params, each.batch_stats) for each in networks.values()]
+        together = jax.tree.map(lambda *leaves: np.stack(leaves), *pairs)
+        test = margins(setting.logits_of_all(*together, own))
     val = np.stack([margins(each.val) for each in networks.values()])
     rows, preds = list(networks), (test > 0).astype(np.int8)
     rivals = preds[:0]

@@ -265,6 +265,16 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
+def chance_note(settings: Mapping[str, Results], left_out: Mapping[str, Mapping[str, str]]) -> str:
+    """How many comparisons there are, and how many of them chance alone would make clear."""
+    compared = sum(len(rows) - 1 for rows in settings.values())
+    return (
+        f"{compared} rows are compared with plain, at 95 % each: of {compared} that change nothing "
+        f"about {compared / 20:.1f} would be told apart by chance. "
+        f"{sum(map(len, left_out.values()))} methods were left out."
+    )
+
+
 def as_csv(settings: Mapping[str, Results]) -> str:
     """One line per setting, row and metric."""
     text = io.StringIO()

@@ -1,7 +1,7 @@
 """ROC and calibration of groups with their bands, as SVG."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,17 @@ def group_curves(
         }
     sizes = dict(zip(group_names, np.bincount(group, minlength=len(group_names)), strict=True))
     return draw_curves(roc, calibration, sizes)
+
+
+def score_curves(
+    rows: Sequence[str],
+    scores: Float[np.ndarray, "M n"],
+    data: Dataset,
+    tested: Int[np.ndarray, " n"],
+) -> dict[str, str]:
+    """`group_curves` of the rows that have scores of class 1 over class 0, the first M."""
+    logits = np.stack([0 * scores, scores], -1)
+    return group_curves(dict(zip(rows, logits, strict=False)), data, tested)
 
 
 def draw_curves(

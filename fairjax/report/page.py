@@ -39,6 +39,7 @@ _TEMPLATE = """<!doctype html>
  small { color: var(--quiet); display: block; } figure { margin: 1rem 0; display: flex;
    flex-wrap: wrap; gap: .5rem; } svg { max-width: 100%; height: auto; background: #fff;
    border-radius: 4px; }
+ @media (max-width: 40rem) { figure { overflow-x: auto; } svg { max-width: none; flex: none; } }
  code, pre { background: var(--code); padding: .15rem .35rem; border-radius: 4px; }
  pre { overflow-x: auto; padding: .7rem; } dt { font-weight: 600; }
  dd, li, p { overflow-wrap: anywhere; }
