@@ -5,7 +5,7 @@ A method is a sampler, a loss or what of the network trains: one more function t
 """
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -197,7 +197,7 @@ def choices_of_runs(program: Program, num_runs: int) -> dict[str, np.ndarray]:
     return {name: of_runs(name) for name in next(iter(program.choices.values()))}
 
 
-def by_method(together: Any, names: list[str]) -> dict[str, Any]:
+def by_method(together: Any, names: Sequence[str]) -> dict[str, Any]:
     """Leaves `[E, M * F * S, ...]` as M trees of leaves `[E, F * S, ...]`."""
     split = lambda leaf: leaf.reshape(len(leaf), len(names), -1, *leaf.shape[2:])
     apart = jax.tree.map(split, together)
