@@ -13,6 +13,7 @@ Just Train Twice, focal loss, CVaR of examples, logit adjustment by group, last-
 LoRA, each at the epoch that `--select` finds best on validation; and all of them `+thresholds`, one
 a group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
 that are as accurate on validation as the row. "Worst change": the group that loses most.
+A method that fails is marked, and the others go on.
 """
 
 import dataclasses
@@ -70,7 +71,7 @@ class Config:
     """whose gap is to fall; FairBatch and thresholds are after it"""
     select: Select = "dto"
     """which of ten epochs of a run is judged, by validation: nearest to the best accuracy of the
-    ten without a gap (dto), or the highest value"""
+    ten without a gap (dto; one of both classes, where there is one), or the highest value"""
     cost: cli.Inside = 0.005
     """accuracy that +thresholds may give up on validation, against the best single threshold"""
     num_splits: cli.Count | None = None
@@ -183,15 +184,18 @@ def prepare_run(config: Config | MapConfig):
         cli.phase(f"reading {name}")
         try:
             data = load_data(source, image_size=config.image_size if config.model else None)
-            settings[name] = make_setting(config, data)
-            check_setting(settings[name])
+            setting = make_setting(config, data)
+            check_setting(setting)
+            settings[name] = setting
         except (ValueError, OSError) as error:
             failed.append(f"{name} left out: {' '.join(str(error).split())}")
-            if len(failed) == len(sources):
-                raise ValueError("; ".join(failed)) if len(failed) > 1 else error from error
-            settings.pop(name, None)
-            cli.say(failed[-1])
+            if len(sources) == 1:
+                raise
+    if not settings:
+        raise ValueError("no setting can be compared: " + "; ".join(failed))
     cells = {name: kept_cell(run, name, each.data) for name, each in settings.items()}
+    for line in failed:
+        cli.say(line)
     return lambda: run_all(config, run.start(), settings, cells, failed)
 
 
@@ -290,6 +294,7 @@ def compare(config: Config, name: str, setting: Setting, timing: dict[str, float
     add_seconds(timing, found.seconds)
     rows, data = list(found.rows), setting.data
     weights = effects(rows) if config.cross else {}
+    missing = ["no effects: a combination is missing"] if config.cross and not weights else []
     return {
         "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
         "results": told.row_results(rows, rows[: found.num_rivals], found.judged, data.group_names),
@@ -302,7 +307,7 @@ def compare(config: Config, name: str, setting: Setting, timing: dict[str, float
             setting.splits.test[0],
         ),
         "left_out": found.left_out,
-        "notes": list(found.notes),
+        "notes": [*found.notes, *missing],
     }
 
 
