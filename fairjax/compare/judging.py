@@ -187,9 +187,9 @@ def add_thresholds(
             limits = choose(plain, min_accuracy=demanded).thresholds
             found[place][:, runs] = apply(plain_test[:, runs], limits, tested)
 
-    # a search is one thread's work
+    of_split(0)  # compiles for all; a search is one thread's work
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(of_split, range(len(setting.splits.val))))
+        list(threads.map(of_split, range(1, len(setting.splits.val))))
     return found
 
 

@@ -5,6 +5,8 @@ product per split, so that dozens of rows over dozens of splits take a second. S
 that have scores, by what each example adds to it.
 """
 
+import concurrent.futures
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -132,10 +134,10 @@ def compare_rates(
     # of groups, then of everyone
     areas = np.full((num_rows, *shape[:2], num_groups + 1), np.nan)
     cells = 2 * group + labels
-    # splits may share their test examples, which then are weighed once
-    same = [int((examples == own).all(1).argmax()) for own in examples]
-    for first in sorted(set(same)):
-        runs, tested = np.flatnonzero(np.array(same) == first), examples[first]
+
+    def count(split: int) -> None:
+        runs = np.flatnonzero(splits == split)
+        tested = examples[runs[0]]
         for cell in range(2 * num_groups):
             place = np.flatnonzero(cells[tested] == cell)
             weights = np.ones((num_replicates + 1, len(place)), np.float32)
@@ -147,6 +149,10 @@ def compare_rates(
         if scores is not None:
             own = scores[:, runs], labels[tested], group[tested], num_groups, drawn[:, tested]
             areas[: len(scores), :, runs] = _areas(*own).swapaxes(1, 2)
+
+    # sorting is one thread's work
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(count, range(num_splits)))
     rates = _rates(selected, totals[None])
     if scores is not None:
         rates |= {"auc": areas[..., :-1], "auc of everyone": areas[..., -1]}
