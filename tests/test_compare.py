@@ -194,11 +194,11 @@ def test_only_the_parts_that_a_method_trains_move_and_what_does_not_apply_is_nam
         attention = "blocks/attn/qkv/kernel"
         told = {"plain": set(start), "norm_only": norms, "linear_probe": heads}
         assert moved == {**told, "lora": {*heads, attention}}[name]
-        if name == "lora":  # of queries and values, by products of rank 8
+        if name == "lora":  # of queries and values, by a product of rank 8 at most
             now = flatten_named(each.at_stage(-1).params)[attention]
             change = (now - np.asarray(start[attention]))[0, 0].reshape(16, 3, 16).swapaxes(0, 1)
             ranks = [np.linalg.matrix_rank(part, tol=1e-6) for part in change]
-            assert ranks == [8, 0, 8]
+            assert ranks[1] == 0 and 1 <= ranks[0] <= 8 and 1 <= ranks[2] <= 8
         assert each.val.shape == (1, 2, 8, 2) and np.isfinite(each.val).all()
 
 

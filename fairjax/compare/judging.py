@@ -62,12 +62,14 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
         rows = setting.splits.val[split]
         of_stages = _by_rates if rule in _BY_RATES else _by_areas
         known = np.where(finite[:, run, None, None], trained.val[:, run], 0)
-        value = np.where(finite[:, run], of_stages(setting, rule, known, rows), np.nan)
-        if rule == "dto" and not single[:, run].all():
-            value[single[:, run]] = np.nan
-        if np.isnan(value).all() and finite[:, run].any():
+        value = of_stages(setting, rule, known, rows)
+        if np.isnan(value).all():
             raise ValueError(f"{rule} is undefined on validation, for every epoch of run {run}")
-        best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
+        lost = ~finite[:, run]
+        if rule == "dto" and not single[:, run].all():
+            lost = lost | single[:, run]
+        kept = np.where(lost | np.isnan(value), -np.inf, value)
+        best[run] = (kept if np.isfinite(kept).any() else np.nan_to_num(value)).argmax()
     return trained.at(best)
 
 

@@ -39,7 +39,7 @@ def disparities(rates: Rates) -> dict[str, np.ndarray]:
 
 def worst(rates: np.ndarray) -> np.ndarray:
     """The lowest defined rate, nan if no group defines one."""
-    return functools.reduce(np.fmin, _columns(rates))
+    return np.asarray(functools.reduce(np.fmin, _columns(rates)))
 
 
 def _gap(rates: np.ndarray) -> np.ndarray:
