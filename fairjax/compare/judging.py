@@ -66,7 +66,7 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
         if np.isnan(value).all():
             raise ValueError(f"{rule} is undefined on validation, for every epoch of run {run}")
         lost = ~finite[:, run]
-        if rule == "dto" and not single[:, run].all():
+        if rule == "dto" and not single[finite[:, run], run].all():
             lost = lost | single[:, run]
         kept = np.where(lost | np.isnan(value), -np.inf, value)
         best[run] = (kept if np.isfinite(kept).any() else np.nan_to_num(value)).argmax()
