@@ -271,7 +271,7 @@ def chance_note(settings: Mapping[str, Results], left_out: Mapping[str, Mapping[
     return (
         f"{compared} rows are compared with plain, at 95 % each: of {compared} that change nothing "
         f"about {compared / 20:.1f} would be told apart by chance. "
-        f"{sum(map(len, left_out.values()))} methods were left out."
+        f"Methods left out: {sum(map(len, left_out.values()))}."
     )
 
 

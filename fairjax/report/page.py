@@ -24,7 +24,7 @@ _TEMPLATE = """<!doctype html>
  th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
    background: var(--page); }
  @media (max-width: 40rem) { td:first-child { white-space: normal; overflow-wrap: anywhere;
-   min-width: 6rem; }
+   min-width: 8rem; }
   .cards, .cards tbody { display: block; } .cards thead { display: none; }
   .cards tr { display: grid; grid-template-columns: repeat(3, 1fr); padding: .3rem 0;
    border-bottom: 1px solid var(--line); }
