@@ -93,7 +93,7 @@ def compare_methods(
         chosen = select_stage(setting, trained, select)
         single, alone = one_class(trained.val), int(one_class(chosen.val).sum())
         if passed := int(single.any(0).sum()) - alone if select == "dto" else 0:
-            notes.append(f"{name}: epochs of {passed} runs that predict one class are passed over")
+            notes.append(f"{name}: epochs that predict one class are passed over, in {passed} runs")
         if alone:
             notes.append(
                 f"{name}: {alone} of {len(chosen.val)} runs predict one class on validation"
