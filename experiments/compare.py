@@ -294,18 +294,13 @@ def compare(config: Config, name: str, setting: Setting, timing: dict[str, float
     add_seconds(timing, found.seconds)
     rows, data = list(found.rows), setting.data
     weights = effects(rows) if config.cross else {}
+    shown = rows if len(name_sources(config)) == 1 else rows[:1]  # a page for one reader
     missing = ["no effects: a combination is missing"] if config.cross and not weights else []
     return {
         "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
         "results": told.row_results(rows, rows[: found.num_rivals], found.judged, data.group_names),
         "effects": told.effect_results(weights, found.judged),
-        # of all rows, or of plain training where there are more settings; on the first run's test
-        "figures": report.score_curves(
-            rows if len(name_sources(config)) == 1 else rows[:1],
-            found.scores[:, 0],
-            data,
-            setting.splits.test[0],
-        ),
+        "figures": report.score_curves(shown, found.scores[:, 0], data, setting.splits.test[0]),
         "left_out": found.left_out,
         "notes": [*found.notes, *missing],
     }

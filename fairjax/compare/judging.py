@@ -65,11 +65,12 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
         value = of_stages(setting, rule, known, rows)
         if np.isnan(value).all():
             raise ValueError(f"{rule} is undefined on validation, for every epoch of run {run}")
+        value = np.where(np.isnan(value), -np.inf, value)
         lost = ~finite[:, run]
         if rule == "dto" and not single[finite[:, run], run].all():
             lost = lost | single[:, run]
-        kept = np.where(lost | np.isnan(value), -np.inf, value)
-        best[run] = (kept if np.isfinite(kept).any() else np.nan_to_num(value)).argmax()
+        kept = np.where(lost, -np.inf, value)
+        best[run] = (kept if np.isfinite(kept).any() else value).argmax()
     return trained.at(best)
 
 
