@@ -57,7 +57,8 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
     if rule not in get_args(Select):
         raise ValueError(f"select must be one of {', '.join(get_args(Select))}; got {rule!r}")
     best = np.empty(trained.val.shape[1], int)
-    finite, single = np.isfinite(trained.val).all((-2, -1)), one_class(trained.val)
+    finite = np.asarray(np.isfinite(trained.val).all((-2, -1)))
+    single = one_class(trained.val)
     for run, split in enumerate(setting.split_of_run):
         rows = setting.splits.val[split]
         of_stages = _by_rates if rule in _BY_RATES else _by_areas

@@ -109,8 +109,8 @@ def compare_methods(
     own = setting.splits.test[setting.split_of_run]
     with timed(seconds, "predict_s"):
         pairs = [(each.params, each.batch_stats) for each in networks.values()]
-        together = jax.tree.map(lambda *leaves: np.stack(leaves), *pairs)
-        test = margins(setting.logits_of_all(*together, own))
+        params, stats = jax.tree.map(lambda *leaves: np.stack(leaves), *pairs)
+        test = margins(setting.logits_of_all(params, stats, own))
     val = np.stack([margins(each.val) for each in networks.values()])
     rows, preds = list(networks), (test > 0).astype(np.int8)
     rivals = preds[:0]

@@ -86,8 +86,8 @@ class Setting(NamedTuple):
 
     def logits(self, trained: "Trained", rows: Integer[np.ndarray, "P n"]) -> np.ndarray:
         """Of runs `[P, ...]`, each on rows of its own; float32 `[P, n, K]`."""
-        networks = jax.tree.map(lambda leaf: leaf[None], (trained.params, trained.batch_stats))
-        return self.logits_of_all(*networks, rows)[0]
+        one = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+        return self.logits_of_all(one(trained.params), one(trained.batch_stats), rows)[0]
 
     def logits_of_all(
         self, params: Any, batch_stats: Any, rows: Integer[np.ndarray, "P n"]
@@ -96,11 +96,10 @@ class Setting(NamedTuple):
         inputs = jnp.asarray(self.data.inputs)
         if self.weights is None:  # small ones: the rows of a table are read once for all
             return np.asarray(_logits_of_tables(self.model, params, batch_stats, inputs, rows))
-        of_one = lambda q: jax.tree.map(lambda leaf: leaf[q], (params, batch_stats))
-        found = [
-            logits_of_rows(self.model, *of_one(q), inputs, rows)
-            for q in range(len(jax.tree.leaves(params)[0]))
-        ]
+        found = []
+        for q in range(len(jax.tree.leaves(params)[0])):
+            own = jax.tree.map(lambda leaf, q=q: leaf[q], [params, batch_stats])
+            found.append(logits_of_rows(self.model, own[0], own[1], inputs, rows))
         return np.stack(found)
 
 
@@ -108,7 +107,7 @@ class Setting(NamedTuple):
 def _logits_of_tables(model: Model, params, batch_stats, inputs, rows):
     def of_run(run):
         networks, own = run
-        one = lambda network: predict(model, *network, inputs, rows=own)
+        one = lambda network: predict(model, network[0], network[1], inputs, rows=own)
         return jax.vmap(one)(networks)
 
     networks = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (params, batch_stats))

@@ -156,7 +156,7 @@ def _train(
             measure_fn=measure,
             chunk_size=None if setting.weights is None else 1,
         )[0]
-        trains = states.train if program.steps else (states.train,)
+        trains: Any = states.train if program.steps else (states.train,)
         networks = [(train.params, train.batch_stats) for train in trains]
         params, stats = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *networks)
         if bind is not None:
@@ -176,12 +176,15 @@ def _train(
     with timed(seconds, "predict_s"):
         # [E, M, P, ...] as networks of P runs
         own = setting.splits.val[setting.split_of_run]
-        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found.values())
-        val = np.split(setting.logits_of_all(*together, own), len(found))
-    return {name: Trained(*each, own) for (name, each), own in zip(found.items(), val, strict=True)}
+        params, stats = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found.values())
+        val = np.split(setting.logits_of_all(params, stats, own), len(found))
+    return {
+        name: Trained(each[0], each[1], logits)
+        for (name, each), logits in zip(found.items(), val, strict=True)
+    }
 
 
-def on_same_batch(steps: Mapping[str, Step]) -> Step:
+def on_same_batch(steps: Mapping[str, Step]) -> Any:
     """The steps of several methods, each of its own state, on one batch; only "reweighted" looks
     at the weights of its examples, for a batch of plain training is whole."""
 
