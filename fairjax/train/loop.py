@@ -5,7 +5,6 @@ state donated and the data as an argument. All state is a pytree, so a run is al
 vmap axis and a checkpoint.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
