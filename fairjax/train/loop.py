@@ -120,7 +120,7 @@ def fit(
         running = sampler.adapts and measure_fn is None
         return run_steps(step, state, data, sampler, draws, running=running, **options)
 
-    run = _as_one_kernel(run) if one_kernel else run
+    take_steps = _as_one_kernel(run) if one_kernel else run
 
     def one_round(state: FitState, key: jax.Array):
         """One update of the sampler and the steps that use it."""
@@ -129,7 +129,7 @@ def fit(
             sums = measure_fn(state.train, state.sampler, measure_data)
         state, record = update_sampler(sampler, state, sums)
         draws = draw_steps(sampler, state, key, num_steps)
-        state, losses = run(state, data, draws)
+        state, losses = take_steps(state, data, draws)
         return state, record | {"loss": losses.mean(0)}
 
     def keys_of(epoch):
