@@ -70,6 +70,8 @@ def _ruled(
 
 
 def _ruled_forward(x, kernel, bias, trained, rounded):
+    # the call, not its products: hidden in it, a policy of `jax.checkpoint` that keeps products has
+    # them computed anew, and on CPU that is faster than to keep and read them (of bfloat16 factors)
     return _ruled(x, kernel, bias, trained, rounded), (x, kernel, trained)
 
 
