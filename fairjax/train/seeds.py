@@ -12,7 +12,14 @@ import numpy as np
 from fairjax import trees
 from fairjax.data import Dataset, Examples
 from fairjax.models import Model, Weights, compiler_options
-from fairjax.sharding import candidate_mesh, dealing_order, everywhere, shard_candidates, spread
+from fairjax.sharding import (
+    candidate_mesh,
+    dealing_order,
+    everywhere,
+    shard_candidates,
+    spread,
+    spread_out,
+)
 from fairjax.train.logits import population_logits
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
 from fairjax.train.predict import predict
@@ -303,7 +310,7 @@ def _trainer(
                 continue
             newest = (score(networks, active), networks)
             if "best" in kinds:
-                best = jax.tree.map(jnp.copy, newest) if best is None else _better(best, newest)
+                best = _copied(newest) if best is None else _better(best, newest)
         kept = [newest if kind == "last" else best for kind in kinds]
         # indexed on the host: on devices that is a collective, where one waits for the other
         return _rows(jax.tree.map(np.asarray, kept), own)
@@ -360,7 +367,9 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
         states, _ = fit_population(
             step, states, train, sampler, num_epochs=1, frozen=rest, active=active, **options
         )
-        return states, jax.vmap(whole, in_axes=(0, None))(states.train, rest)
+        networks = jax.vmap(whole, in_axes=(0, None))(states.train, rest)
+        # laid out alike whatever trains, so that all trainings are scored by one program
+        return states, jax.lax.with_sharding_constraint(networks, spread_out(mesh))
 
     def epoch_here(states, active):
         states, active = spread((states, active), mesh)
@@ -368,6 +377,9 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
 
     scores = _compiled_scores(model, score_fn, mesh)
     return epoch_here, lambda networks, active: scores(*networks, spread(active, mesh), val)
+
+
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
