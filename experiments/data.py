@@ -297,9 +297,8 @@ def _read_digits(data: Data, size: int) -> Dataset:
 
 def _read_lesions(data: Data, size: int) -> Dataset:
     total, shares = _total_and_shares(data)
-    key = jax.random.key(data.seed)
-    options = {"split": shares, "strength": data.strength, "balance": data.balance}
-    return lesions_dataset(key, total, size, data.domain, **options)
+    how = {"split": shares, **settings(data, ("domain", "strength", "balance"))}
+    return lesions_dataset(jax.random.key(data.seed), total, size, **how)
 
 
 def _read_lesion_files(data: Data, size: int) -> Dataset:
