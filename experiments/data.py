@@ -198,7 +198,7 @@ def load_data(data: Data, *, image_size: int | None = None, augment: Augment = "
             raise ValueError(f"source {kind!r} gives images, but a table is wanted{hint}")
         size = image_size * 8 // 7 if augment == "crop" else image_size
         dataset = _IMAGES.get(kind, _read_named)(data, size)
-    for split in data.balance:
+    for split in () if kind == "lesions" else data.balance:  # which draws no more than it keeps
         dataset = balance_groups(dataset, split)
     return dataset if data.name is None else dataclasses.replace(dataset, name=data.name)
 
@@ -297,8 +297,8 @@ def _read_digits(data: Data, size: int) -> Dataset:
 
 def _read_lesions(data: Data, size: int) -> Dataset:
     total, shares = _total_and_shares(data)
-    key = jax.random.key(data.seed)
-    return lesions_dataset(key, total, size, data.domain, split=shares, strength=data.strength)
+    how = {"split": shares, **settings(data, ("domain", "strength", "balance"))}
+    return lesions_dataset(jax.random.key(data.seed), total, size, **how)
 
 
 def _read_lesion_files(data: Data, size: int) -> Dataset:

@@ -435,7 +435,7 @@ def train_row(task: Task, found: Found, name: str, choice: Choice) -> tuple[dict
         if one is not None:
             row |= {f"scores{suffix}": one.scores, f"values{suffix}": one.scores * sign}
             row[f"logits{suffix}"] = one.logits("test")
-            row[f"val_logits{suffix}"] = one.logits("val")
+            row |= {f"val_logits{suffix}": one.logits("val")} if config.after else {}
     row["learning_rate"] = tuned.learning_rate
     return row, f"learning rate {tuned.learning_rate:.1e}, validation {row['values'].mean():.4f}"
 

@@ -123,7 +123,7 @@ def keep_programs() -> None:
     except OSError:  # nowhere to keep them: every run compiles its own
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def use_all_cores() -> None:

@@ -25,7 +25,12 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     """Arrays `[P, ...]` put onto the devices that train them, where these divide P."""
     if len(jax.tree.leaves(tree)[0]) % mesh.size:
         return everywhere(tree, mesh)
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+    return jax.device_put(tree, spread_out(mesh))
+
+
+def spread_out(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays `[P, ...]` on a mesh that divides P."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def dealing_order(num_slots: int, num_devices: int) -> np.ndarray:

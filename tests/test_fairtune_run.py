@@ -25,8 +25,10 @@ from fairjax.fairtune import (
     search_masks,
 )
 from fairjax.models import Weights, image_preprocess, wrap_nnx
+from fairjax.sharding import candidate_mesh
 from fairjax.thresholds import thresholds_after
 from fairjax.train import Recipe, linear_probe, seed_keys
+from fairjax.train.seeds import _compiled_scores
 
 KEY = jax.random.key(0)
 
@@ -165,6 +167,15 @@ def test_the_best_finalist_is_the_one_whose_mean_over_seeds_is_best(found):
     ]
     best = refit(MODEL, WEIGHTS, DATA, RECIPE, found, num_seeds=2, num_finalists=2)
     assert best.scores.mean() == max(one.scores.mean() for one in every)
+
+
+def test_trainings_of_different_parts_are_scored_by_one_program():
+    chosen = objective("accuracy", num_groups=2)  # a new one, which nothing was compiled for
+    for mask in ((True, False, False), (True, True, True)):
+        choice = Choice(SPACE, np.array(mask), (1e-2,))
+        refit_choice(MODEL, WEIGHTS, DATA, RECIPE, choice, chosen, num_seeds=2)
+    scores = _compiled_scores(RECIPE.make_model(MODEL), chosen.score, candidate_mesh())
+    assert scores._cache_size() == 1
 
 
 def test_a_search_goes_on_from_what_on_round_was_given_to_the_same_end(found):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fairjax.data import balance_groups
 from fairjax.data.lesion_files import IMAGES, MARKER, METADATA, has_lesions, write_lesions
 from fairjax.data.lesions import (
     DOMAINS,
@@ -131,6 +132,24 @@ def test_a_shortcut_draws_train_and_val_as_biased_images_and_test_anew():
     assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
     none = lesions_dataset(KEY, 203, 16, "shortcut", split=(0.5, 0.2, 0.3), strength=0.5)
     np.testing.assert_array_equal(none.inputs[test], data.inputs[test])
+
+
+@pytest.mark.parametrize("domain", ["target", "shortcut"])
+def test_of_balanced_splits_only_what_is_kept_is_drawn_and_it_is_the_same(domain):
+    options = {"split": (0.2, 0.3, 0.5)}
+    everything = lesions_dataset(KEY, 200, 16, domain, **options)
+    for split in ("val", "test"):
+        everything = balance_groups(everything, split)
+    kept = lesions_dataset(KEY, 200, 16, domain, balance=("val", "test"), **options)
+    assert len(kept.inputs) == sum(map(len, everything.splits.values())) < 200
+    assert kept.notes == everything.notes
+    for split, rows in kept.splits.items():
+        jax.tree.map(
+            np.testing.assert_array_equal, kept.examples(split), everything.examples(split)
+        )
+        np.testing.assert_array_equal(kept.ids[rows], everything.ids[everything.splits[split]])
+    with pytest.raises(ValueError, match="no rows in split 'val'"):
+        lesions_dataset(KEY, 8, 16, balance=("val",))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 30, 31, 32, 33, 100])

@@ -190,6 +190,47 @@ def test_chunks_with_idle_entries_have_the_largest_size_that_divides():
     )
 
 
+@pytest.mark.parametrize("shared_batches", [False, True])
+@pytest.mark.parametrize("idle", [False, True])
+def test_more_runs_in_equal_chunks_are_no_more_temporary_memory(shared_batches, idle):
+    model, sampler = logistic_regression(500), shuffled(**IDS, batch_size=10)
+    data = DATA._replace(inputs=jnp.zeros((40, 500)))
+
+    def compile_for(num_runs):
+        states = jax.eval_shape(
+            lambda keys: init_population(
+                *jax.vmap(model.init)(keys), OPTIMIZER, sampler, keys=keys
+            ),
+            jax.random.split(jax.random.key(0), num_runs),
+        )
+        train = jax.jit(
+            lambda states, active, data: fit_population(
+                make_step(model, OPTIMIZER),
+                states,
+                data,
+                sampler,
+                num_epochs=2,
+                active=active if idle else None,
+                chunk_size=4,
+                shared_batches=shared_batches,
+                mesh=ONE,
+            ),
+            donate_argnums=0,
+        )
+        memory = train.lower(states, jnp.ones(num_runs, bool), data).compile().memory_analysis()
+        return memory.temp_size_in_bytes, memory.alias_size_in_bytes
+
+    (few, small), (many, large) = compile_for(16), compile_for(64)
+    assert large - small >= 48 * 500 * 4  # the parameters of 48 more
+    assert many - few < 0.1 * (large - small)
+
+
+def test_runs_train_alike_where_their_number_is_no_multiple_of_the_chunk():
+    everyone, history = run(start(7), mesh=ONE)
+    chunks, same = run(start(7), mesh=ONE, chunk_size=3)
+    close((everyone.train.params, history), (chunks.train.params, same))
+
+
 def test_all_state_of_a_run_keeps_its_shapes_and_types_when_trained():
     before = start(2)
     after, _ = run(before)

@@ -1,5 +1,7 @@
 """The same networks in plain PyTorch, with the parameter names of timm and torchvision."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -72,6 +74,12 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(TransformerBlock(width, num_heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
+
+    @classmethod
+    def of(cls, config: Any) -> "VisionTransformer":
+        """The twin of a network of ours, from its configuration."""
+        sizes = ("image_size", "patch_size", "width", "depth", "num_heads")
+        return cls(config.num_classes, **{name: getattr(config, name) for name in sizes})
 
     def forward(self, images):
         x = self.patch_embed(images)

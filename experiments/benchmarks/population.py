@@ -168,9 +168,6 @@ def _torch_ways(
     from experiments.baselines.torch_population import one_after_another, stacked
 
     device = "cpu" if jax.default_backend() == "cpu" or not torch.cuda.is_available() else "cuda"
-    config: Any = model.config
-    fields = ("image_size", "patch_size", "width", "depth", "num_heads")
-    sizes = {field: getattr(config, field) for field in fields}
     images = torch.from_numpy(data.inputs.copy()).permute(0, 3, 1, 2).contiguous().to(device)
     labels = torch.from_numpy(data.labels.copy()).long().to(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +176,7 @@ def _torch_ways(
         weights = load_file(path)
 
     def way(train: Any, compiled: bool) -> Callable[[], list[float]]:
-        twin = VisionTransformer(NUM_CLASSES, **sizes)
+        twin = VisionTransformer.of(model.config)
         twin.load_state_dict(weights)
         how = {"count": count, "batch_size": setting.batch_size, "learning_rate": 1e-4}
         how |= {"mixed": setting.dtype != "float32", "compiled": compiled}

@@ -136,9 +136,7 @@ def _step_torch(name: str, batch: int, *, compiled: bool) -> float:
     from experiments.baselines.torch_models import VisionTransformer
 
     config: Any = _network(name).config
-    fields = ("image_size", "patch_size", "width", "depth", "num_heads")
-    sizes = {field: getattr(config, field) for field in fields}
-    twin = VisionTransformer(NUM_CLASSES, **sizes)
+    twin = VisionTransformer.of(config)
     images = torch.ones(batch, 3, config.image_size, config.image_size)
     step = _torch_step(
         twin, torch.compile(twin) if compiled else twin, images, torch.zeros(batch).long()

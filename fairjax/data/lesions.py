@@ -6,8 +6,10 @@ are noisy, hair and vignettes cover things) so that fairness methods can be trie
 download. Results on them say nothing about real skin.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ from jaxtyping import PRNGKeyArray
 from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.lesion_drawing import MAX_COLOURS as MAX_COLOURS
 from fairjax.data.lesion_drawing import Domain, Draws, draw_photo, draw_signs
-from fairjax.data.splits import check_shares
+from fairjax.data.splits import balance_groups, check_shares
 
 GROUP_NAMES = ("light skin", "dark skin")
 LABEL_NAMES = ("benign", "malignant")
@@ -90,20 +92,30 @@ def synthetic_lesions(
 
 
 def _draw_rows(
-    key: jax.Array, pieces: list[tuple[int, Domain]], size: int | tuple[int, int]
+    key: jax.Array,
+    pieces: list[tuple[int, Domain]],
+    size: int | tuple[int, int],
+    rows: np.ndarray | None = None,
 ) -> Lesions:
-    """Images 0, 1, ...: up to the end that each piece names, its domain; pieces may be empty."""
+    """Images 0, 1, ...: up to the end that each piece names, its domain; pieces may be empty.
+
+    With `rows` int32, ascending, only these of them.
+    """
     n = pieces[-1][0]
     height, width = (size, size) if isinstance(size, int) else size
     if n < 1 or min(height, width) < 16:
         raise ValueError(f"n must be at least 1 and size at least 16, got {n} and {size}")
     # A fixed number per call: one compilation for any n, memory bounded by pixels.
     chunk = max(1, min(64, 2**20 // (height * width)))
+    rows = np.arange(n, dtype=np.int32) if rows is None else rows
     parts, start = [], 0
     for end, domain in pieces:
-        for first in range(start, end, chunk):
-            part = _draw_chunk(key, jnp.arange(first, first + chunk), height, width, domain)
-            parts.append(jax.tree.map(lambda x, kept=end - first: np.asarray(x)[:kept], part))
+        own = rows[(start <= rows) & (rows < end)]
+        for first in range(0, len(own), chunk):
+            some = own[first : first + chunk]
+            part = _draw_chunk(key, np.resize(some, chunk), height, width, domain)
+            parts.append(jax.tree.map(np.asarray, part))
+            parts[-1] = Lesions(*(field[: len(some)] for field in parts[-1]))
         start = end
     return Lesions(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
@@ -113,12 +125,11 @@ def _draw_chunk(
     key: jax.Array, rows: jax.Array, height: int, width: int, domain: Domain
 ) -> Lesions:
     """Images for the given row numbers; the domain is traced, so all share a compilation."""
-    # Of every four images the last two show the same lesion.
-    lesion = rows // 4 * 3 + jnp.minimum(rows % 4, 2)
+    lesion = _lesion_of(rows)
     lesion_key, photo_key = jax.random.split(key)
 
     def draw(row, lesion):
-        form = Draws(jax.random.fold_in(lesion_key, lesion), 256)
+        form = _form_of(lesion_key, lesion)
         signs = draw_signs(form, domain)
         photo = Draws(jax.random.fold_in(photo_key, row), 1024 + 3 * height * width)
         image = draw_photo(photo, form, signs, (height, width), domain)
@@ -137,6 +148,27 @@ def _draw_chunk(
     return jax.vmap(draw)(rows, lesion)
 
 
+def _lesion_of(rows: jax.Array) -> jax.Array:
+    """Of every four images the last two show the same lesion."""
+    return rows // 4 * 3 + jnp.minimum(rows % 4, 2)
+
+
+def _form_of(key: jax.Array, lesion: jax.Array) -> Draws:
+    """The random numbers of a lesion, whatever its photograph."""
+    return Draws(jax.random.fold_in(key, lesion), 256)
+
+
+def _draw_groups(key: jax.Array, n: int, domain: Domain) -> np.ndarray:
+    """The groups of images 0, 1, ... without their photographs."""
+
+    @jax.jit
+    def draw(key, rows, domain):
+        one = lambda lesion: draw_signs(_form_of(key, lesion), domain)["group"]
+        return jax.vmap(one)(_lesion_of(rows))
+
+    return np.asarray(draw(jax.random.split(key)[0], jnp.arange(n), domain))
+
+
 def lesions_dataset(
     key: PRNGKeyArray,
     n: int,
@@ -145,6 +177,7 @@ def lesions_dataset(
     *,
     split: tuple[float, float, float] = (0.6, 0.2, 0.2),
     strength: float | None = None,
+    balance: Sequence[str] = (),
 ) -> Dataset:
     """Lesions as a `Dataset`, split by lesion: recorded labels, skin groups.
 
@@ -159,9 +192,10 @@ def lesions_dataset(
       split: shares of train, val and test; image rows in this order.
       strength: of "shortcut" only, in [0.5, 1): share of malignant lesions on dark skin in train
         and val, 1 - `strength` on light skin; 0.5 is no shortcut, None is 0.75.
+      balance: splits of which only what `balance_groups` keeps is drawn.
 
     Returns:
-      A `Dataset` named "lesions-" and the domain; `inputs` are uint8 `[n, H, W, 3]`.
+      A `Dataset` named "lesions-" and the domain; `inputs` are uint8 `[n, H, W, 3]`, or fewer.
 
     Raises:
       ValueError: an argument is out of range, or `strength` is given for another domain.
@@ -192,12 +226,11 @@ def lesions_dataset(
         )
         biased, fair = (drawn._replace(malignant=(1 - p, p)) for p in (share, 0.5))
         pieces = [(ends[1], biased), (n, fair)]
-    lesions = _draw_rows(key, pieces, size)
-    return Dataset(
+    plan = Dataset(  # without images: who balances needs groups alone
         name=f"lesions-{domain}",
-        inputs=lesions.images,
-        labels=lesions.labels,
-        group=lesions.group,
+        inputs=np.zeros((n, 0), np.uint8),
+        labels=np.zeros(n, np.int32),
+        group=_draw_groups(key, n, drawn) if balance else np.zeros(n, np.int32),
         label_names=LABEL_NAMES,
         group_names=GROUP_NAMES,
         splits={
@@ -205,6 +238,19 @@ def lesions_dataset(
             for name, start, end in zip(SPLITS, (0, *ends[:2]), ends, strict=True)
         },
         notes=tuple(notes),
+    )
+    for name in balance:
+        plan = balance_groups(plan, name)
+    rows = np.concatenate([plan.splits[name] for name in SPLITS])  # ascending, as the splits are
+    lesions = _draw_rows(key, pieces, size, rows)
+    return dataclasses.replace(
+        plan,
+        inputs=lesions.images,
+        labels=lesions.labels,
+        group=lesions.group,
+        splits={
+            name: np.searchsorted(rows, kept).astype(np.int32) for name, kept in plan.splits.items()
+        },
         ids=lesions.lesion,
         fixed_test=domain == "shortcut",  # its test images are drawn otherwise
     )

@@ -217,9 +217,9 @@ def _measure(objectives, logits, labels, group, fold) -> Measured:
     cells = labels * (jnp.max(group) + 1) + group
     key = jax.random.fold_in(jax.random.key(0), fold)
     weights = resampling_weights(key, NUM_DRAWS, strata=cells.astype(jnp.int32))
-    resample = functools.partial(objectives[0].resample, logits, **ids)
-    left_out = (weights == 0).astype(jnp.float32)
-    return Measured(values, jnp.stack([resample(weights=weights), resample(weights=left_out)]))
+    both = jnp.concatenate([weights, (weights == 0).astype(jnp.float32)])  # drawn, and left out
+    drawn = objectives[0].resample(logits, **ids, weights=both)
+    return Measured(values, drawn.reshape(2, NUM_DRAWS))
 
 
 def _make_stream(

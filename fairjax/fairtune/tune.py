@@ -87,10 +87,14 @@ def init_tune(
     if num_trials < 1 or num_slots < 1:
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
     masks = jnp.zeros((num_slots, search.num_units), bool)
-    start = jax.jit(jax.vmap(start_fn, in_axes=(0, 0, None, None)))
+
+    @jax.jit
+    def start(*arguments):
+        runs = jax.vmap(start_fn, in_axes=(0, 0, None, None))(*arguments)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), runs)
+
     population = start(masks, jnp.ones(num_slots), 0, start_data)
-    num_runs = jax.tree.leaves(population)[0].shape[1]
-    population = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), population)
+    num_runs = len(jax.tree.leaves(population)[0]) // num_slots
     num_rungs = len(rungs.epochs)
     if num_replicates != num_runs * (num_rungs if rungs.races else 1):
         raise ValueError(

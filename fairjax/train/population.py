@@ -157,20 +157,18 @@ def _fit_apart(step, chunk_size, states, mask, active, shared, **options):
         state, mask = run
         return fit(step, state, mask=mask, **shared, **options)
 
-    return map_chunks(one_run, (states, mask), chunk_size, active)
+    return train_chunks(one_run, states, mask, chunk_size, active)
 
 
 def _fit_together(step, chunk_size, states, mask, active, shared, *, evaluate_fn, **options):
     """One `fit` whose every step is that of all runs on the same batch."""
 
-    def map_runs(fn, trains):
-        return map_chunks(fn, (trains, mask), chunk_size, active)
-
-    def step_all(state, batch, key, mask=None, frozen=None):
-        return map_runs(lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen), state)
+    def step_all(trains, batch, key, mask=None, frozen=None):
+        one_run = lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen)
+        return train_chunks(one_run, trains, mask, chunk_size, active)
 
     def evaluate_all(trains, data):
-        return map_runs(lambda run: evaluate_fn(run[0], data), trains)
+        return map_chunks(lambda train: evaluate_fn(train, data), trains, chunk_size, active)
 
     state = _first_run(states)._replace(train=states.train)
     state, history = fit(
@@ -220,18 +218,59 @@ def map_chunks(
         return jax.vmap(fn)(xs)
     if active is None:
         return jax.lax.map(fn, xs, batch_size=None if chunk_size == 1 else chunk_size)
-    most = min(chunk_size or len(active), len(active))
-    size = max(size for size in range(1, most + 1) if len(active) % size == 0)
+    size = _chunk_of(len(active), chunk_size)
     chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (xs, active))
-    shapes = jax.eval_shape(jax.vmap(fn), jax.tree.map(lambda x: x[0], chunks[0]))
+
+    def one_chunk(chunk):
+        return _run_chunk(fn, *chunk)
+
+    results = jax.lax.map(one_chunk, chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+
+def train_chunks(
+    fn: Callable[[Any], tuple[Any, Any]],
+    states: Any,
+    others: Any,
+    chunk_size: int | None,
+    active: jax.Array | None = None,
+) -> tuple[Any, Any]:
+    """`map_chunks(fn, (states, others), ...)` for `fn((state, other)) -> (state, record)`.
+
+    The states of a chunk are replaced where they lie, so that where they are donated no second
+    population is held. Those of chunks without an `active` entry are anything.
+    """
+    num_runs = len(jax.tree.leaves(states)[0])
+    if active is None and (chunk_size is None or num_runs % chunk_size):
+        return map_chunks(fn, (states, others), chunk_size)
+    size = _chunk_of(num_runs, chunk_size)
+
+    def one_chunk(states, start):
+        take = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
+        put = lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, start, 0)
+        *run, some = jax.tree.map(take, (states, others, active))
+        results, record = _run_chunk(fn, tuple(run), some)
+        return jax.tree.map(put, states, results), record
+
+    states, records = jax.lax.scan(one_chunk, states, jnp.arange(0, num_runs, size))
+    return states, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), records)
+
+
+def _chunk_of(num_runs: int, chunk_size: int | None) -> int:
+    """The largest chunk up to `chunk_size` that divides the runs."""
+    most = min(chunk_size or num_runs, num_runs)
+    return max(size for size in range(1, most + 1) if num_runs % size == 0)
+
+
+def _run_chunk(fn: Callable[[Any], Any], xs: Any, active: jax.Array | None) -> Any:
+    """`jax.vmap(fn)(xs)`, or zeros where no entry is active."""
 
     def alone(xs):  # without vmap, which would turn every cond of `fn` into both its branches
         return jax.tree.map(lambda x: x[None], fn(jax.tree.map(lambda x: x[0], xs)))
 
-    def one_chunk(chunk):
-        xs, active = chunk
-        nothing = lambda _: jax.tree.map(lambda x: jax.lax.full_like(x, 0), shapes)
-        return jax.lax.cond(active.any(), alone if size == 1 else jax.vmap(fn), nothing, xs)
-
-    results = jax.lax.map(one_chunk, chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+    run = alone if len(jax.tree.leaves(xs)[0]) == 1 else jax.vmap(fn)
+    if active is None:
+        return run(xs)
+    shapes = jax.eval_shape(run, xs)
+    nothing = lambda _: jax.tree.map(lambda x: jax.lax.full_like(x, 0), shapes)
+    return jax.lax.cond(active.any(), run, nothing, xs)

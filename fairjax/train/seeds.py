@@ -12,7 +12,14 @@ import numpy as np
 from fairjax import trees
 from fairjax.data import Dataset, Examples
 from fairjax.models import Model, Weights, compiler_options
-from fairjax.sharding import candidate_mesh, dealing_order, everywhere, shard_candidates, spread
+from fairjax.sharding import (
+    candidate_mesh,
+    dealing_order,
+    everywhere,
+    shard_candidates,
+    spread,
+    spread_out,
+)
 from fairjax.train.logits import population_logits
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
 from fairjax.train.predict import predict
@@ -210,15 +217,12 @@ def linear_probe(
 
 def _features(model: Model, params: Any, batch_stats: Any, data: Dataset, recipe: Recipe):
     """What one network gives for the rows of all splits, float32 `[N, D]` in the set's order."""
-    features = None
     run = lambda inputs, params, batch_stats: predict(model, params, batch_stats, inputs)
-    for split, rows in data.splits.items():
-        if not len(rows):
-            continue
-        found = stream_map(run, data, split, params, batch_stats, batch_bytes=recipe.data_bytes)
-        if features is None:
-            features = np.zeros((len(data.inputs), *found.shape[1:]), np.float32)
-        features[rows] = found
+    rows = np.concatenate(list(data.splits.values()))  # at once: lengths compile on their own
+    whole = dataclasses.replace(data, splits={"train": rows, "val": rows[:0], "test": rows[:0]})
+    found = stream_map(run, whole, "train", params, batch_stats, batch_bytes=recipe.data_bytes)
+    features = np.zeros((len(data.inputs), *found.shape[1:]), np.float32)
+    features[rows] = found
     return features
 
 
@@ -303,7 +307,7 @@ def _trainer(
                 continue
             newest = (score(networks, active), networks)
             if "best" in kinds:
-                best = jax.tree.map(jnp.copy, newest) if best is None else _better(best, newest)
+                best = _copied(newest) if best is None else _better(best, newest)
         kept = [newest if kind == "last" else best for kind in kinds]
         # indexed on the host: on devices that is a collective, where one waits for the other
         return _rows(jax.tree.map(np.asarray, kept), own)
@@ -360,7 +364,9 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
         states, _ = fit_population(
             step, states, train, sampler, num_epochs=1, frozen=rest, active=active, **options
         )
-        return states, jax.vmap(whole, in_axes=(0, None))(states.train, rest)
+        networks = jax.vmap(whole, in_axes=(0, None))(states.train, rest)
+        # laid out alike whatever trains, so that all trainings are scored by one program
+        return states, jax.lax.with_sharding_constraint(networks, spread_out(mesh))
 
     def epoch_here(states, active):
         states, active = spread((states, active), mesh)
@@ -368,6 +374,9 @@ def _epochs(model, data, recipe, sampler, optimizer, score_fn, rest, bind, chunk
 
     scores = _compiled_scores(model, score_fn, mesh)
     return epoch_here, lambda networks, active: scores(*networks, spread(active, mesh), val)
+
+
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

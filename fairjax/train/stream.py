@@ -35,7 +35,7 @@ from fairjax.train.loop import (
     running_sums,
     update_sampler,
 )
-from fairjax.train.population import map_chunks, spread_runs
+from fairjax.train.population import map_chunks, spread_runs, train_chunks
 from fairjax.train.step import Step
 
 
@@ -265,7 +265,7 @@ def _run_window(train, rest: FitState, mask, active, draws: Draws, rows, shared,
 
     def all_runs(states, extra, active, shared):
         run = functools.partial(one_run, shared=shared)
-        return map_chunks(run, (states, extra), how.chunk_size, active)
+        return train_chunks(run, states, extra, how.chunk_size, active)
 
     states, extra = rest._replace(train=train), (mask, draws, rows)
     states, losses = spread_runs(all_runs, how.mesh)(states, extra, active, shared)
