@@ -321,17 +321,65 @@ class BatchNorm(nnx.Module):
         """Normalise `[B, H, W, width]`; `train` uses the batch and updates `mean` and `var`."""
         mean, var = self.mean[...], self.var[...]
         if train:
-            x32 = x.astype(jnp.float32)
-            mean, var = jnp.mean(x32, (0, 1, 2)), jnp.var(x32, (0, 1, 2))
+            y, mean, var = _batch_norm(x, self.scale[...], self.bias[...], self.eps)
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
             old, new = 1 - self.momentum, self.momentum
             self.mean[...] = old * self.mean[...] + new * jax.lax.stop_gradient(mean)
             self.var[...] = old * self.var[...] + new * jax.lax.stop_gradient(unbiased)
-        # one multiply and one add per pixel: the rest happens on [C] vectors
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        shift = self.bias[...] - mean * scale
-        return x * scale.astype(x.dtype)[None, None, None] + shift.astype(x.dtype)[None, None, None]
+            return y
+        return _scaled(x, mean, var, self.scale[...], self.bias[...], self.eps)
+
+
+def _scaled(x, mean, var, scale, bias, eps):
+    # one multiply and one add per pixel: the rest happens on [C] vectors
+    scale = scale * jax.lax.rsqrt(var + eps)
+    shift = bias - mean * scale
+    return x * scale.astype(x.dtype)[None, None, None] + shift.astype(x.dtype)[None, None, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(x, scale, bias, eps):
+    """`x` normalised by its own mean and variance, and these two, whose gradient is not taken."""
+    x32 = x.astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    mean = _pixel_sums(x32) / count
+    var = _pixel_sums(jnp.square(x32 - mean[None, None, None])) / count
+    return _scaled(x, mean, var, scale, bias, eps), mean, var
+
+
+def _batch_norm_forward(x, scale, bias, eps):
+    y, mean, var = _batch_norm(x, scale, bias, eps)
+    return (y, mean, var), (x, scale, mean, var)
+
+
+def _batch_norm_backward(eps, saved, cotangents):
+    x, scale, mean, var = saved
+    dy = cotangents[0].astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    inverse = jax.lax.rsqrt(var + eps)
+    centred = x.astype(jnp.float32) - mean[None, None, None]
+    dbias = _pixel_sums(dy)
+    dscale = _pixel_sums(dy * centred) * inverse
+    factor = scale * inverse
+    slope, level = inverse * dscale / count, dbias / count
+    dx = factor[None,None,None] * (dy - level[None, None, None] - centred * slope[None, None, None])
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _pixel_sums(x):
+    """Sums over all but the last axis."""
+
+    def by_product(x):
+        x = x.reshape(-1, x.shape[-1])
+        parts = next(n for n in range(8, 0, -1) if x.shape[0] % n == 0)
+        x = sum(jnp.split(x, parts))
+        return (jnp.ones((1, x.shape[0])) @ x)[0]
+
+    return jax.lax.platform_dependent(x, cpu=by_product, default=lambda x: jnp.sum(x, (0, 1, 2)))
 
 
 def max_pool(
