@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fairjax.models import image_model
-from fairjax.models.layers import conv, max_pool
+from fairjax.models.convolution import _batch_norm, conv, max_pool
 from fairjax.models.vgg import _adaptive_mean_pool
 from fairjax.models.weights import _flat
 from fairjax.trees import unstack_blocks
@@ -91,6 +91,35 @@ def test_batch_norm_keeps_the_unbiased_variance_and_normalises_by_the_biased_one
     expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
     expected = expected * np.asarray(params["bn1"]["scale"]) + np.asarray(params["bn1"]["bias"])
     np.testing.assert_allclose(np.asarray(out["bn1"]).reshape(-1, 8), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "offset"), [(8, 0.0), (5, 0.0), (8, 100.0)])
+def test_the_gradient_of_batch_norm_equals_autodiffs_in_float64(side, offset):
+    rng = np.random.default_rng(side)
+    x = (rng.normal(size=(3, side, side, 4)) + offset).astype(np.float32)
+    weights = rng.normal(size=x.shape).astype(np.float32)
+    one = x, *rng.normal(size=(2, 4)).astype(np.float32)
+
+    def exact_loss(x, scale, bias, weights):
+        centred = x.reshape(-1, 4) - jnp.mean(x, (0, 1, 2))[None]
+        y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), 0) + 1e-5)[None]
+        return jnp.sum((y * scale[None] + bias[None]) * weights.reshape(-1, 4))
+
+    with jax.enable_x64(True):
+        arrays = [leaf.astype(np.float64) for leaf in (*one, weights)]
+        exact = [np.asarray(leaf) for leaf in jax.grad(exact_loss, (0, 1, 2))(*arrays)]
+
+    def loss(x, scale, bias):
+        return jnp.sum(_batch_norm(x, scale, bias, 1e-5)[0] * weights)
+
+    many = tuple(np.stack([leaf, leaf]) for leaf in one)  # a population's
+    alone = jax.jit(jax.grad(loss, (0, 1, 2)))(*one)
+    together = jax.jit(jax.vmap(jax.grad(loss, (0, 1, 2))))(*many)
+    tolerance = 1e-5 if not offset else 1e-3  # of 100 itself, float32 keeps 1e-5
+    for first, both, expected in zip(alone, together, exact, strict=True):
+        size = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(first, expected, atol=size)
+        np.testing.assert_allclose(both[1], expected, atol=size)
 
 
 def test_evaluation_leaves_the_batch_statistics_alone():

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from fairjax.models.convolution import NHWC
 from fairjax.models.functional import Draws
-from fairjax.models.layers import NHWC
 
 
 def pad_same(

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fairjax.models.channels import Channels, Slot, norm_slots
+from fairjax.models.convolution import BatchNorm, Conv
 from fairjax.models.depthwise import DepthwiseConv, pad_same
 from fairjax.models.functional import Draws, as_model
-from fairjax.models.layers import BatchNorm, Conv, Linear, check_images, drop_path, dropout
+from fairjax.models.layers import Linear, check_images, drop_path, dropout
 from fairjax.models.model import Model
 from fairjax.models.preprocess import image_preprocess
 

@@ -9,15 +9,9 @@ import numpy as np
 from flax import nnx
 
 from fairjax.models.channels import Channels, Slot, norm_slots
+from fairjax.models.convolution import BatchNorm, Conv, max_pool
 from fairjax.models.functional import Draws, as_model
-from fairjax.models.layers import (
-    BatchNorm,
-    Conv,
-    Linear,
-    check_images,
-    dropout,
-    max_pool,
-)
+from fairjax.models.layers import Linear, check_images, dropout
 from fairjax.models.model import Model
 from fairjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, image_preprocess
 
