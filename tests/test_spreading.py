@@ -218,6 +218,7 @@ def test_more_runs_in_equal_chunks_are_no_more_temporary_memory(shared_batches, 
             donate_argnums=0,
         )
         memory = train.lower(states, jnp.ones(num_runs, bool), data).compile().memory_analysis()
+        assert memory is not None
         return memory.temp_size_in_bytes, memory.alias_size_in_bytes
 
     (few, small), (many, large) = compile_for(16), compile_for(64)

@@ -143,7 +143,7 @@ def test_steps_as_one_kernel_train_as_many_kernels_do(cadence):
         return jax.jit(run).trace(state, TRAIN)
 
     many, one = (traced(one_kernel).lower().compile() for one_kernel in (False, True))
-    calls = [line for line in one.as_text().splitlines() if " call(" in line]
+    calls = [line for line in str(one.as_text()).splitlines() if " call(" in line]
     assert any('inlineable="false",xla_cpu_small_call="true"' in line for line in calls)
     for a, b in zip(*(jax.tree.leaves(run(state, TRAIN)) for run in (many, one)), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):

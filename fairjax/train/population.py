@@ -160,12 +160,12 @@ def _fit_apart(step, chunk_size, states, mask, active, shared, **options):
     return train_chunks(one_run, states, mask, chunk_size, active)
 
 
-def _fit_together(step, chunk_size, states, mask, active, shared, *, evaluate_fn, **options):
+def _fit_together(step, chunk_size, states, masks, active, shared, *, evaluate_fn, **options):
     """One `fit` whose every step is that of all runs on the same batch."""
 
-    def step_all(trains, batch, key, mask=None, frozen=None):
+    def step_all(state, batch, key, mask=None, frozen=None):
         one_run = lambda run: step(run[0], batch, key, mask=run[1], frozen=frozen)
-        return train_chunks(one_run, trains, mask, chunk_size, active)
+        return train_chunks(one_run, state, masks, chunk_size, active)
 
     def evaluate_all(trains, data):
         return map_chunks(lambda train: evaluate_fn(train, data), trains, chunk_size, active)
