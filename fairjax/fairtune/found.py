@@ -9,7 +9,7 @@ import numpy as np
 
 from fairjax.fairtune.choosing import Posterior, corrected_value, estimate, ranked_trials
 from fairjax.fairtune.objectives import Objective
-from fairjax.fairtune.options import NO_OPTIONS, PLAN, Options, option_labels
+from fairjax.fairtune.options import NO_OPTIONS, PLAN, Options, in_words, option_labels
 from fairjax.fairtune.spaces import Description, MaskSpace
 from fairjax.fairtune.trials import STATUS_NAMES, Trials, best_masks
 
@@ -26,8 +26,10 @@ class Choice(NamedTuple):
 
     @property
     def description(self) -> Description:
-        """What it trains, in numbers and words; numbers are of the network before a plan."""
-        return self.space.describe(self.mask)
+        """What it trains and how, in numbers and words; numbers are of the unpruned network."""
+        description = self.space.describe(self.mask)
+        told = [f"{name} {in_words(value)}" for name, value in self.options.items()]
+        return description._replace(text="; ".join([description.text, *told]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +122,7 @@ class Found:
             f"been chosen among {len(trials.status)} trials."
         ]
         if self.options:
-            told = ", ".join(f"{name} {value}" for name, value in self.chosen(row).items())
-            notes += [f"Its options: {told}.", *self._notes_by_option()]
+            notes += self._notes_by_option()
         failed = np.flatnonzero(trials.status == STATUS_NAMES.index("failed"))
         if len(failed):
             named = ", ".join(self._failure(int(i)) for i in failed[:5])

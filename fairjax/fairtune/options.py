@@ -91,7 +91,7 @@ def option_labels(options: Options) -> dict[str, tuple[str, ...]]:
     """
     labels = {}
     for name, values in options.items():
-        words = [_in_words(value) for value in values]
+        words = [in_words(value) for value in values]
         labels[name] = tuple(
             word if words.count(word) == 1 else f"{word} (value {i})"
             for i, word in enumerate(words)
@@ -99,7 +99,8 @@ def option_labels(options: Options) -> dict[str, tuple[str, ...]]:
     return labels
 
 
-def _in_words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """One value of an option."""
     if isinstance(value, PrunePlan):
         kept = {layer: np.asarray(keep, bool) for layer, keep in value.keep.items()}
         parts = [f"{at} keeps {k.sum()} of {len(k)}" for at, k in kept.items() if not k.all()]
