@@ -1,4 +1,5 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# pyright: reportOptionalSubscript=false
 """One search over masks, rates, samplers, losses and pruning plans."""
 
 import dataclasses
@@ -102,12 +103,12 @@ def test_every_trial_is_worth_what_its_mask_rate_sampler_loss_and_plan_give_alon
 def test_a_search_goes_on_from_the_middle_on_other_devices_to_the_same_end(monkeypatch):
     saved = []
 
-    def is_key(x):
-        return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    def copied(x):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(np.array(jax.random.key_data(x)))
+        return np.array(x)
 
-    def keep(state):
-        saved.append(jax.tree.map(lambda x: x if is_key(x) else np.array(x), state))
-
+    keep = lambda state: saved.append(jax.tree.map(copied, state))
     how = {"options": FEW, "search": "random", "num_trials": 8, "stopping": "halving"}
     whole = search(**how, on_round=keep).trials
     assert (whole.status >= STATUS_NAMES.index("complete")).all()

@@ -197,8 +197,8 @@ def make_branches(
     for places in itertools.product(*map(range, sizes)):
         chosen = {name: options[name][i] for name, i in zip(fields, places, strict=True)}
         number = dict(zip(fields, places, strict=True)).get("sampler", 0)
-        own = choose(recipe, chosen)
-        branches.append((make_step(own), number, own.augment))
+        variant = choose(recipe, chosen)
+        branches.append((make_step(variant), number, variant.augment))
 
     def init(train, key, rows, choices) -> FitState:
         states = tuple(sampler.init(rows=rows) for sampler in samplers)

@@ -163,7 +163,7 @@ def evolution(
         random_mask, random_rate = _draw(key_random, num_units, low, high)
         ready = jnp.isfinite(state.scores).all()
         choices = _draw_choices(key, sizes)
-        if state.choices is not None:
+        if choices is not None and state.choices is not None:
             key_cross, key_flip = (jax.random.fold_in(k, 0) for k in (key_cross, key_flip))
             from_one = jax.random.bernoulli(key_cross, 0.5, (len(sizes),))
             inherited = jnp.where(from_one, state.choices[one], state.choices[other])

@@ -127,8 +127,9 @@ def more_trials(state: TuneState, num_trials: int) -> TuneState:
         num_options=0 if state.trials.choices is None else state.trials.choices.shape[1],
     )
     joined = {
-        name: old if old is None or name in ("maximize", "num_runs") else np.concatenate([old, new])
+        name: old if name in ("maximize", "num_runs") else np.concatenate([old, new])
         for name, old, new in zip(Trials._fields, state.trials, fresh, strict=True)
+        if old is not None and new is not None  # choices, in a search without options
     }
     return state._replace(trials=Trials(**joined))
 
