@@ -13,6 +13,7 @@ Just Train Twice, focal loss, CVaR of examples, logit adjustment by group, last-
 LoRA, each at the epoch that `--select` finds best on validation; and all of them `+thresholds`, one
 a group, chosen on validation. Changes are paired, against `plain` and against thresholds on `plain`
 that are as accurate on validation as the row. "Worst change": the group that loses most.
+A method that fails is marked, and the others go on.
 """
 
 import dataclasses
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from experiments import cli
 from experiments.compare_map import MapConfig, prepare_map
@@ -34,12 +34,12 @@ from fairjax.compare import (
     ADAPTING,
     METHODS,
     Adapting,
-    Compared,
     Criterion,
     Method,
     Select,
     Setting,
     Strengths,
+    check_setting,
     combinations,
     compare_methods,
     cross_methods,
@@ -71,7 +71,7 @@ class Config:
     """whose gap is to fall; FairBatch and thresholds are after it"""
     select: Select = "dto"
     """which of ten epochs of a run is judged, by validation: nearest to the best accuracy of the
-    ten without a gap (dto), or the highest value"""
+    ten without a gap (dto; one of both classes, where there is one), or the highest value"""
     cost: cli.Inside = 0.005
     """accuracy that +thresholds may give up on validation, against the best single threshold"""
     num_splits: cli.Count | None = None
@@ -171,19 +171,32 @@ PRESETS: dict[str, Config | MapConfig] = {
 SIZES = {"adult": "0.5,0.1,0.4"}  # a group's true-positive rate needs a large test split
 
 
-class MixedData(ValueError):
-    """Results of other data than what is there now."""
-
-
 def prepare_run(config: Config | MapConfig):
-    """Check everything that can be before data is read; returns the function that trains."""
+    """Check everything that can be before anything is trained; returns the function that trains."""
     if isinstance(config, MapConfig):
         return prepare_map(config)
     cli.check_numbers(config)
     chosen_methods(config)
     sources = name_sources(config)
     run = Run("compare", config, out=config.out, resume=config.resume)
-    return lambda: run_all(config, run.start(), sources)
+    settings, failed = {}, []
+    for name, source in sources.items():
+        cli.phase(f"reading {name}")
+        try:
+            data = load_data(source, image_size=config.image_size if config.model else None)
+            setting = make_setting(config, data)
+            check_setting(setting)
+            settings[name] = setting
+        except (ValueError, OSError) as error:
+            failed.append(f"{name} left out: {' '.join(str(error).split())}")
+            if len(sources) == 1:
+                raise
+    if not settings:
+        raise ValueError("no setting can be compared: " + "; ".join(failed))
+    cells = {name: kept_cell(run, name, each.data) for name, each in settings.items()}
+    for line in failed:
+        cli.say(line)
+    return lambda: run_all(config, run.start(), settings, cells, failed)
 
 
 def chosen_methods(config: Config) -> tuple[str, ...]:
@@ -233,47 +246,43 @@ def name_sources(config: Config) -> dict[str, Data]:
     return found
 
 
-def run_all(config: Config, run: Run, sources: dict[str, Data]) -> None:
-    """Every setting, or what was wrong with it; then the tables and the page."""
-    timing: dict[str, float] = {}
-    cells, failed = {}, []
-    for name, source in sources.items():
-        try:
-            cells[name] = kept_cell(config, run, name, source, timing)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            if isinstance(error, MixedData) or len(sources) == 1:
-                raise
-            failed.append(f"{name} left out: {' '.join(str(error).split())}")
-            cli.say(failed[-1])
-        run.may_stop()
-    if not cells:
-        raise ValueError("no setting could be compared: " + "; ".join(failed))
-    show(config, run, cells, failed, timing)
-
-
-def kept_cell(config: Config, run: Run, name: str, source: Data, timing) -> dict[str, Any]:
-    """The results of a setting, made now or read from the folder of a resumed run."""
-    cli.phase(f"reading {name}")
-    data = load_data(source, image_size=config.image_size if config.model else None)
+def kept_cell(run: Run, name: str, data: Dataset) -> dict[str, Any] | None:
+    """The results of a setting that the folder of a resumed run holds."""
     path = run.folder / f"{told.file_name(name)}.json"
-    if path.exists():
-        with named_errors("read", path):
-            cell = json.loads(path.read_text())
-        if cell["data"]["fingerprint"] != data.fingerprint:
-            raise MixedData(
-                f"{path} is of data with fingerprint {cell['data']['fingerprint']}, {name} has "
-                f"{data.fingerprint}: they do not belong into one table"
-            )
-        return cell
-    cell = compare(config, name, data, timing)
-    write_atomically(path, json.dumps(cell, indent=1))
-    run.log({"setting": name, "rows": len(cell["results"])})
+    if not path.exists():
+        return None
+    with named_errors("read", path):
+        cell = json.loads(path.read_text())
+    if cell["data"]["fingerprint"] != data.fingerprint:
+        raise ValueError(
+            f"{path} is of data with fingerprint {cell['data']['fingerprint']}, {name} has "
+            f"{data.fingerprint}: they do not belong into one table"
+        )
     return cell
 
 
-def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) -> dict[str, Any]:
-    """Train, select, add thresholds and judge on one setting."""
-    setting = make_setting(config, data)
+def run_all(config: Config, run: Run, settings, cells, failed: list[str]) -> None:
+    """Every setting that has no results yet, or what failed; then the tables and the page."""
+    timing: dict[str, float] = {}
+    for name in [name for name, cell in cells.items() if cell is None]:
+        try:
+            cells[name] = compare(config, name, settings[name], timing)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failed.append(f"{name} left out: {' '.join(str(error).split())}")
+            if len(cells) == 1:
+                raise
+            del cells[name]
+            cli.say(failed[-1])
+            continue
+        path = run.folder / f"{told.file_name(name)}.json"
+        write_atomically(path, json.dumps(cells[name], indent=1))
+        run.log({"setting": name, "rows": len(cells[name]["results"])})
+        run.may_stop()
+    show(config, run, cells, failed, timing)
+
+
+def compare(config: Config, name: str, setting: Setting, timing: dict[str, float]):
+    """Train, select, add thresholds and judge on one setting; what its file holds."""
     found = compare_methods(
         setting,
         chosen_methods(config),
@@ -283,22 +292,18 @@ def compare(config: Config, name: str, data: Dataset, timing: dict[str, float]) 
         on_trained=lambda names: cli.say(f"{name}: trained {', '.join(names)}"),
     )
     add_seconds(timing, found.seconds)
-    rows = list(found.rows)
-    weights = effects(cross_methods(config.methods), rows) if config.cross else {}
+    rows, data = list(found.rows), setting.data
+    weights = effects(rows) if config.cross else {}
+    shown = rows if len(name_sources(config)) == 1 else rows[:1]  # a page for one reader
+    missing = ["no effects: a combination is missing"] if config.cross and not weights else []
     return {
         "data": {**data_summary(data), "power": power(data, config.num_seeds, setting.splits)},
         "results": told.row_results(rows, rows[: found.num_rivals], found.judged, data.group_names),
         "effects": told.effect_results(weights, found.judged),
-        "figures": curves(data, setting, found),
-        "notes": list(found.notes),
+        "figures": report.score_curves(shown, found.scores[:, 0], data, setting.splits.test[0]),
+        "left_out": found.left_out,
+        "notes": [*found.notes, *missing],
     }
-
-
-def curves(data: Dataset, setting: Setting, found: Compared) -> dict[str, str]:
-    """ROC and calibration by group of rows that have scores, on the test rows of the first run."""
-    of_run = found.scores[:, 0]
-    logits = dict(zip(found.rows, np.stack([0 * of_run, of_run], -1), strict=False))
-    return report.group_curves(logits, data, setting.splits.test[0])
 
 
 def make_setting(config: Config, data: Dataset) -> Setting:
@@ -336,15 +341,12 @@ def make_setting(config: Config, data: Dataset) -> Setting:
 def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], timing) -> None:
     """Write summary.json, the tables and the page; print what matters."""
     settings = {name: cell["results"] for name, cell in cells.items()}
+    left_out = {name: cell["left_out"] for name, cell in cells.items()}
     notes = [*failed, "AUC is of scores: rows with thresholds of groups have none of their own."]
     for name, cell in cells.items():
         more = [*cell["data"]["notes"], *cell["notes"], f"means over {cell['data']['power']}"]
         notes += [f"{name}: {note}" for note in more]
-    compared = sum(len(rows) - 1 for rows in settings.values())
-    notes.append(
-        f"{compared} rows are compared with plain, at 95 % each: of {compared} that change nothing "
-        f"about {compared / 20:.1f} would be told apart by chance."
-    )
+    notes.append(told.chance_note(settings, left_out))
     ranked, figures, more = told.rank_settings(settings, config.criterion)
     notes += more
     facts = {name: cell["data"] for name, cell in cells.items()}
@@ -353,7 +355,7 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
     summary = run.finish(data=data, results=results, timing=timing, notes=notes)
     if ranked:
         write_atomically(run.folder / "ranks.json", json.dumps(ranked, indent=1) + "\n")
-    columns, lines = told.comparison_cells(settings, config.criterion)
+    columns, lines = told.comparison_cells(settings, config.criterion, left_out)
     write_atomically(run.folder / "results.csv", told.as_csv(settings))
     write_atomically(run.folder / "results.md", report.as_markdown(columns, lines) + "\n")
     write_atomically(run.folder / "results.tex", told.as_latex(columns, lines))
@@ -362,12 +364,9 @@ def show(config: Config, run: Run, cells: dict[str, Any], failed: list[str], tim
     for note in notes:
         print(f"note: {note}")
     gap = f"{config.criterion}_difference"
-    for name, rows in settings.items():
-        points = {row: (result[gap], result["accuracy"]) for row, result in rows.items()}
-        figures[f"{name}: accuracy against {gap}"] = report.trade_off(
-            points, x_label=gap, y_label="test accuracy", title=""
-        )
-        drawn = cells[name]["figures"].items()
+    figures |= report.trade_offs(settings, gap)
+    for name, cell in cells.items():
+        drawn = cell["figures"].items()
         figures |= {f"{name}: {heading}; the first run": svg for heading, svg in drawn}
     with replacing(run.folder / "report.html") as page:
         report.write_report(

@@ -127,9 +127,9 @@ def train_column(config: MapConfig, share: float, strength: float, timing):
     setting = make_column(config, share, strength)
     wanted = [name for name in config.methods if name != "thresholds"]
     last = lambda name, trained: trained.at_stage(-1)
-    found, notes = train_methods(setting, wanted, keep=last, seconds=timing)
-    if notes:
-        raise ValueError("; ".join(notes))
+    found, left_out = train_methods(setting, wanted, keep=last, seconds=timing)
+    if left_out:
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
     own = setting.splits.test[setting.split_of_run]
     scores = {name: margins(setting.logits(each, own)) for name, each in found.items()}
     preds = {name: (each > 0).astype(int) for name, each in scores.items()}

@@ -56,8 +56,9 @@ class Config(cli.WeightFile):
     horizontal flip"""
     weights: Path | None = None
     """file of pre-trained weights; vit_micro's ship with fairjax"""
-    space: str = "norm_attn_mlp"
-    """mask space, by its readable or its published name"""
+    space: str | None = None
+    """mask space, by its readable or its published name; by default the parts of a ViT's blocks
+    (norm_attn_mlp) or a ResNet's (conv_bn), and the layers of another network"""
     lora_rank: cli.Count = 8
     """of the space `lora`"""
     objective: tuple[str, ...] = ("worst_group_auc",)

@@ -180,8 +180,8 @@ def test_only_the_parts_that_a_method_trains_move_and_what_does_not_apply_is_nam
     weights = Weights(params, stats, ())
     recipe = Recipe(num_epochs=1, batch_size=16, learning_rate=0.01)
     setting = Setting(data, given_split(data), 2, model, recipe, weights=weights)
-    found, notes = train_methods(setting, ["norm_only", "linear_probe"])
-    assert notes == [] and list(found) == ["plain", "norm_only", "linear_probe"]
+    found, left_out = train_methods(setting, ["norm_only", "lora", "linear_probe"])
+    assert not left_out and list(found) == ["plain", "norm_only", "lora", "linear_probe"]
     start = flatten_named(weights.params)
     for name, each in found.items():
         moved = {
@@ -191,7 +191,14 @@ def test_only_the_parts_that_a_method_trains_move_and_what_does_not_apply_is_nam
         }
         heads = {"head/kernel", "head/bias"}
         norms = {leaf for leaf in start if "norm" in leaf} | heads
-        assert moved == {"plain": set(start), "norm_only": norms, "linear_probe": heads}[name]
+        attention = "blocks/attn/qkv/kernel"
+        told = {"plain": set(start), "norm_only": norms, "linear_probe": heads}
+        assert moved == {**told, "lora": {*heads, attention}}[name]
+        if name == "lora":  # of queries and values, by a product of rank 8 at most
+            now = flatten_named(each.at_stage(-1).params)[attention]
+            change = (now - np.asarray(start[attention]))[0, 0].reshape(16, 3, 16).swapaxes(0, 1)
+            ranks = [np.linalg.matrix_rank(part, tol=1e-6) for part in change]
+            assert ranks[1] == 0 and 1 <= ranks[0] <= 8 and 1 <= ranks[2] <= 8
         assert each.val.shape == (1, 2, 8, 2) and np.isfinite(each.val).all()
 
 
@@ -201,7 +208,8 @@ def test_methods_of_pre_trained_networks_are_left_out_of_others_and_test_is_as_p
         SETTING, ["norm_only", "linear_probe", "cvar"], num_replicates=4, on_trained=names.extend
     )
     assert names == ["plain", "cvar"] and found.num_rivals == len(found.rows) == 6
-    assert [note.split(" left out")[0] for note in found.notes] == ["norm_only", "linear_probe"]
+    assert list(found.left_out) == ["norm_only", "linear_probe"]
+    assert [note.split(" left out")[0] for note in found.notes] == list(found.left_out)
     assert found.judged.metrics["accuracy"].shape == (12, 4)
     tested = SETTING.splits.test[SETTING.split_of_run]
     logits = SETTING.logits(found.networks["cvar"], tested)
@@ -217,7 +225,7 @@ def test_effects_of_a_crossing_are_those_of_a_table_of_means():
     rows = ["plain", "plain@best", *names[1:]]
     rows += [f"{row}+thresholds" for row in rows]
     value = np.random.default_rng(5).normal(size=len(rows))
-    told = {name: weights @ value for name, weights in effects(factors, rows).items()}
+    told = {name: weights @ value for name, weights in effects(rows).items()}
     base = [name.replace("plain", "plain@best") for name in names]
     cube = np.array([value[rows.index(name + end)] for name in base for end in ("", "+thresholds")])
     cube = cube.reshape(3, 2, 2)
@@ -233,8 +241,8 @@ def test_a_combination_trains_with_the_sampler_and_the_loss_of_its_parts():
     kernels = {}
     for gamma in (SETTING.strengths.gamma, 1e-6):  # next to nothing: then focal is cross-entropy
         setting = SETTING._replace(strengths=Strengths(gamma=gamma))
-        found, notes = train_methods(setting, names)
-        assert not notes
+        found, left_out = train_methods(setting, names)
+        assert not left_out
         kernels[gamma] = {name: each.params["head"]["kernel"][-1] for name, each in found.items()}
     focal, plain = kernels.values()
     np.testing.assert_allclose(plain[names[2]], plain["group_dro"], atol=1e-4)

@@ -32,7 +32,9 @@ def finished(tmp_path_factory):
     for _ in range(240):
         sex, race = generator.integers(2), generator.integers(2)
         x = generator.normal() + sex
-        lines.append(f"{x:.3f},{'MF'[sex]},{'ab'[race]},{int(x + generator.normal() > 0.5)}")
+        lines.append(
+            f"{x:.3f},{('<M>', 'F')[sex]},{'ab'[race]},{int(x + generator.normal() > 0.5)}"
+        )
     table.write_text("\n".join(lines) + "\n")
     config = dataclasses.replace(
         SMOKE,
@@ -64,6 +66,7 @@ def test_rows_of_all_settings_are_in_every_file_and_what_failed_is_named(finishe
         assert np.isclose(result[line["metric"]], np.mean(result["per_seed"][line["metric"]]))
     page = (config.out / "report.html").read_text()
     assert "own<set>" not in page and "own&lt;set&gt;" in page
+    assert "<M>" not in page and "&lt;M&gt;" in page
     tables = page_tables.check_groups(config.out)
     assert [name for name in tables if "race" not in name] == [
         f"own<set>:sex: {row}" for row in ("plain", "reweighted", "dfr")
@@ -88,7 +91,7 @@ def test_changes_are_those_of_the_rows(finished):
         assert low - 1e-9 <= change <= high + 1e-9 and (row != "plain" or low == high == 0)
         worst = result["levelling_down"]["accuracy"]
         assert worst["change"][0] <= result["change_vs_plain"]["accuracy"] + 1e-9
-        assert worst["group"] in ("M", "F")
+        assert worst["group"] in ("<M>", "F")
 
 
 def test_a_resumed_run_reads_what_is_done_and_refuses_other_data(finished, monkeypatch):
@@ -100,7 +103,7 @@ def test_a_resumed_run_reads_what_is_done_and_refuses_other_data(finished, monke
     assert resumed["results"] == summary["results"]
     table = Path(config.tables[0].split(":")[0])
     text = table.read_text()
-    table.write_text(text + "0.5,M,a,1\n")
+    table.write_text(text + "0.5,<M>,a,1\n")
     with pytest.raises(ValueError, match="fingerprint .* do not belong into one table"):
         experiment.prepare_run(again)()
     table.write_text(text)
@@ -143,13 +146,27 @@ BAD = {
     "--sizes must divide the largest": ["smoke_map", "--sizes", "30", "100"],
     "--num-splits must be at least 2": ["smoke_map", "--num-splits", "1"],
     "--cost must be above 0": ["smoke", "--cost", "2"],
+    "--num-splits must be at least 1": ["smoke", "--num-splits", "0"],
+    "--seeds.start must be at least 0": ["smoke", "--seeds.start", "-1"],
+    "make 1 group(s), accepted are 2": ["smoke", "--sets", "--tables", "{table}:y:one"],
+    "no column 'nobody'": ["smoke", "--sets", "--tables", "{table}:y:nobody"],
+    "has 3 classes": ["smoke", "--sets", "--tables", "{table}:three:y"],
+    "nobody'; the columns are 'x', 'y', 'one', 'three'; ": [
+        *("smoke", "--sets", "--tables", "{table}:y:nobody", "{table}:three:y")
+    ],
 }
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_nothing_is_written(
+    message, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    table = tmp_path_factory.mktemp("bad") / "table.csv"
+    rows = [f"{i % 7},{i % 2},a,{i % 3}\n" for i in range(240)]
+    table.write_text("x,y,one,three\n" + "".join(rows))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["compare", *BAD[message]])
+    arguments = [text.format(table=table) for text in BAD[message]]
+    monkeypatch.setattr(sys, "argv", ["compare", *arguments])
     with pytest.raises(SystemExit) as leave:
         main(experiment.prepare_run, PRESETS, description="")
     assert leave.value.code == 2

@@ -256,6 +256,16 @@ def test_spaces_without_bits_suit_any_network_whatever_its_classifier_is_called(
     assert trained == expected
 
 
+def test_a_network_of_ones_own_has_a_bit_per_layer_without_being_asked():
+    assert mask_space(own_params(), head="fc").units == ("body/BatchNorm_0", "body/0")
+    deeper = mask_space(own_params(2), head="net/fc").units
+    assert set(deeper) == {"head", "net/body/BatchNorm_0", "net/body/0"}
+    assert mask_space(PARAMS).units == mask_space(PARAMS, "norm_attn_mlp").units
+    assert mask_space(RESNET).units == mask_space(RESNET, "conv_bn").units
+    vgg = jax.eval_shape(image_model("vgg11", 2).init, jax.random.key(0))[0]
+    assert {"features/0", "features/18"} < set(mask_space(vgg).units)
+
+
 def test_a_network_that_is_all_classifier_has_these_spaces_too():
     params = {"head": {"kernel": jnp.ones((3, 1)), "bias": jnp.ones(1)}}
     for name in ("full", "linear"):

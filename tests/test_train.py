@@ -113,7 +113,7 @@ def test_training_on_two_gaussians_reaches_the_bayes_like_accuracy():
     assert history["loss"].shape == (30,) and history["loss"][-1] < history["loss"][0]
 
 
-@pytest.mark.parametrize("options", [{}, {"update_every": 4}, {"unroll": 2}])
+@pytest.mark.parametrize("options", [{}, {"update_every": 4}, {"one_kernel": True}])
 def test_stopping_and_going_on_equals_one_run(options):
     sampler, optimizer = sampler_of(), optax.adam(0.01)
     step = make_step(MODEL, optimizer)
@@ -129,6 +129,27 @@ def test_stopping_and_going_on_equals_one_run(options):
     close(whole.train.params, resumed.train.params)
     close(whole.sampler, resumed.sampler)
     assert int(resumed.epoch) == 5
+
+
+@pytest.mark.parametrize("cadence", [None, 4])
+def test_steps_as_one_kernel_train_as_many_kernels_do(cadence):
+    sampler, optimizer = sampler_of(), optax.adam(0.01)
+    step, state = make_step(MODEL, optimizer), start(sampler, optimizer)
+    measure = partial(measure_cells, MODEL, sampler) if cadence is None else None
+    how = {"num_epochs": 2, "measure_fn": measure, "update_every": cadence}
+
+    def traced(one_kernel):
+        run = lambda state, data: fit(step, state, data, sampler, one_kernel=one_kernel, **how)
+        return jax.jit(run).trace(state, TRAIN)
+
+    many, one = (traced(one_kernel).lower().compile() for one_kernel in (False, True))
+    calls = [line for line in one.as_text().splitlines() if " call(" in line]
+    assert any('inlineable="false",xla_cpu_small_call="true"' in line for line in calls)
+    for a, b in zip(*(jax.tree.leaves(run(state, TRAIN)) for run in (many, one)), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            close(a, b)
+    on_gpu = traced(True).lower(lowering_platforms=("cuda",)).as_text()
+    assert "inlineable" not in on_gpu  # where it would be another kernel to start
 
 
 def test_learning_rates_are_an_array_axis():

@@ -119,7 +119,7 @@ def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:
 
     def run(seeds: jax.Array, train: Examples, test: Examples) -> jax.Array:
         if len(seeds) == 1:
-            state, _ = fit(step, init(seeds[0]), train, sampler, unroll=4, **options)
+            state, _ = fit(step, init(seeds[0]), train, sampler, one_kernel=True, **options)
             return predict(model, state.train.params, state.train.batch_stats, test.inputs)[None]
         states, _ = fit_population(step, jax.vmap(init)(seeds), train, sampler, **options)
         trained = states.train.params, states.train.batch_stats

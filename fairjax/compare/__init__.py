@@ -18,6 +18,7 @@ from fairjax.compare.judging import add_thresholds as add_thresholds
 from fairjax.compare.judging import common_accuracy as common_accuracy
 from fairjax.compare.judging import judge as judge
 from fairjax.compare.judging import margins as margins
+from fairjax.compare.judging import one_class as one_class
 from fairjax.compare.judging import select_stage as select_stage
 from fairjax.compare.methods import ADAPTING as ADAPTING
 from fairjax.compare.methods import METHODS as METHODS

@@ -18,7 +18,7 @@ FACTORS: Mapping[str, tuple[str, ...]] = {
     "part": ("", "norm_only", "lora"),
 }
 """What methods are made of; the first of each is that of plain training."""
-THRESHOLDS = {"after": ("", "thresholds")}
+THRESHOLDS: Mapping[str, tuple[str, ...]] = {"after": ("", "thresholds")}
 Make = Callable[[Setting, Mapping[str, Trained]], Program]
 
 
@@ -95,33 +95,40 @@ def _combine(key: tuple, names: Sequence[str], setting: Setting, found) -> Progr
     return program._replace(choices=choices, step=step, space=space)
 
 
-def effects(factors: Mapping[str, Sequence[str]], rows: Sequence[str]) -> dict[str, np.ndarray]:
+def effects(rows: Sequence[str]) -> dict[str, np.ndarray]:
     """Main effects and pairs as weights of rows, for `RateComparison.contrast`.
 
     A main effect is what a level changes against the first of its factor, the mean over all levels
     of the others. A pair is what both change together beyond the sum of what each does alone.
 
     Args:
-      factors: levels of each, the first of plain training; rows `+thresholds` are a factor.
-      rows: of `compare_methods` with all `combinations`; `plain@best` stands for plain training.
+      rows: of `compare_methods` with all `combinations`; `plain@best` stands for plain training,
+        and rows `+thresholds` are a factor.
 
     Returns:
-      "group_dro" or "group_dro x focal" -> float64 `[R]`, main effects first.
+      "group_dro" or "group_dro x focal" -> float64 `[R]`, main effects first; none where a
+      combination is missing, for means over the others would not be of alike.
 
     >>> rows = ["plain", "plain@best", "focal", "group_dro", "group_dro+focal"]
-    >>> told = effects({"sampler": ("plain", "group_dro"), "loss": ("", "focal")}, rows)
-    >>> {name: weights.tolist() for name, weights in told.items()}["group_dro x focal"]
+    >>> {name: weights.tolist() for name, weights in effects(rows).items()}["group_dro x focal"]
     [0.0, 1.0, -1.0, -1.0, 1.0]
     """
-    with_thresholds = any(row.endswith("+thresholds") for row in rows)
-    factors = {**factors, **THRESHOLDS} if with_thresholds else dict(factors)
+    parts = list(dict.fromkeys(part for row in rows for part in row.split("+")))
+    factors = {
+        factor: (levels[0], *(part for part in parts if part in levels[1:]))
+        for factor, levels in {**FACTORS, **THRESHOLDS}.items()
+    }
+    factors = {factor: levels for factor, levels in factors.items() if len(levels) > 1}
     grid = np.empty([len(levels) for levels in factors.values()], int)
     for place, levels in zip(
         np.ndindex(grid.shape), itertools.product(*factors.values()), strict=True
     ):
         name = _name([level for level in levels if level != "thresholds"])
         name = "plain@best" if name == "plain" else name
-        grid[place] = list(rows).index(name + "+thresholds" * ("thresholds" in levels))
+        name += "+thresholds" * ("thresholds" in levels)
+        if name not in rows:
+            return {}
+        grid[place] = list(rows).index(name)
 
     def weights(**signs: np.ndarray) -> np.ndarray:
         """Of all rows, from a weight for every level of some factors."""

@@ -1,6 +1,8 @@
 """After training: which epoch of a run, thresholds per group, and the test split, once."""
 
+import concurrent.futures
 import functools
+import os
 from typing import Literal, get_args
 
 import numpy as np
@@ -41,23 +43,42 @@ def select_stage(setting: Setting, trained: Trained, rule: Select) -> Trained:
         mean; "last": the last stage.
 
     Returns:
-      Leaves `[F * S, ...]`. A stage whose value is undefined never wins.
+      Leaves `[F * S, ...]`. A stage whose value is undefined, or whose logits are not finite,
+      never wins. By "dto", nor does one that predicts a single class, which has no gap, while
+      another predicts two.
 
     Raises:
-      ValueError: an unknown rule.
+      ValueError: an unknown rule, or a run that has no stage to choose.
 
-    Source: Zong et al., ICLR 2023 (MEDFAIR), for the distance to the utopia point (DTO), of which
-    "utopia" is theirs, and for "pareto" (Martinez et al., ICML 2020).
+    Source: distances to the utopia point (DTO): of accuracy and a gap Han et al., EMNLP 2022
+    (FairLib), who take whatever is nearest, also of a single class; of the AUC of groups ("utopia")
+    Zong et al., ICLR 2023 (MEDFAIR). "pareto": Martinez et al., ICML 2020, as in MEDFAIR.
     """
     if rule not in get_args(Select):
         raise ValueError(f"select must be one of {', '.join(get_args(Select))}; got {rule!r}")
     best = np.empty(trained.val.shape[1], int)
+    finite = np.asarray(np.isfinite(trained.val).all((-2, -1)))
+    single = one_class(trained.val)
     for run, split in enumerate(setting.split_of_run):
         rows = setting.splits.val[split]
         of_stages = _by_rates if rule in _BY_RATES else _by_areas
-        value = of_stages(setting, rule, trained.val[:, run], rows)
-        best[run] = np.where(np.isnan(value), -np.inf, value).argmax()
+        known = np.where(finite[:, run, None, None], trained.val[:, run], 0)
+        value = of_stages(setting, rule, known, rows)
+        if np.isnan(value).all():
+            raise ValueError(f"{rule} is undefined on validation, for every epoch of run {run}")
+        value = np.where(np.isnan(value), -np.inf, value)
+        lost = ~finite[:, run]
+        if rule == "dto" and not single[finite[:, run], run].all():
+            lost = lost | single[:, run]
+        kept = np.where(lost, -np.inf, value)
+        best[run] = (kept if np.isfinite(kept).any() else value).argmax()
     return trained.at(best)
+
+
+def one_class(logits: Float[np.ndarray, "*axes n 2"]) -> np.ndarray:
+    """Whether all rows are predicted to be of one class, bool `[...]`."""
+    preds = logits.argmax(-1)
+    return preds.min(-1) == preds.max(-1)
 
 
 _BY_RATES = ("dto", "worst_group", "accuracy", "last")
@@ -68,7 +89,7 @@ def _by_rates(setting: Setting, rule: str, logits: np.ndarray, rows: np.ndarray)
     found = setting.rates(logits.argmax(-1), rows)
     accuracy, gap = found["accuracy"], found[f"{setting.criterion}_difference"]
     return {
-        "last": np.arange(len(accuracy)),
+        "last": np.where(np.arange(len(accuracy)) < len(accuracy) - 1, np.nan, 0.0),
         "accuracy": accuracy,
         "worst_group": found["worst_group_accuracy"],
         "dto": -np.hypot(accuracy.max() - accuracy, gap),
@@ -146,9 +167,9 @@ def add_thresholds(
     data = setting.data
     plain_val, plain_test = (np.broadcast_to(x[:1], x.shape) for x in (val, test))
     found = np.empty((3, *test.shape), np.int8)
-    for split, (rows, tested) in enumerate(
-        zip(setting.splits.val, setting.splits.test, strict=True)
-    ):
+
+    def of_split(split: int) -> None:
+        rows, tested = setting.splits.val[split], setting.splits.test[split]
         runs, labels = setting.split_of_run == split, data.labels[rows]
         choose = functools.partial(
             group_thresholds,
@@ -161,7 +182,7 @@ def add_thresholds(
         def apply(scores, limits, ids):
             return np.asarray(apply_thresholds(scores, limits, group=data.group[ids]))
 
-        right = lambda preds, labels=labels: (preds == labels).mean(-1)
+        right = lambda preds: (preds == labels).mean(-1)
         own, plain = val[:, runs], plain_val[:, runs]
         limits = choose(own, min_accuracy=common_accuracy(own, labels) - cost).thresholds
         found[0][:, runs] = apply(test[:, runs], limits, tested)
@@ -169,6 +190,10 @@ def add_thresholds(
             demanded = np.minimum(common_accuracy(plain, labels), right(preds))
             limits = choose(plain, min_accuracy=demanded).thresholds
             found[place][:, runs] = apply(plain_test[:, runs], limits, tested)
+
+    of_split(0)  # compiles for all; a search is one thread's work
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(of_split, range(1, len(setting.splits.val))))
     return found
 
 

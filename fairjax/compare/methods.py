@@ -5,7 +5,7 @@ A method is a sampler, a loss or what of the network trains: one more function t
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -57,8 +57,23 @@ class Program(NamedTuple):
     """Whether the sampler adapts before every epoch by all training rows; else by its cadence."""
     step: Mapping[str, Any] = {}
     """Arguments of `train.make_step`."""
+    steps: Mapping[str, Mapping[str, Any]] = {}
+    """Instead, of methods that train on the same batches, each batch drawn once for all of them:
+    method -> arguments of `train.make_step`; there is one choice."""
     space: str | None = None
     """What trains, see `fairtune.mask_space`; everything if None."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What it trains."""
+        return tuple(self.steps or self.choices)
+
+    def only(self, names: Collection[str]) -> "Program":
+        """The program of some of its methods."""
+        kept = lambda each: {name: value for name, value in each.items() if name in names}
+        if self.steps:
+            return self._replace(steps=kept(self.steps))
+        return self._replace(choices=kept(self.choices))
 
 
 def watched(setting: Setting, _) -> Program:
@@ -131,17 +146,35 @@ def _in_space(name: str, space: str, setting: Setting, _) -> Program:
     return Program(shuffled(**setting.arguments()), {name: {}}, space=space)
 
 
+def on_same_batches(setting: Setting, _) -> Program:
+    """Plain batches, which methods that differ only in their losses share: reading the rows of a
+    table takes longer than a step of theirs. The weights of the batches are `reweighted`'s."""
+    losses = {name: by_step(name, setting, {}).step for name in ALIKE if name in LOSSES}
+    steps = {name: losses.get(name, {}) for name in ALIKE}
+    return Program(reweighted(**setting.arguments()), {"": {}}, steps=steps)
+
+
+LOSSES = ("focal", "cvar", "logit_adjusted")
+ALIKE = ("plain", "reweighted", *LOSSES)
 PROGRAMS: Mapping[tuple[str, ...], Callable[[Setting, Mapping[str, Trained]], Program]] = {
     ("plain", "fairbatch", "fairbatch@rate"): watched,
     ("group_dro",): by_worst_group,
     ("group_cvar",): by_worst_share,
     ("reweighted",): by_loss,
     ("class_balanced", "group_balanced", "jtt"): by_draws,
-    **{(name,): functools.partial(by_step, name) for name in ("focal", "cvar", "logit_adjusted")},
+    **{(name,): functools.partial(by_step, name) for name in LOSSES},
     ("norm_only",): functools.partial(_in_space, "norm_only", "norm_all"),
     ("lora",): functools.partial(_in_space, "lora", "lora"),
 }
 """Methods -> what makes their program, from the setting and what was trained so far."""
+
+
+def programs(setting: Setting) -> Mapping[tuple[str, ...], Callable[..., Program]]:
+    """`PROGRAMS`; for tables those of `ALIKE` are one."""
+    if setting.weights is not None:
+        return PROGRAMS
+    others = {tuple(n for n in names if n not in ALIKE): make for names, make in PROGRAMS.items()}
+    return {ALIKE: on_same_batches} | {names: make for names, make in others.items() if names}
 
 
 def counts(setting: Setting) -> np.ndarray:
@@ -164,7 +197,7 @@ def choices_of_runs(program: Program, num_runs: int) -> dict[str, np.ndarray]:
     return {name: of_runs(name) for name in next(iter(program.choices.values()))}
 
 
-def by_method(together: Any, names: list[str]) -> dict[str, Any]:
+def by_method(together: Any, names: Sequence[str]) -> dict[str, Any]:
     """Leaves `[E, M * F * S, ...]` as M trees of leaves `[E, F * S, ...]`."""
     split = lambda leaf: leaf.reshape(len(leaf), len(names), -1, *leaf.shape[2:])
     apart = jax.tree.map(split, together)

@@ -1,5 +1,8 @@
 """Classifiers on the features of networks that are trained already: balanced, or of a probe."""
 
+import concurrent.futures
+import os
+
 import jax
 import numpy as np
 
@@ -51,12 +54,13 @@ def _refit(setting: Setting, networks: Trained, weights_of, metric: str) -> Trai
     trains, vals = setting.splits.train[setting.split_of_run], setting.splits.val
     by_run = [weights_of(run, rows) for run, rows in enumerate(trains)]
     most = max(int(weights.any(0).sum()) for weights in by_run)  # rows that any head of a run sees
-    for run, split in enumerate(setting.split_of_run):
-        weights, val = by_run[run], vals[split]
+
+    def of_run(run: int) -> None:
+        weights, val = by_run[run], vals[setting.split_of_run[run]]
         # as many for all runs, which then share a program; what fills up weighs nothing
         kept = np.argsort(~weights.any(0), kind="stable")[:most]
         rows, weights = trains[run][kept], weights[:, kept]
-        network = jax.tree.map(lambda leaf, run=run: leaf[run], networks)
+        network = jax.tree.map(lambda leaf: leaf[run], networks)
         inputs = data.inputs[np.concatenate([rows, val])]
         features = np.asarray(features_of(setting.model, network, inputs))
         heads = fit_heads(
@@ -71,6 +75,10 @@ def _refit(setting: Setting, networks: Trained, weights_of, metric: str) -> Trai
         preds = (kernel @ features[len(rows) :].T + bias > 0).astype(int)
         best = int(setting.rates(preds, val)[metric].argmax())
         kernels[run], biases[run] = kernel[best][:, None] * half, bias[best] * half
+
+    of_run(0)  # compiles for all
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(of_run, range(1, len(trains))))
     params = set_path(params, head_at, {"kernel": kernels, "bias": biases})
     trained = networks._replace(params=params)
     own = setting.splits.val[setting.split_of_run]

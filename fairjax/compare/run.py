@@ -3,9 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from fairjax.compare.judging import Select, add_thresholds, judge, margins, select_stage
+from fairjax.compare.judging import (
+    Select,
+    add_thresholds,
+    judge,
+    margins,
+    one_class,
+    select_stage,
+)
 from fairjax.compare.methods import METHODS
 from fairjax.compare.setting import Setting, Trained, check_setting
 from fairjax.compare.training import train_methods
@@ -29,8 +37,10 @@ class Compared(NamedTuple):
     """float32 `[M, F * S, t]` of the rows without thresholds: class 1 over class 0."""
     networks: dict[str, Trained]
     """Of every row without thresholds, leaves `[F * S, ...]`; `val` are their validation logits."""
+    left_out: dict[str, str]
+    """Method -> why it did not apply, or failed."""
     notes: tuple[str, ...]
-    """What was left out, and why."""
+    """What is left out, and what was chosen where there was no choice."""
     seconds: dict[str, float]
     """Where the time went."""
 
@@ -77,19 +87,30 @@ def compare_methods(
     """
     check_setting(setting)
     seconds: dict[str, float] = {}
+    notes: list[str] = []
 
     def keep(name: str, trained: Trained) -> dict[str, Trained]:
         chosen = select_stage(setting, trained, select)
+        single, alone = one_class(trained.val), int(one_class(chosen.val).sum())
+        if passed := int(single.any(0).sum()) - alone if select == "dto" else 0:
+            notes.append(f"{name}: epochs that predict one class are passed over, in {passed} runs")
+        if alone:
+            notes.append(
+                f"{name}: {alone} of {len(chosen.val)} runs predict one class on validation"
+            )
         plain = {"plain": trained.at_stage(-1), "plain@best": chosen}
         return plain if name == "plain" else {name: chosen}
 
-    found, notes = train_methods(
+    found, left_out = train_methods(
         setting, methods, keep=keep, on_trained=on_trained, seconds=seconds
     )
+    notes[:0] = [f"{name} left out: {reason}" for name, reason in left_out.items()]
     networks = {name: each for kept in found.values() for name, each in kept.items()}
     own = setting.splits.test[setting.split_of_run]
     with timed(seconds, "predict_s"):
-        test = np.stack([margins(setting.logits(each, own)) for each in networks.values()])
+        pairs = [(each.params, each.batch_stats) for each in networks.values()]
+        params, stats = jax.tree.map(lambda *leaves: np.stack(leaves), *pairs)
+        test = margins(setting.logits_of_all(params, stats, own))
     val = np.stack([margins(each.val) for each in networks.values()])
     rows, preds = list(networks), (test > 0).astype(np.int8)
     rivals = preds[:0]
@@ -104,4 +125,5 @@ def compare_methods(
     preds = np.concatenate([preds, rivals])
     with timed(seconds, "judge_s"):
         judged = judge(setting, preds, test, num_replicates=num_replicates)
-    return Compared(tuple(rows), len(rivals), judged, preds, test, networks, tuple(notes), seconds)
+    told = left_out, tuple(notes), seconds
+    return Compared(tuple(rows), len(rivals), judged, preds, test, networks, *told)

@@ -1,5 +1,6 @@
 """What the methods of a comparison share, and what each of them leaves behind."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +13,7 @@ from fairjax.data import Dataset, Splits
 from fairjax.metrics.rate_comparison import rates_of_preds
 from fairjax.models import Model, Weights
 from fairjax.thresholds import CRITERIA
-from fairjax.train import Recipe, logits_of_rows
+from fairjax.train import Recipe, logits_of_rows, predict
 
 NUM_STAGES = 10  # that a training is cut into at most: the epochs that selection chooses among
 Criterion = Literal["equalized_odds", "equal_opportunity", "demographic_parity"]
@@ -85,9 +86,32 @@ class Setting(NamedTuple):
 
     def logits(self, trained: "Trained", rows: Integer[np.ndarray, "P n"]) -> np.ndarray:
         """Of runs `[P, ...]`, each on rows of its own; float32 `[P, n, K]`."""
-        params, batch_stats = trained.params, trained.batch_stats
+        one = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+        return self.logits_of_all(one(trained.params), one(trained.batch_stats), rows)[0]
+
+    def logits_of_all(
+        self, params: Any, batch_stats: Any, rows: Integer[np.ndarray, "P n"]
+    ) -> np.ndarray:
+        """Of Q networks of every run, leaves `[Q, P, ...]`, on its rows; float32 `[Q, P, n, K]`."""
         inputs = jnp.asarray(self.data.inputs)
-        return np.asarray(logits_of_rows(self.model, params, batch_stats, inputs, rows))
+        if self.weights is None:  # small ones: the rows of a table are read once for all
+            return np.asarray(_logits_of_tables(self.model, params, batch_stats, inputs, rows))
+        found = []
+        for q in range(len(jax.tree.leaves(params)[0])):
+            own = jax.tree.map(lambda leaf, q=q: leaf[q], [params, batch_stats])
+            found.append(logits_of_rows(self.model, own[0], own[1], inputs, rows))
+        return np.stack(found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_of_tables(model: Model, params, batch_stats, inputs, rows):
+    def of_run(run):
+        networks, own = run
+        one = lambda network: predict(model, network[0], network[1], inputs, rows=own)
+        return jax.vmap(one)(networks)
+
+    networks = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (params, batch_stats))
+    return jnp.swapaxes(jax.lax.map(of_run, (networks, rows)), 0, 1)
 
 
 class Trained(NamedTuple):
@@ -100,8 +124,18 @@ class Trained(NamedTuple):
     """Logits of the validation rows of each run's split, float32 `[E, F * S, m, K]`."""
 
     def at(self, stage: Integer[np.ndarray, " R"]) -> "Trained":
-        """Every run at a stage of its own, `[F * S]`; leaves `[F * S, ...]`."""
-        pick = lambda leaf: np.asarray(leaf)[stage, np.arange(len(stage))]
+        """Every run at a stage of its own, `[F * S]`; leaves `[F * S, ...]`.
+
+        Raises:
+          ValueError: validation logits there are not finite, which would count as class 0.
+        """
+        of_run = np.arange(len(stage))
+        if lost := int((~np.isfinite(self.val[stage, of_run]).all((-2, -1))).sum()):
+            raise ValueError(
+                f"{lost} of {len(stage)} runs predict what is not finite: training diverged, try a "
+                "lower learning rate or strength"
+            )
+        pick = lambda leaf: np.asarray(leaf)[stage, of_run]
         return Trained(*jax.tree.map(pick, tuple(self)))
 
     def at_stage(self, number: int) -> "Trained":

@@ -1,7 +1,7 @@
 """Training the methods of a setting: all runs of a program as one population."""
 
 import functools
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.compare.crossing import combined_programs, is_combination
-from fairjax.compare.methods import PROGRAMS, Program, by_method, choices_of_runs
+from fairjax.compare.methods import PROGRAMS, Program, by_method, choices_of_runs, programs
 from fairjax.compare.retrain import linear_probe, retrain_balanced
 from fairjax.compare.setting import Setting, Trained, known_methods
 from fairjax.fairtune import add_lora, mask_space
@@ -17,9 +17,9 @@ from fairjax.models import compiler_options, fresh_head
 from fairjax.sampling import BatchSampler, arrange_splits
 from fairjax.timing import timed
 from fairjax.train import (
+    Step,
     fit_population,
     init_population,
-    logits_of_rows,
     make_step,
     measure_cells,
     replicate,
@@ -37,7 +37,7 @@ def train_methods(
     keep: Callable[[str, Trained], Any] = lambda name, trained: trained,
     on_trained: Callable[[tuple[str, ...]], None] = lambda names: None,
     seconds: MutableMapping[str, float] | None = None,
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Train all methods that apply, those of one program at the same time.
 
     Methods start alike and draw by the same keys, so that their differences are paired.
@@ -51,56 +51,67 @@ def train_methods(
       seconds: where the time goes is added here: "compile_s", "train_s", "heads_s".
 
     Returns:
-      `({method: kept}, notes)`, in the order of `methods`; the notes say what was left out and why.
+      `({method: kept}, {method: why it was left out})`, the first in the order of `methods`. What
+      fails, or trains to values that are not finite, costs its own method alone: programs of
+      several that fail are tried one method at a time.
 
     Raises:
-      ValueError: an unknown method; or as the recipe and its step.
+      ValueError: an unknown method; or as the recipe and its step. Whatever fails plain training,
+      which all others are compared with.
     """
     together = [name for name in methods if is_combination(name)]
     wanted = known_methods(methods, (*ALL_METHODS, *together))
     seconds = {} if seconds is None else seconds
     kept: dict[str, Any] = {}
-    notes: list[str] = []
+    left_out: dict[str, str] = {}
     plain: dict[str, Trained] = {}
-    for names, make in [*PROGRAMS.items(), *combined_programs(together)]:
-        own = tuple(name for name in wanted if name in names)
-        if not own:
-            continue
+
+    def attempt(own: tuple[str, ...], train: Callable[[tuple[str, ...]], Mapping[str, Trained]]):
+        """Some methods together; each alone where that fails."""
         try:
-            program = make(setting, plain)
-            program = program._replace(choices={name: program.choices[name] for name in own})
-            space, params = _space(setting, program)
-        except ValueError as error:  # a factory that says why it does not apply
-            if "plain" in own:
+            found = train(own)
+        except Exception as error:  # whatever the loss of a method may raise
+            if own == ("plain",):
                 raise
-            notes.append(f"{', '.join(own)} left out: {error}")
-            continue
-        frozen = None if space is None else space.partition(params)[1]
-        found = _train(setting, program, space, frozen, seconds)
-        plain |= {name: each for name, each in found.items() if name == "plain"}
-        kept |= {name: keep(name, each) for name, each in found.items()}
-        on_trained(own)
+            if len(own) == 1:
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                left_out[own[0]] = kind + " ".join(str(error).split())
+            for name in own if len(own) > 1 else ():
+                attempt((name,), train)
+            return
+        plain.update({name: each for name, each in found.items() if name == "plain"})
+        for name, each in found.items():
+            try:
+                kept[name] = keep(name, each)
+            except ValueError as error:
+                if name == "plain":
+                    raise
+                left_out[name] = str(error)
+        on_trained(tuple(name for name in own if name in kept))
+
+    for names, make in [*programs(setting).items(), *combined_programs(together)]:
+        own = tuple(name for name in wanted if name in names)
+        if own:
+            attempt(
+                own, lambda own, make=make: _train(setting, make(setting, plain).only(own), seconds)
+            )
     for name in (name for name in wanted if name in AFTERWARDS):
-        try:
-            with timed(seconds, "heads_s"):
-                found = _afterwards(name, setting, plain["plain"])
-        except ValueError as error:
-            notes.append(f"{name} left out: {error}")
-            continue
-        kept[name] = keep(name, found)
-        on_trained((name,))
-    return {name: kept[name] for name in wanted if name in kept}, notes
+        attempt((name,), lambda own: _afterwards(own[0], setting, plain["plain"], seconds))
+    return {name: kept[name] for name in wanted if name in kept}, left_out
 
 
-def _afterwards(name: str, setting: Setting, plain: Trained) -> Trained:
-    if name == "dfr":
-        return retrain_balanced(setting, plain.at_stage(-1))
-    if setting.weights is None:
-        raise ValueError("needs a network that was trained before")
-    num_runs = len(setting.split_of_run)
-    host = lambda tree: jax.tree.map(np.array, replicate(tree, num_runs))
-    start = Trained(host(setting.weights.params), host(setting.weights.batch_stats), plain.val[-1])
-    return linear_probe(setting, start)
+def _afterwards(
+    name: str, setting: Setting, plain: Trained, seconds: MutableMapping[str, float]
+) -> dict[str, Trained]:
+    """Heads on the features of trained networks."""
+    with timed(seconds, "heads_s"):
+        if name == "dfr":
+            return {name: retrain_balanced(setting, plain.at_stage(-1))}
+        if setting.weights is None:
+            raise ValueError("needs a network that was trained before")
+        num_runs = len(setting.split_of_run)
+        params, stats = jax.tree.map(np.array, replicate(tuple(setting.weights[:2]), num_runs))
+        return {name: linear_probe(setting, Trained(params, stats, plain.val[-1]))}
 
 
 def _space(setting: Setting, program: Program) -> tuple[Any, Any]:
@@ -114,20 +125,22 @@ def _space(setting: Setting, program: Program) -> tuple[Any, Any]:
 
 
 def _train(
-    setting: Setting,
-    program: Program,
-    space: Any,
-    frozen: Any,
-    seconds: MutableMapping[str, float],
+    setting: Setting, program: Program, seconds: MutableMapping[str, float]
 ) -> dict[str, Trained]:
     """All runs of the program's methods, kept at the end of every stage."""
-    data, model, names = setting.data, setting.model, list(program.choices)
+    space, whole = _space(setting, program)
+    frozen = None if space is None else space.partition(whole)[1]
+    data, model, num_stages = setting.data, setting.model, setting.num_stages
     network = setting.recipe.make_model(model)
     num_train = setting.splits.train.shape[1]
     sampler = program.sampler._replace(batches_per_epoch=num_train // setting.recipe.batch_size)
     optimizer = setting.recipe.make_optimizer(sampler.batches_per_epoch)
     bind = None if space is None else space.bind
-    step = make_step(network, optimizer, bind=bind, **program.step)
+    make = functools.partial(make_step, network, optimizer, bind=bind)
+    if program.steps:
+        step = on_same_batch({name: make(**how) for name, how in program.steps.items()})
+    else:
+        step = make(**program.step)
     measure = functools.partial(measure_cells, network, sampler) if program.full_pass else None
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(model))
@@ -137,30 +150,53 @@ def _train(
             states,
             examples,
             sampler,
-            num_epochs=setting.recipe.num_epochs // setting.num_stages,
+            num_epochs=setting.recipe.num_epochs // num_stages,
             frozen=frozen,
             augment=setting.recipe.augment,
             measure_fn=measure,
             chunk_size=None if setting.weights is None else 1,
         )[0]
-        params = states.train.params
+        trains: Any = states.train if program.steps else (states.train,)
+        networks = [(train.params, train.batch_stats) for train in trains]
+        params, stats = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *networks)
         if bind is not None:
             params = jax.vmap(bind, in_axes=(0, None))(params, frozen)
-        return states, (params, states.train.batch_stats)
+        return states, (params, stats)
 
     states = _start(setting, program, space, sampler, optimizer)
     examples = jax.tree.map(jnp.asarray, data.rows(np.arange(len(data.labels))))
     with timed(seconds, "compile_s"):
         run = stage.lower(states, examples, frozen).compile()
-    own = setting.splits.val[np.tile(setting.split_of_run, len(names))]
     stages = []
     with timed(seconds, "train_s"):
-        for _ in range(setting.num_stages):
+        for _ in range(num_stages):
             states, networks = run(states, examples, frozen)
-            params, stats = jax.device_get(networks)
-            val = logits_of_rows(model, params, stats, examples.inputs, own)
-            stages.append(Trained(params, stats, np.asarray(val)))
-    return by_method(jax.tree.map(lambda *leaves: np.stack(leaves), *stages), names)
+            stages.append(jax.device_get(networks))
+        found = by_method(jax.tree.map(lambda *leaves: np.stack(leaves), *stages), program.methods)
+    with timed(seconds, "predict_s"):
+        # [E, M, P, ...] as networks of P runs
+        own = setting.splits.val[setting.split_of_run]
+        params, stats = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found.values())
+        val = np.split(setting.logits_of_all(params, stats, own), len(found))
+    return {
+        name: Trained(each[0], each[1], logits)
+        for (name, each), logits in zip(found.items(), val, strict=True)
+    }
+
+
+def on_same_batch(steps: Mapping[str, Step]) -> Any:
+    """The steps of several methods, each of its own state, on one batch; only "reweighted" looks
+    at the weights of its examples, for a batch of plain training is whole."""
+
+    def step(state, batch, key, mask=None, frozen=None):
+        plain = batch._replace(weights=jnp.ones_like(batch.weights))
+        done = [
+            each(train, batch if name == "reweighted" else plain, key, mask=mask, frozen=frozen)
+            for (name, each), train in zip(steps.items(), state, strict=True)
+        ]
+        return tuple(train for train, _ in done), done[0][1]
+
+    return step
 
 
 def _start(
@@ -194,7 +230,10 @@ def _start(
         params, stats = jax.tree.map(lambda leaf: leaf[number], networks)
         choices |= {"rows": jax.tree.map(lambda leaf: leaf[setting.split_of_run[number]], rows)}
         how = {"keys": order[number], "choices": choices}
-        return init_population(params, stats, optimizer, sampler, **how)
+        states = init_population(params, stats, optimizer, sampler, **how)
+        if not program.steps:
+            return states
+        return states._replace(train=(states.train,) * len(program.steps))
 
     weights = None if setting.weights is None else setting.weights[:2]
     return init(keys, order, weights, rows, choices_of_runs(program, num_runs))

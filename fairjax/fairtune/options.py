@@ -161,9 +161,9 @@ class Branches(NamedTuple):
     """The trainings that candidates choose among, as functions of one program."""
 
     init: Callable[..., FitState]
-    """`init(train, key, rows, choices [C]) -> state` with `Chosen` as sampler."""
+    """`init(train, key, rows, choices [C]) -> state`; with options, `Chosen` is its sampler."""
     fit: Callable[..., FitState]
-    """`fit(states, data, *, mask, frozen, active, mesh) -> states` for P runs."""
+    """`fit(states, data, *, mask, frozen, active, chunk_size, mesh) -> states` for P runs."""
     own: Callable[[Any, Any], Any]
     """`own(frozen, choices)`: what a candidate binds, its plan for the K plans."""
 
@@ -236,7 +236,9 @@ def make_branches(
         ]
         return jax.lax.switch(index, ways, state)
 
-    def fit_all(states, data, *, mask, frozen, active, mesh) -> FitState:
+    def fit_all(states, data, *, mask, frozen, active, chunk_size, mesh) -> FitState:
+        del chunk_size  # together, all candidates would take all branches
+
         def here(states, mask, active, shared):
             return map_chunks(lambda run: fit_run(run, shared), (states, mask), 1, active)
 

@@ -15,6 +15,7 @@ from fairjax.fairtune.objectives import Objective
 from fairjax.fairtune.options import (
     NO_OPTIONS,
     PLAN,
+    Branches,
     Options,
     make_branches,
     planned_bind,
@@ -121,7 +122,7 @@ def make_program(
     pool, num_batches = replicates.pool, replicates.train.shape[1] // recipe.batch_size
     make_sampler = lambda recipe: recipe.make_sampler(pool)._replace(batches_per_epoch=num_batches)
     sampler, optimizer = make_sampler(recipe), recipe.make_optimizer(num_batches)
-    network, bind, own = recipe.make_model(model), space.bind, lambda frozen, _: frozen
+    network, bind = recipe.make_model(model), space.bind
     tunable, frozen = space.partition(weights.params)
     if PLAN in options:
         bind = planned_bind(space.bind, model)
@@ -129,11 +130,12 @@ def make_program(
     make_step = lambda recipe: recipe.make_step(
         network, optimizer, data, bind=bind, gate=kernel_gate(network)
     )
-    step, branches = make_step(recipe), None
-    num_epochs, num_seeds = int(rungs.epochs[0]), replicates.num_seeds
+    step, num_seeds = make_step(recipe), replicates.num_seeds
+    num_epochs, one_split = int(rungs.epochs[0]), replicates.count == 1
     if options:
         branches = make_branches(recipe, options, make_sampler, make_step, num_epochs)
-        own = branches.own
+    else:
+        branches = _one_branch(recipe, sampler, step, num_epochs, one_split)
     num_runs = num_seeds if rungs.races else replicates.count
 
     def start_fn(mask, rate, rung, shared, choices=None):
@@ -146,37 +148,18 @@ def make_program(
             head, own_rows = _at(heads, seed), _at(rows, fold)
             whole, ema = trees.merge(params, head), recipe.ema_decay is not None
             train = start_train(whole, batch_stats, optimizer, ema=ema, learning_rate=rate)
-            if branches is not None:
-                return branches.init(train, keys[seed], own_rows, choices)
-            return init_fit(train, sampler, keys[seed], rows=own_rows)
+            return branches.init(train, keys[seed], own_rows, choices)
 
         return jax.vmap(one)(number)
 
-    measure = functools.partial(_measure_runs, network, bind, own, objectives)
+    measure = functools.partial(_measure_runs, network, bind, branches.own, objectives)
 
     @functools.partial(jax.jit, static_argnames=("chunk_size", "mesh"), donate_argnums=0)
     def advance(states, masks, fold, active, due, pool, shared, *, chunk_size, mesh):
         val, frozen = shared
-        how = {"mask": jax.vmap(space.expand)(masks), "frozen": frozen, "active": active}
-        choices = None
-        if branches is not None:
-            states = branches.fit(states, pool, mesh=mesh, **how)
-            choices = states.sampler.choices
-        else:
-            states, _ = fit_population(
-                step,
-                states,
-                pool,
-                sampler,
-                num_epochs=num_epochs,
-                chunk_size=chunk_size,
-                mesh=mesh,
-                # where all draw the same batches, drawn once they need less memory, but one
-                # candidate after another is faster where its whole epoch stays in the cache
-                shared_batches=chunk_size > 1 and replicates.count == 1 and not sampler.adapts,
-                augment=recipe.augment,
-                **how,
-            )
+        how = {"frozen": frozen, "active": active, "chunk_size": chunk_size, "mesh": mesh}
+        states = branches.fit(states, pool, mask=jax.vmap(space.expand)(masks), **how)
+        choices = states.sampler.choices if options else None
         measured = shard_candidates(measure, mesh, num_mapped=4)
         return states, measured(states.train, choices, fold, due, pool, val, frozen)
 
@@ -193,6 +176,23 @@ def make_program(
         stream = _make_stream(*how, data)
     rest = (stream, start_data, frozen, options)
     return Program(space, objectives, replicates, num_runs, start_fn, advance, *rest)
+
+
+def _one_branch(recipe, sampler, step, num_epochs, one_split) -> Branches:
+    """The training of candidates that choose nothing but a mask and a rate."""
+
+    def init(train, key, rows, choices):
+        del choices
+        return init_fit(train, sampler, key, rows=rows)
+
+    def fit_all(states, data, *, chunk_size, **how):
+        # where all draw the same batches, drawn once they need less memory, but one candidate
+        # after another is faster where its whole epoch stays in the cache
+        how["shared_batches"] = chunk_size > 1 and one_split and not sampler.adapts
+        how |= {"num_epochs": num_epochs, "augment": recipe.augment, "chunk_size": chunk_size}
+        return fit_population(step, states, data, sampler, **how)[0]
+
+    return Branches(init, fit_all, lambda frozen, choices: frozen)
 
 
 def _at(tree: Any, index: jax.Array) -> Any:

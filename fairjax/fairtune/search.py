@@ -164,16 +164,10 @@ def evolution(
         ready = jnp.isfinite(state.scores).all()
         choices = _draw_choices(key, sizes)
         if choices is not None and state.choices is not None:
-            key_cross, key_flip = (jax.random.fold_in(k, 0) for k in (key_cross, key_flip))
-            from_one = jax.random.bernoulli(key_cross, 0.5, (len(sizes),))
-            inherited = jnp.where(from_one, state.choices[one], state.choices[other])
-            anew = jax.random.bernoulli(key_flip, flips, (len(sizes),))
-            choices = jnp.where(ready & ~anew, inherited, choices)
-        return (
-            jnp.where(ready, mask, random_mask),
-            jnp.where(ready, jnp.clip(log_rate, low, high), random_rate),
-            choices,
-        )
+            keys, parents = (key_cross, key_flip), state.choices[jnp.stack([one, other])]
+            choices = jnp.where(ready, _inherit(keys, parents, choices, flips), choices)
+        log_rate = jnp.where(ready, jnp.clip(log_rate, low, high), random_rate)
+        return jnp.where(ready, mask, random_mask), log_rate, choices
 
     def ask(state: EvolutionState, count: int):
         numbers = state.asked + jnp.arange(count, dtype=jnp.int32)
@@ -191,12 +185,12 @@ def evolution(
         log_rates = jnp.log(jnp.asarray(candidates.learning_rates, jnp.float32))
         log_rates = jnp.concatenate([state.log_rates, log_rates])
         scores, best = jax.lax.top_k(scores, num_parents)
-        choices = state.choices
-        if choices is not None:
-            choices = jnp.concatenate([choices, jnp.asarray(candidates.choices)])[best]
-        return state._replace(
-            masks=masks[best], log_rates=log_rates[best], scores=scores, choices=choices
-        )
+        kept = {"masks": masks[best], "log_rates": log_rates[best], "scores": scores}
+        if state.choices is not None:
+            kept["choices"] = jnp.concatenate([state.choices, jnp.asarray(candidates.choices)])[
+                best
+            ]
+        return state._replace(**kept)
 
     return Search(init, jax.jit(ask, static_argnums=1), tell, num_units, maximize, sizes)
 
@@ -269,6 +263,14 @@ def _draw_choices(key: jax.Array, sizes: tuple[int, ...]) -> jax.Array | None:
     if not sizes:
         return None
     return jax.random.randint(jax.random.fold_in(key, 1), (len(sizes),), 0, jnp.array(sizes))
+
+
+def _inherit(keys, parents: jax.Array, drawn: jax.Array, anew: float) -> jax.Array:
+    """Choices `[C]` of two parents `[2, C]`, each of one or the other, some as `drawn` anew."""
+    key_cross, key_flip = (jax.random.fold_in(key, 0) for key in keys)
+    from_one = jax.random.bernoulli(key_cross, 0.5, drawn.shape)
+    inherited = jnp.where(from_one, parents[0], parents[1])
+    return jnp.where(jax.random.bernoulli(key_flip, anew, drawn.shape), drawn, inherited)
 
 
 def log_range(learning_rates: tuple[float, float]) -> tuple[float, float]:

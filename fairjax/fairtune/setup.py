@@ -62,7 +62,7 @@ def mask_search(
     recipe: Recipe,
     *,
     key: Any,
-    space: str | MaskSpace = "norm_attn_mlp",
+    space: str | MaskSpace | None = None,
     objective: str | tuple[str, ...] = "worst_group_auc",
     search: SearchName | Search = "tpe",
     num_trials: int = 12,
@@ -87,7 +87,8 @@ def mask_search(
       data: see `search_masks`.
       recipe: see `search_masks`.
       key: see `search_masks`.
-      space: name of a mask space (`mask_space`), or one of your own.
+      space: name of a mask space (`mask_space`; None takes the parts of a ViT's or ResNet's
+        blocks, and the layers of another network), or one of your own.
       objective: one or several metrics (`fairtune.objective`).
       search: what proposes candidates, by name or one of your own.
       num_trials: T, candidates in all.
@@ -135,7 +136,7 @@ def mask_search(
     check_options(options, model, weights.params)
     if PLAN in options:
         weights = weights._replace(params=unstack_blocks(weights.params))
-    if isinstance(space, str):
+    if not isinstance(space, MaskSpace):
         space = mask_space(weights.params, space, head=model.head)
     rungs = _make_rungs(recipe.num_epochs, num_folds, stopping, first_rung, num_brackets)
     if chunk_size is not None and chunk_size < 1:

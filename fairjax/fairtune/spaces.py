@@ -47,14 +47,18 @@ _RESNET_UNITS: dict[str, dict[str, str]] = {
 
 _NORMALISATION = r".*((?i:norm)|bn\d|downsample/1).*"
 
-# Spaces without a choice; the first three suit any network.
+# Spaces that know no blocks; all but the last two suit any network.
 _FIXED: dict[str, dict[str, str]] = {
+    "layers": {r"(.+?)(/[^/]+)?": r"\1"},
     "full": {r".*": TRAINED},
     "linear": {r".*": FROZEN},
     "bitfit": {r".*bias": TRAINED, r".*": FROZEN},
     "norm_all": {_NORMALISATION: TRAINED, r".*": FROZEN},
     "attention_all": {r"blocks/\d+/attn/.*|pos_embed": TRAINED, r".*": FROZEN},
 }
+
+# What `mask_space` takes unless told: the parts of known blocks, else layers.
+_DEFAULTS = {"norm_attn_mlp": r"blocks/(\d+/)?attn/.*", "conv_bn": r"layer\d+/\d+/bn\d/.*"}
 
 PUBLISHED_NAMES = {
     "tune_full_block": "blocks",
@@ -212,7 +216,7 @@ class MaskSpace:
             )
 
 
-def mask_space(params: dict[str, Any], name: str, *, head: str = "head") -> MaskSpace:
+def mask_space(params: dict[str, Any], name: str | None = None, *, head: str = "head") -> MaskSpace:
     """The space of one tuning method.
 
         >>> from fairjax.models import image_model
@@ -227,12 +231,14 @@ def mask_space(params: dict[str, Any], name: str, *, head: str = "head") -> Mask
     - 3 L bits: `norm_attn_mlp`; 4 L bits: `norm1_attn_norm2_mlp`, and `attention_params`, the
       kernels and biases of qkv and projection (with `pos_embed` always trained);
     - ResNets and EfficientNets: `blocks`, `conv`, `bn` (L bits) and `conv_bn` (2 L bits);
+    - networks of any kind: `layers`, one bit per layer;
     - no bits: `norm_all`, `attention_all`, and for networks of any kind `full`, `linear` and
       `bitfit` (all biases). Other spaces of one's own networks: `mask_space_from_rules`.
 
     Args:
       params: of the network, or their shapes from `jax.eval_shape`.
-      name: one of the above, or the authors' name for it (`PUBLISHED_NAMES`).
+      name: one of the above, or the authors' name for it (`PUBLISHED_NAMES`); None takes
+        `norm_attn_mlp` of a ViT, `conv_bn` of a ResNet and `layers` of any other network.
       head: where the classifier is in `params`, as `Model.head` has it.
 
     Returns:
@@ -243,6 +249,10 @@ def mask_space(params: dict[str, Any], name: str, *, head: str = "head") -> Mask
 
     Source: Dutt et al., ICLR 2024, and the authors' code for the order of the bits.
     """
+    if name is None:
+        leaves = trees.flatten_named(params)
+        fits = lambda pattern: any(re.fullmatch(pattern, leaf) for leaf in leaves)
+        name = next((known for known, pattern in _DEFAULTS.items() if fits(pattern)), "layers")
     name = PUBLISHED_NAMES.get(name, name)
     try:
         trees.get_path(params, head)

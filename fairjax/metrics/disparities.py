@@ -1,5 +1,6 @@
 """Gaps and worst groups from rates on the host, and what a bootstrap makes of them."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -38,18 +39,18 @@ def disparities(rates: Rates) -> dict[str, np.ndarray]:
 
 def worst(rates: np.ndarray) -> np.ndarray:
     """The lowest defined rate, nan if no group defines one."""
-    return _extreme(rates, np.min, np.inf)
+    return np.asarray(functools.reduce(np.fmin, _columns(rates)))
 
 
 def _gap(rates: np.ndarray) -> np.ndarray:
-    several = (~np.isnan(rates)).sum(-1) > 1
-    wide = _extreme(rates, np.max, -np.inf) - _extreme(rates, np.min, np.inf)
-    return np.where(several, wide, np.nan)
+    defined = functools.reduce(np.add, (~np.isnan(each) for each in _columns(rates)), 0)
+    wide = functools.reduce(np.fmax, _columns(rates)) - worst(rates)
+    return np.where(defined > 1, wide, np.nan)
 
 
-def _extreme(rates: np.ndarray, fn: Callable[..., np.ndarray], fill: float) -> np.ndarray:
-    defined = ~np.isnan(rates)
-    return np.where(defined.any(-1), fn(np.where(defined, rates, fill), axis=-1), np.nan)
+def _columns(rates: np.ndarray) -> np.ndarray:
+    """Group by group `[G, ...]`: NumPy reduces a short last axis many times slower."""
+    return np.moveaxis(np.asarray(rates), -1, 0)
 
 
 def deviations(drawn: Rates, whole: Rates) -> dict[str, np.ndarray]:

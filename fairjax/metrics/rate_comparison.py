@@ -5,6 +5,8 @@ product per split, so that dozens of rows over dozens of splits take a second. S
 that have scores, by what each example adds to it.
 """
 
+import concurrent.futures
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -132,7 +134,8 @@ def compare_rates(
     # of groups, then of everyone
     areas = np.full((num_rows, *shape[:2], num_groups + 1), np.nan)
     cells = 2 * group + labels
-    for split in range(num_splits):
+
+    def count(split: int) -> None:
         runs = np.flatnonzero(splits == split)
         tested = examples[runs[0]]
         for cell in range(2 * num_groups):
@@ -146,6 +149,10 @@ def compare_rates(
         if scores is not None:
             own = scores[:, runs], labels[tested], group[tested], num_groups, drawn[:, tested]
             areas[: len(scores), :, runs] = _areas(*own).swapaxes(1, 2)
+
+    # sorting is one thread's work
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(count, range(num_splits)))
     rates = _rates(selected, totals[None])
     if scores is not None:
         rates |= {"auc": areas[..., :-1], "auc of everyone": areas[..., -1]}

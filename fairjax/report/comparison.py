@@ -79,9 +79,14 @@ def row_results(
 
 
 def comparison_cells(
-    settings: Mapping[str, Results], criterion: str
+    settings: Mapping[str, Results],
+    criterion: str,
+    left_out: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Columns and cells of the table, each a value and its 95 % interval, for `write_report`."""
+    """Columns and cells of the table, each a value and its 95 % interval, for `write_report`.
+
+    What was `left_out` of a setting, method -> reason, has a row that says so.
+    """
     gap = f"{criterion}_difference"
     columns = ["row", "accuracy", f"{criterion.replace('_', ' ')} gap", "worst group recall"]
     columns += [
@@ -113,6 +118,10 @@ def comparison_cells(
                     ("", "") if row == "plain" else (f"{value} ({worst['group']})", interval)
                 )
             cells.append(line)
+        for method, reason in (left_out or {}).get(setting, {}).items():
+            name = f"{setting}: {method}" if len(settings) > 1 else method
+            empty = [("", "")] * (len(columns) - 2)
+            cells.append([(name, f"left out: {reason}"), ("left out", ""), *empty])
     return columns, cells
 
 
@@ -254,6 +263,16 @@ def _listed(names: Sequence[str], others: Sequence[str]) -> str:
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def chance_note(settings: Mapping[str, Results], left_out: Mapping[str, Mapping[str, str]]) -> str:
+    """How many comparisons there are, and how many of them chance alone would make clear."""
+    compared = sum(len(rows) - 1 for rows in settings.values())
+    return (
+        f"{compared} rows are compared with plain, at 95 % each: of {compared} that change nothing "
+        f"about {compared / 20:.1f} would be told apart by chance. "
+        f"Methods left out: {sum(map(len, left_out.values()))}."
+    )
 
 
 def as_csv(settings: Mapping[str, Results]) -> str:

@@ -1,6 +1,7 @@
 """ROC and calibration of groups with their bands, as SVG."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ _AXES = {
 def group_curves(
     logits: Mapping[str, Float[np.ndarray, "n K"]], data: Dataset, rows: Int[np.ndarray, " n"]
 ) -> dict[str, str]:
-    """Heading -> SVG: ROC and calibration of every group, a panel for each network, three to a row.
+    """Heading -> SVG: ROC and calibration of every group, a picture for each network.
 
     Args:
       logits: network -> its logits; none are drawn for more than two classes.
@@ -46,6 +47,17 @@ def group_curves(
     return draw_curves(roc, calibration, sizes)
 
 
+def score_curves(
+    rows: Sequence[str],
+    scores: Float[np.ndarray, "M n"],
+    data: Dataset,
+    tested: Int[np.ndarray, " n"],
+) -> dict[str, str]:
+    """`group_curves` of the rows that have scores of class 1 over class 0, the first M."""
+    logits = np.stack([0 * scores, scores], -1)
+    return group_curves(dict(zip(rows, logits, strict=False)), data, tested)
+
+
 def draw_curves(
     roc: Mapping[str, Mapping[str, np.ndarray]],
     calibration: Mapping[str, Mapping[str, np.ndarray]],
@@ -68,26 +80,24 @@ def draw_curves(
 
 
 def _draw(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str, y_label: str) -> str:
-    """A panel for each network, a line and a band for each group: columns x, y, lower, upper."""
+    """A picture for each network, side by side where there is room; in each a line and a band for
+    each group."""
 
-    def draw(canvas: Any) -> None:
-        axes = canvas.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-        for axis in axes[len(panels) :]:
-            axis.remove()
-        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-            axis.plot([0, 1], [0, 1], ":", color="#737373")
-            for name, points in curves.items():
-                points = points[~np.isnan(points).any(1)]
-                marker = "." if len(points) <= 10 else None
-                (line,) = axis.plot(
-                    *points[:, :2].T, marker=marker, linewidth=1.2, label=shown_name(name)
-                )
-                axis.fill_between(
-                    points[:, 0], *points[:, 2:4].T, color=line.get_color(), alpha=0.15, linewidth=0
-                )
-            axis.set(title=title, xlabel=x_label, ylabel=y_label)
-            axis.legend(fontsize=7)
+    def draw(title: str, curves: Mapping[str, np.ndarray], canvas: Any) -> None:
+        axis = canvas.subplots()
+        axis.plot([0, 1], [0, 1], ":", color="#737373")
+        for name, points in curves.items():
+            points = points[~np.isnan(points).any(1)]
+            marker = "." if len(points) <= 10 else None
+            (line,) = axis.plot(
+                *points[:, :2].T, marker=marker, linewidth=1.2, label=shown_name(name)
+            )
+            axis.fill_between(
+                points[:, 0], *points[:, 2:4].T, color=line.get_color(), alpha=0.15, linewidth=0
+            )
+        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        axis.legend(fontsize=8)
 
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // 3)
-    return figure(draw, size=({1: 6.0, 2: 8.0, 3: 10.5}[columns], 3.8 * rows))
+    size = (3.6, 3.6) if len(panels) > 1 else (5.0, 4.2)
+    drawn = [figure(functools.partial(draw, *panel), size=size) for panel in panels.items()]
+    return "\n".join(drawn)

@@ -24,7 +24,7 @@ _TEMPLATE = """<!doctype html>
  th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
    background: var(--page); }
  @media (max-width: 40rem) { td:first-child { white-space: normal; overflow-wrap: anywhere;
-   min-width: 6rem; }
+   min-width: 8rem; }
   .cards, .cards tbody { display: block; } .cards thead { display: none; }
   .cards tr { display: grid; grid-template-columns: repeat(3, 1fr); padding: .3rem 0;
    border-bottom: 1px solid var(--line); }
@@ -36,8 +36,10 @@ _TEMPLATE = """<!doctype html>
    2px solid var(--mark); } [aria-sort=ascending] button::after { content: " \\2191"; }
  [aria-sort=descending] button::after { content: " \\2193"; }
  summary { cursor: pointer; font-weight: 600; margin: .6rem 0 .2rem; }
- small { color: var(--quiet); display: block; } figure { margin: 1rem 0; } svg { max-width: 100%;
-   height: auto; background: #fff; border-radius: 4px; }
+ small { color: var(--quiet); display: block; } figure { margin: 1rem 0; display: flex;
+   flex-wrap: wrap; gap: .5rem; } svg { max-width: 100%; height: auto; background: #fff;
+   border-radius: 4px; }
+ @media (max-width: 40rem) { figure { overflow-x: auto; } svg { max-width: none; flex: none; } }
  code, pre { background: var(--code); padding: .15rem .35rem; border-radius: 4px; }
  pre { overflow-x: auto; padding: .7rem; } dt { font-weight: 600; }
  dd, li, p { overflow-wrap: anywhere; }

@@ -105,6 +105,20 @@ def trade_off(
     return svg
 
 
+def trade_offs(settings: Mapping[str, Mapping[str, Any]], gap: str) -> dict[str, str]:
+    """Heading -> SVG: accuracy against a gap of every row, a picture for each setting."""
+    points = {
+        setting: {row: (result[gap], result["accuracy"]) for row, result in results.items()}
+        for setting, results in settings.items()
+    }
+    return {
+        f"{setting}: accuracy against {gap}": trade_off(
+            own, x_label=gap, y_label="test accuracy", title=""
+        )
+        for setting, own in points.items()
+    }
+
+
 def shown_name(name: str) -> str:
     """A name as Matplotlib's legends show it: one that begins with "_" would be left out."""
     return f" {name}" if name.startswith("_") else name
