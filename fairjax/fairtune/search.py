@@ -187,9 +187,8 @@ def evolution(
         scores, best = jax.lax.top_k(scores, num_parents)
         kept = {"masks": masks[best], "log_rates": log_rates[best], "scores": scores}
         if state.choices is not None:
-            kept["choices"] = jnp.concatenate([state.choices, jnp.asarray(candidates.choices)])[
-                best
-            ]
+            choices = jnp.concatenate([state.choices, jnp.asarray(candidates.choices)])
+            kept["choices"] = choices[best]
         return state._replace(**kept)
 
     return Search(init, jax.jit(ask, static_argnums=1), tell, num_units, maximize, sizes)
