@@ -88,6 +88,9 @@ class Config(cli.WeightFile):
     sampler: Sampler = "shuffled"
     """of candidates and rows"""
     loss: Loss = "cross_entropy"
+    options: tuple[str, ...] = ()
+    """what candidates choose among, too, such as sampler=shuffled,group_dro loss=focal,cvar; other
+    rows take --sampler and --loss"""
     after: Literal["thresholds"] | None = None
     """thresholds: every row once more, with a threshold per group that is chosen on validation"""
     weight_decay: cli.NonNegative = 0.01
@@ -260,6 +263,7 @@ def make_search(task: Task, masks: tuple[np.ndarray, ...] = ()) -> MaskSearch:
     config = task.config
     options = cli.settings(config, inspect.signature(fairtune.mask_search).parameters)
     options["num_seeds"] = config.search_seeds
+    options["options"] = fairtune.parse_options(config.options)
     if config.search in ("tpe", "nsga2"):
         options["storage"] = config.storage or str(task.run.folder / "study.journal")
     options["first_masks"] = masks

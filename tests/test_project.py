@@ -47,6 +47,7 @@ SAME_LEVEL = {
     "fusions": {"models"},
     "data": {"metrics"},
     "sampling": {"fairbatch"},
+    "pruning": {"fairtune"},
 }
 
 MAX_FILE, MAX_BODY, MAX_EXPERIMENTS = 400, 60, 4_720  # lines

@@ -17,6 +17,8 @@ from fairjax.fairtune.objectives import MAXIMIZED as MAXIMIZED
 from fairjax.fairtune.objectives import Objective as Objective
 from fairjax.fairtune.objectives import check_objectives as check_objectives
 from fairjax.fairtune.objectives import objective as objective
+from fairjax.fairtune.options import Options as Options
+from fairjax.fairtune.options import parse_options as parse_options
 from fairjax.fairtune.run import refit as refit
 from fairjax.fairtune.run import refit_choice as refit_choice
 from fairjax.fairtune.run import search_masks as search_masks

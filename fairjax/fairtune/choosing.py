@@ -131,11 +131,15 @@ def _noise(trials: Trials, rows: np.ndarray) -> np.ndarray:
 
 
 def _distances(trials: Trials, rows: np.ndarray) -> np.ndarray:
-    """Squared distances `[n, n]`: 4 for opposite masks, 4 for a decade of learning rate."""
+    """Squared distances `[n, n]`: 4 for opposite masks, a decade of rate, no choice in common."""
     masks = trials.masks[rows].astype(np.float64)
     rates = np.log10(trials.learning_rates[rows].astype(np.float64))
     bits = np.abs(masks[:, None] - masks[None]).sum(-1) / max(1, masks.shape[1])
-    return 4.0 * bits + 4.0 * (rates[:, None] - rates[None]) ** 2
+    squares = 4.0 * bits + 4.0 * (rates[:, None] - rates[None]) ** 2
+    if trials.choices is not None:
+        choices = trials.choices[rows]
+        squares += 4.0 * (choices[:, None] != choices[None]).mean(-1)
+    return squares
 
 
 def _regress(y, total, kernel, design, oldest):

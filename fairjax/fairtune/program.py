@@ -12,6 +12,15 @@ import numpy as np
 from fairjax import trees
 from fairjax.data import Dataset, Examples, folds, given_split
 from fairjax.fairtune.objectives import Objective
+from fairjax.fairtune.options import (
+    NO_OPTIONS,
+    PLAN,
+    Branches,
+    Options,
+    make_branches,
+    planned_bind,
+    stack_options,
+)
 from fairjax.fairtune.rungs import Rungs
 from fairjax.fairtune.spaces import MaskSpace
 from fairjax.fairtune.tune import Measured
@@ -60,7 +69,7 @@ class Program(NamedTuple):
     num_runs: int
     """W, runs of a trial at a time: all replicates, or in a race the seeds of a fold."""
     start_fn: Callable[..., Any]
-    """`start_fn(mask [U], rate, rung, start_data) -> states [W]`."""
+    """`start_fn(mask [U], rate, rung, start_data) -> states [W]`; with options also choices."""
     advance: Any
     """`advance(states [P], masks [P, U], fold [P], active [P], due [P], pool, (val, frozen),`
     `chunk_size=, mesh=) -> (states, Measured)` for P runs, jitted; measures those that are due."""
@@ -70,6 +79,7 @@ class Program(NamedTuple):
     are not."""
     start_data: Any
     frozen: Any
+    options: Options
 
     def fold_of_runs(self, rungs: np.ndarray) -> np.ndarray:
         """The fold of every run, int32 `[P * W]`, of slots at these rungs of a race."""
@@ -106,19 +116,29 @@ def make_program(
     objectives: tuple[Objective, ...],
     rungs: Rungs,
     key: Any,
+    options: Options = NO_OPTIONS,
 ) -> Program:
     """The program of a search; nothing is compiled yet."""
-    pool, num_train = replicates.pool, replicates.train.shape[1]
-    sampler = recipe.make_sampler(pool)
-    sampler = sampler._replace(batches_per_epoch=num_train // recipe.batch_size)
-    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
-    network = recipe.make_model(model)
-    step = recipe.make_step(network, optimizer, data, bind=space.bind, gate=kernel_gate(network))
+    pool, num_batches = replicates.pool, replicates.train.shape[1] // recipe.batch_size
+    make_sampler = lambda recipe: recipe.make_sampler(pool)._replace(batches_per_epoch=num_batches)
+    sampler, optimizer = make_sampler(recipe), recipe.make_optimizer(num_batches)
+    network, bind = recipe.make_model(model), space.bind
     tunable, frozen = space.partition(weights.params)
-    num_epochs, num_seeds = int(rungs.epochs[0]), replicates.num_seeds
+    if PLAN in options:
+        bind = planned_bind(space.bind, model)
+        frozen = (frozen, stack_options(options[PLAN], model, weights.params))
+    make_step = lambda recipe: recipe.make_step(
+        network, optimizer, data, bind=bind, gate=kernel_gate(network)
+    )
+    step, num_seeds = make_step(recipe), replicates.num_seeds
+    num_epochs, one_split = int(rungs.epochs[0]), replicates.count == 1
+    if options:
+        branches = make_branches(recipe, options, make_sampler, make_step, num_epochs)
+    else:
+        branches = _one_branch(recipe, sampler, step, num_epochs, one_split)
     num_runs = num_seeds if rungs.races else replicates.count
 
-    def start_fn(mask, rate, rung, shared):
+    def start_fn(mask, rate, rung, shared, choices=None):
         del mask
         params, heads, batch_stats, rows, keys = shared
         number = jnp.arange(num_runs, dtype=jnp.int32) + rung * num_runs
@@ -126,35 +146,22 @@ def make_program(
         def one(number):
             seed, fold = number % num_seeds, number // num_seeds
             head, own_rows = _at(heads, seed), _at(rows, fold)
-            own, ema = trees.merge(params, head), recipe.ema_decay is not None
-            train = start_train(own, batch_stats, optimizer, ema=ema, learning_rate=rate)
-            return init_fit(train, sampler, keys[seed], rows=own_rows)
+            whole, ema = trees.merge(params, head), recipe.ema_decay is not None
+            train = start_train(whole, batch_stats, optimizer, ema=ema, learning_rate=rate)
+            return branches.init(train, keys[seed], own_rows, choices)
 
         return jax.vmap(one)(number)
 
-    measure = functools.partial(_measure_runs, network, space, objectives)
+    measure = functools.partial(_measure_runs, network, bind, branches.own, objectives)
 
     @functools.partial(jax.jit, static_argnames=("chunk_size", "mesh"), donate_argnums=0)
     def advance(states, masks, fold, active, due, pool, shared, *, chunk_size, mesh):
         val, frozen = shared
-        states, _ = fit_population(
-            step,
-            states,
-            pool,
-            sampler,
-            num_epochs=num_epochs,
-            mask=jax.vmap(space.expand)(masks),
-            frozen=frozen,
-            active=active,
-            chunk_size=chunk_size,
-            mesh=mesh,
-            # where all draw the same batches, drawn once they need less memory, but one candidate
-            # after another is faster where its whole epoch stays in the cache
-            shared_batches=chunk_size > 1 and replicates.count == 1 and not sampler.adapts,
-            augment=recipe.augment,
-        )
-        measured = shard_candidates(measure, mesh, num_mapped=3)
-        return states, measured(states.train, fold, due, pool, val, frozen)
+        how = {"frozen": frozen, "active": active, "chunk_size": chunk_size, "mesh": mesh}
+        states = branches.fit(states, pool, mask=jax.vmap(space.expand)(masks), **how)
+        choices = states.sampler.choices if options else None
+        measured = shard_candidates(measure, mesh, num_mapped=4)
+        return states, measured(states.train, choices, fold, due, pool, val, frozen)
 
     # the first seed trains as the search is given it
     later = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(1, num_seeds))
@@ -163,11 +170,29 @@ def make_program(
     start_data = (others, heads, weights.batch_stats, _arrange(replicates), keys)
     stream = None
     if recipe.streams(data):
+        if options:
+            raise ValueError("options need examples that lie on the device, see Recipe.data_bytes")
         how = (network, step, sampler, recipe, space, objectives, num_epochs, replicates)
         stream = _make_stream(*how, data)
-    return Program(
-        space, objectives, replicates, num_runs, start_fn, advance, stream, start_data, frozen
-    )
+    rest = (stream, start_data, frozen, options)
+    return Program(space, objectives, replicates, num_runs, start_fn, advance, *rest)
+
+
+def _one_branch(recipe, sampler, step, num_epochs, one_split) -> Branches:
+    """The training of candidates that choose nothing but a mask and a rate."""
+
+    def init(train, key, rows, choices):
+        del choices
+        return init_fit(train, sampler, key, rows=rows)
+
+    def fit_all(states, data, *, chunk_size, **how):
+        # where all draw the same batches, drawn once they need less memory, but one candidate
+        # after another is faster where its whole epoch stays in the cache
+        how["shared_batches"] = chunk_size > 1 and one_split and not sampler.adapts
+        how |= {"num_epochs": num_epochs, "augment": recipe.augment, "chunk_size": chunk_size}
+        return fit_population(step, states, data, sampler, **how)[0]
+
+    return Branches(init, fit_all, lambda frozen, choices: frozen)
 
 
 def _at(tree: Any, index: jax.Array) -> Any:
@@ -197,17 +222,19 @@ def _heads(model: Model, tunable: Any, keys: Any) -> tuple[Any, Any]:
     return heads, others
 
 
-def _measure_runs(network, space, objectives, trains, fold, due, pool, val, frozen) -> Measured:
+def _measure_runs(
+    network, bind, own, objectives, trains, choices, fold, due, pool, val, frozen
+) -> Measured:
     """The objectives of P runs, each on the validation rows of its fold; `val [F, m]`."""
 
     def one(run):
-        train, fold = run
+        train, choices, fold = run
         rows = val[fold]
-        params = space.bind(train.final_params, frozen)
+        params = bind(train.final_params, own(frozen, choices))
         logits = predict(network, params, train.batch_stats, pool.inputs, rows=rows)
         return _measure(objectives, logits, pool.labels[rows], pool.group[rows], fold)
 
-    return map_chunks(one, (trains, fold), 1, due)
+    return map_chunks(one, (trains, choices, fold), 1, due)
 
 
 def _measure(objectives, logits, labels, group, fold) -> Measured:

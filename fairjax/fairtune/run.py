@@ -13,6 +13,7 @@ import numpy as np
 from fairjax.data import Dataset
 from fairjax.fairtune.found import Choice, Found
 from fairjax.fairtune.objectives import Objective
+from fairjax.fairtune.options import PLAN, choose, planned_bind
 from fairjax.fairtune.setup import mask_search
 from fairjax.fairtune.tune import (
     TuneState,
@@ -24,6 +25,7 @@ from fairjax.train import (
     seed_keys,
     train_seeds,
 )
+from fairjax.trees import unstack_blocks
 
 
 def search_masks(
@@ -39,8 +41,9 @@ def search_masks(
 ) -> Found:
     """Search which parts of a pre-trained network to fine-tune, by validation fairness.
 
-    Candidates are masks and learning rates; a population of them trains as one program, those that
-    validate badly stop early, and new ones take their places.
+    Candidates are masks and learning rates, and values of `options` such as samplers, losses and
+    pruning plans; a population of them trains as one program, those that validate badly stop early,
+    and new ones take their places.
 
     Args:
       model: the network, ours or one of `models.wrap_nnx` and `models.wrap_linen`.
@@ -123,7 +126,7 @@ def refit_choice(
       weights: pre-trained.
       data: trains on "train"; rates (and epochs) are chosen on "val".
       recipe: how.
-      choice: what changes, and the learning rates to try.
+      choice: what changes, the learning rates to try, and options that replace the recipe's.
       objective: judges the validation split.
       num_seeds: S.
       start_keys: PRNG keys `[S]` of the classifiers; of the seeds 0 to S - 1 if None.
@@ -131,9 +134,14 @@ def refit_choice(
       **options: `select` and `chunk_size` of `train.train_seeds`.
 
     Returns:
-      `Tuned`.
+      `Tuned`. Channels that a plan prunes are 0 in it; `pruning.slice_channels` removes them.
     """
-    trained, rest = choice.space.split(weights.params, choice.mask)
+    recipe, params, bind = choose(recipe, choice.options), weights.params, choice.space.bind
+    if PLAN in choice.options:
+        params, bind = unstack_blocks(params), planned_bind(bind, model)
+    trained, rest = choice.space.split(params, choice.mask)
+    if PLAN in choice.options:
+        rest = (rest, choice.options[PLAN])
     return train_seeds(
         model,
         trained,
@@ -145,6 +153,6 @@ def refit_choice(
         batch_keys=batch_keys,
         learning_rates=choice.learning_rates,
         rest=rest,
-        bind=choice.space.bind,
+        bind=bind,
         **options,
     )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.fairtune.objectives import Objective
+from fairjax.fairtune.options import NO_OPTIONS, Options, num_values
 from fairjax.fairtune.spaces import MaskSpace
 
 LEARNING_RATES = (1e-5, 1e-3)
@@ -32,6 +33,8 @@ class Candidates(NamedTuple):
     """bool `[n, U]`, True = trained."""
     learning_rates: Any
     """float32 `[n]`."""
+    choices: Any = None
+    """int32 `[n, C]`, which value of each option; None where C = 0."""
 
 
 class Search(NamedTuple):
@@ -48,6 +51,8 @@ class Search(NamedTuple):
     """U, length of a mask."""
     maximize: tuple[bool, ...]
     """Direction of each of the M objectives."""
+    num_values: tuple[int, ...] = ()
+    """K of each of the C options that candidates choose from."""
 
 
 class RandomState(NamedTuple):
@@ -68,6 +73,8 @@ class EvolutionState(NamedTuple):
     """float32 `[S]`, natural logarithms."""
     scores: jax.Array
     """float32 `[S]`, larger is better, -inf where nobody is yet."""
+    choices: jax.Array | None = None
+    """int32 `[S, C]`; None where C = 0."""
 
 
 def random_search(
@@ -75,14 +82,16 @@ def random_search(
     objectives: Sequence[Objective],
     *,
     learning_rates: tuple[float, float] = LEARNING_RATES,
+    options: Options = NO_OPTIONS,
 ) -> Search:
-    """Every bit a fair coin, learning rates log-uniform in a range.
+    """Every bit a fair coin, every option a fair die, learning rates log-uniform in a range.
 
     Raises:
       ValueError: no objective, or an empty or negative range.
     """
     maximize = directions_of(objectives)
     low, high = log_range(learning_rates)
+    sizes = num_values(options)
 
     def init(seed: int) -> RandomState:
         return RandomState(jax.random.key(seed), jnp.zeros((), jnp.int32))
@@ -91,7 +100,8 @@ def random_search(
         numbers = state.asked + jnp.arange(count, dtype=jnp.int32)
         keys = jax.vmap(lambda n: jax.random.fold_in(state.key, n))(numbers)
         masks, log_rates = jax.vmap(lambda key: _draw(key, space.num_units, low, high))(keys)
-        return Candidates(numbers, masks, jnp.exp(log_rates)), state._replace(
+        choices = jax.vmap(lambda key: _draw_choices(key, sizes))(keys)
+        return Candidates(numbers, masks, jnp.exp(log_rates), choices), state._replace(
             asked=state.asked + count
         )
 
@@ -100,7 +110,7 @@ def random_search(
         return state
 
     # asked once a round, by the host
-    return Search(init, jax.jit(ask, static_argnums=1), tell, space.num_units, maximize)
+    return Search(init, jax.jit(ask, static_argnums=1), tell, space.num_units, maximize, sizes)
 
 
 def evolution(
@@ -109,11 +119,13 @@ def evolution(
     *,
     num_parents: int = 8,
     learning_rates: tuple[float, float] = LEARNING_RATES,
+    options: Options = NO_OPTIONS,
 ) -> Search:
     """A steady-state evolutionary search for one objective; all of it works under jit.
 
-    A child mixes the bits of two of the best `num_parents` candidates so far, flips each with
-    probability 1 / U and inherits a learning rate times a log-normal factor. Until `num_parents`
+    A child mixes the bits and choices of two of the best `num_parents` candidates so far, flips or
+    draws anew each with probability 1 / (U + C) and inherits a learning rate times a log-normal
+    factor. Until `num_parents`
     candidates were told, children are random.
 
     Raises:
@@ -128,7 +140,8 @@ def evolution(
         )
     maximize = directions_of(objectives)
     low, high = log_range(learning_rates)
-    num_units = space.num_units
+    num_units, sizes = space.num_units, num_values(options)
+    flips = 1 / max(num_units + len(sizes), 1)
 
     def init(seed: int) -> EvolutionState:
         return EvolutionState(
@@ -137,6 +150,7 @@ def evolution(
             jnp.zeros((num_parents, num_units), bool),
             jnp.zeros(num_parents, jnp.float32),
             jnp.full(num_parents, -jnp.inf, jnp.float32),
+            jnp.zeros((num_parents, len(sizes)), jnp.int32) if sizes else None,
         )
 
     def child(state: EvolutionState, key: jax.Array):
@@ -144,20 +158,22 @@ def evolution(
         one, other = jax.random.choice(key_parents, num_parents, (2,), replace=False)
         from_one = jax.random.bernoulli(key_cross, 0.5, (num_units,))
         mask = jnp.where(from_one, state.masks[one], state.masks[other])
-        mask ^= jax.random.bernoulli(key_flip, 1 / max(num_units, 1), (num_units,))
+        mask ^= jax.random.bernoulli(key_flip, flips, (num_units,))
         log_rate = state.log_rates[one] + 0.1 * (high - low) * jax.random.normal(key_rate)
         random_mask, random_rate = _draw(key_random, num_units, low, high)
         ready = jnp.isfinite(state.scores).all()
-        return (
-            jnp.where(ready, mask, random_mask),
-            jnp.where(ready, jnp.clip(log_rate, low, high), random_rate),
-        )
+        choices = _draw_choices(key, sizes)
+        if choices is not None and state.choices is not None:
+            keys, parents = (key_cross, key_flip), state.choices[jnp.stack([one, other])]
+            choices = jnp.where(ready, _inherit(keys, parents, choices, flips), choices)
+        log_rate = jnp.where(ready, jnp.clip(log_rate, low, high), random_rate)
+        return jnp.where(ready, mask, random_mask), log_rate, choices
 
     def ask(state: EvolutionState, count: int):
         numbers = state.asked + jnp.arange(count, dtype=jnp.int32)
         keys = jax.vmap(lambda n: jax.random.fold_in(state.key, n))(numbers)
-        masks, log_rates = jax.vmap(lambda key: child(state, key))(keys)
-        return Candidates(numbers, masks, jnp.exp(log_rates)), state._replace(
+        masks, log_rates, choices = jax.vmap(lambda key: child(state, key))(keys)
+        return Candidates(numbers, masks, jnp.exp(log_rates), choices), state._replace(
             asked=state.asked + count
         )
 
@@ -169,23 +185,43 @@ def evolution(
         log_rates = jnp.log(jnp.asarray(candidates.learning_rates, jnp.float32))
         log_rates = jnp.concatenate([state.log_rates, log_rates])
         scores, best = jax.lax.top_k(scores, num_parents)
-        return state._replace(masks=masks[best], log_rates=log_rates[best], scores=scores)
+        kept = {"masks": masks[best], "log_rates": log_rates[best], "scores": scores}
+        if state.choices is not None:
+            choices = jnp.concatenate([state.choices, jnp.asarray(candidates.choices)])
+            kept["choices"] = choices[best]
+        return state._replace(**kept)
 
-    return Search(init, jax.jit(ask, static_argnums=1), tell, num_units, maximize)
+    return Search(init, jax.jit(ask, static_argnums=1), tell, num_units, maximize, sizes)
 
 
-def replay(space: MaskSpace, objectives: Sequence[Objective], candidates: Candidates) -> Search:
+def replay(
+    space: MaskSpace,
+    objectives: Sequence[Objective],
+    candidates: Candidates,
+    *,
+    options: Options = NO_OPTIONS,
+) -> Search:
     """Given candidates in their order, such as those of another search, under other conditions.
 
     Args:
       space: of the masks.
       objectives: one or several.
       candidates: at least as many as the search will have trials.
+      options: those that the candidates chose from.
 
     Raises:
-      ValueError: masks of another space; asked for more than there are.
+      ValueError: masks of another space, or choices of other options; asked for more than there
+        are.
     """
-    numbers, masks, rates = (np.asarray(values) for values in candidates)
+    numbers, masks, rates = (np.asarray(values) for values in candidates[:3])
+    sizes = num_values(options)
+    choices = np.zeros((len(masks), 0), int) if candidates.choices is None else candidates.choices
+    choices = np.asarray(choices)
+    if choices.shape != (len(masks), len(sizes)) or not ((choices >= 0) & (choices < sizes)).all():
+        raise ValueError(
+            f"choices must be [{len(masks)}, {len(sizes)}] of options with {sizes} values, got "
+            f"{choices.tolist()}"
+        )
     if masks.ndim != 2 or masks.shape[1] != space.num_units:
         raise ValueError(f"masks must be [n, {space.num_units}], got {masks.shape}")
 
@@ -193,14 +229,15 @@ def replay(space: MaskSpace, objectives: Sequence[Objective], candidates: Candid
         if asked + count > len(masks):
             raise ValueError(f"{len(masks)} candidates were given, {asked + count} are asked for")
         rows = np.arange(asked, asked + count)
-        return Candidates(numbers[rows], masks[rows], rates[rows]), asked + np.int32(count)
+        own = [choices[rows]] if sizes else []
+        return Candidates(numbers[rows], masks[rows], rates[rows], *own), asked + np.int32(count)
 
     def tell(asked: Any, candidates: Candidates, values, epochs=None) -> Any:
         del candidates, values, epochs
         return asked
 
     start = lambda seed: np.zeros((), np.int32)
-    return Search(start, ask, tell, space.num_units, directions_of(objectives))
+    return Search(start, ask, tell, space.num_units, directions_of(objectives), sizes)
 
 
 def directions_of(objectives: Sequence[Objective]) -> tuple[bool, ...]:
@@ -218,6 +255,21 @@ def _draw(key: jax.Array, num_units: int, low: float, high: float) -> tuple[jax.
     key_mask, key_rate = jax.random.split(key)
     log_rate = jax.random.uniform(key_rate, (), minval=low, maxval=max(high, low + 1e-6))
     return jax.random.bernoulli(key_mask, 0.5, (num_units,)), jnp.minimum(log_rate, high)
+
+
+def _draw_choices(key: jax.Array, sizes: tuple[int, ...]) -> jax.Array | None:
+    """A random value of every option, int32 `[C]`; by a key of its own, so that masks stay."""
+    if not sizes:
+        return None
+    return jax.random.randint(jax.random.fold_in(key, 1), (len(sizes),), 0, jnp.array(sizes))
+
+
+def _inherit(keys, parents: jax.Array, drawn: jax.Array, anew: float) -> jax.Array:
+    """Choices `[C]` of two parents `[2, C]`, each of one or the other, some as `drawn` anew."""
+    key_cross, key_flip = (jax.random.fold_in(key, 0) for key in keys)
+    from_one = jax.random.bernoulli(key_cross, 0.5, drawn.shape)
+    inherited = jnp.where(from_one, parents[0], parents[1])
+    return jnp.where(jax.random.bernoulli(key_flip, anew, drawn.shape), drawn, inherited)
 
 
 def log_range(learning_rates: tuple[float, float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from fairjax.data import Dataset
 from fairjax.fairtune.found import Found
 from fairjax.fairtune.objectives import Objective, check_objectives, objective
+from fairjax.fairtune.options import NO_OPTIONS, PLAN, Options, check_options, num_values
 from fairjax.fairtune.program import (
     NUM_DRAWS,
     Program,
@@ -33,6 +34,7 @@ from fairjax.memory import plan_chunk_size
 from fairjax.models import Model, Weights
 from fairjax.sharding import candidate_mesh, everywhere, spread
 from fairjax.train import Recipe
+from fairjax.trees import unstack_blocks
 
 SearchName = Literal["tpe", "random", "evolution", "nsga2"]
 Stopping = Literal["halving", "racing", "none"]
@@ -66,6 +68,7 @@ def mask_search(
     num_trials: int = 12,
     num_slots: int = 8,
     learning_rates: tuple[float, float] = LEARNING_RATES,
+    options: Options = NO_OPTIONS,
     num_folds: int = 1,
     num_seeds: int = 1,
     stopping: Stopping = "halving",
@@ -91,6 +94,10 @@ def mask_search(
       num_trials: T, candidates in all.
       num_slots: P, candidates trained as one population.
       learning_rates: range, log-uniform; a search of your own has its own.
+      options: what candidates choose among besides, name -> values: fields of the recipe, such as
+        `{"sampler": ("shuffled", "group_dro"), "loss": ("cross_entropy", "focal")}`, each
+        combination of which is compiled (see `options.FIELDS`), and "plan", `pruning.PrunePlan`s of
+        which `PrunePlan({})` prunes nothing. Candidates then train one by one on a device.
       num_folds: F, train and val are cut into as many folds, and a candidate's value is its mean
         over trainings that leave out one fold each and validate on it; 1 takes the split as it is.
       num_seeds: S, trainings of a candidate on each fold, with classifiers and orders of examples
@@ -104,8 +111,8 @@ def mask_search(
         `guided_masks`.
       storage: see `optuna_search` (tpe, nsga2).
       worker: see `optuna_search`.
-      chunk_size: candidates that a device trains at the same time; None lets the compiler say what
-        fits into memory.
+      chunk_size: candidates that a device trains at the same time; None is one on CPU, where more
+        are seldom faster (of convolutions several times slower), and elsewhere lets the compiler say what fits into memory.
 
     Returns:
       `MaskSearch`.
@@ -126,11 +133,16 @@ def mask_search(
             group_names=data.group_names,
             num_classes=data.num_classes,
         )
+    check_options(options, model, weights.params)
+    if PLAN in options:
+        weights = weights._replace(params=unstack_blocks(weights.params))
     if not isinstance(space, MaskSpace):
         space = mask_space(weights.params, space, head=model.head)
     rungs = _make_rungs(recipe.num_epochs, num_folds, stopping, first_rung, num_brackets)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
+    if options and chunk_size not in (None, 1):
+        raise ValueError(f"with options candidates train one by one: chunk_size is {chunk_size}")
     if num_trials < 1 or num_slots < 1:
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
     facts = {} if storage is None else {"data": data.fingerprint, "objective": ", ".join(names)}
@@ -138,10 +150,11 @@ def mask_search(
         facts["replicates"] = f"{num_folds} folds x {num_seeds} seeds"
     studied = {"storage": storage, "fingerprint": facts, "worker": worker}
     studied |= {"first_masks": first_masks}
-    chosen = _make_search(search, space, objectives, learning_rates, studied)
+    chosen = _make_search(search, space, objectives, learning_rates, options, studied)
     if len(objectives) > 1 and len(rungs.epochs) > 1:
         raise ValueError('early stopping needs a single objective; set stopping="none"')
     what = {"space": space, "objectives": objectives, "rungs": rungs, "key": key}
+    what["options"] = options
     program = make_program(model, weights, data, recipe, replicates, **what)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
     return _assemble(chosen, program, rungs, sizes, seed, chunk_size)
@@ -171,8 +184,9 @@ _SEARCHES: dict[str, Callable[..., Search]] = {
 }
 
 
-def _make_search(search, space, objectives, learning_rates, studied) -> Search:
+def _make_search(search, space, objectives, learning_rates, options, studied) -> Search:
     """The search of that name, or the given one if it fits; `studied` are options of Optuna's."""
+    how = {"learning_rates": learning_rates, "options": options}
     if isinstance(search, Search):
         name = "a search of your own"
         wanted = (space.num_units, directions_of(objectives))
@@ -181,17 +195,22 @@ def _make_search(search, space, objectives, learning_rates, studied) -> Search:
                 f"the search must propose masks of {wanted[0]} units and maximise {wanted[1]}, "
                 f"got {search.num_units} and {search.maximize}"
             )
+        if tuple(search.num_values) != num_values(options):
+            raise ValueError(
+                f"the search must choose from options of {num_values(options)} values, got "
+                f"{search.num_values}"
+            )
     elif search not in _SEARCHES:
         raise ValueError(f"search must be one of {', '.join(_SEARCHES)}; got {search!r}")
     elif search in ("tpe", "nsga2"):
-        return _SEARCHES[search](space, objectives, learning_rates=learning_rates, **studied)
+        return _SEARCHES[search](space, objectives, **how, **studied)
     else:
         name = search
     if studied["storage"] is not None or studied["worker"] or len(studied["first_masks"]):
         raise ValueError(f"storage, worker and first_masks go with tpe or nsga2, not with {name}")
     if isinstance(search, Search):
         return search
-    return _SEARCHES[search](space, objectives, learning_rates=learning_rates)
+    return _SEARCHES[search](space, objectives, **how)
 
 
 def _assemble(
@@ -200,7 +219,7 @@ def _assemble(
     """The search's functions around a program."""
     num_slots, num_runs = sizes["num_slots"], program.num_runs
     mesh = candidate_mesh(jax.devices()[: num_slots * num_runs])
-    space, start_data = program.space, program.start_data
+    space, start_data, options = program.space, program.start_data, program.options
     pool, val = program.replicates.pool, jnp.asarray(program.replicates.val)
     draws = {"num_replicates": program.replicates.count, "num_draws": NUM_DRAWS}
 
@@ -214,7 +233,9 @@ def _assemble(
         at = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on)
         of_all = lambda *shape, dtype: jax.ShapeDtypeStruct((num_candidates, *shape), dtype)
         mask = jax.ShapeDtypeStruct((space.num_units,), bool)
-        states = jax.eval_shape(program.start_fn, mask, jnp.float32(1), jnp.int32(0), start_data)
+        first = (mask, jnp.float32(1), jnp.int32(0), start_data)
+        first += (jax.ShapeDtypeStruct((len(options),), jnp.int32),) if options else ()
+        states = jax.eval_shape(program.start_fn, *first)
         states = jax.tree.map(lambda leaf: of_all(*leaf.shape[1:], dtype=leaf.dtype), states)
         masks, fold = of_all(space.num_units, dtype=bool), of_all(dtype=jnp.int32)
         shared = (pool_shapes(pool), (val, program.frozen))
@@ -223,7 +244,8 @@ def _assemble(
         return program.advance.lower(*arguments, chunk_size=num_candidates, mesh=mesh)
 
     def make_train_fn():
-        frozen, size = everywhere(program.frozen, mesh), chunk_size
+        alone = options or jax.default_backend() == "cpu"
+        frozen, size = everywhere(program.frozen, mesh), chunk_size or (1 if alone else None)
         if program.stream is not None:
             train = lambda *now: program.stream(*now, frozen, chunk_size=size or 1, mesh=mesh)
         else:
@@ -253,6 +275,6 @@ def _assemble(
             start_data=start_data,
             on_round=on_round,
         )
-        return Found(space, program.objectives, state.trials)
+        return Found(space, program.objectives, state.trials, options)
 
     return MaskSearch(init, run, lower, space, program.objectives, rungs)

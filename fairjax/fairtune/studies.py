@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fairjax.fairtune.objectives import Objective
+from fairjax.fairtune.options import NO_OPTIONS, Options, num_values, option_facts
 from fairjax.fairtune.search import (
     LEARNING_RATES,
     Candidates,
@@ -68,6 +69,7 @@ def optuna_search(
     make_sampler: Callable[[int], Any],
     *,
     learning_rates: tuple[float, float] = LEARNING_RATES,
+    options: Options = NO_OPTIONS,
     storage: str | None = None,
     fingerprint: Mapping[str, str] | None = None,
     worker: int = 0,
@@ -89,6 +91,7 @@ def optuna_search(
       objectives: one or several.
       make_sampler: `make_sampler(seed)`.
       learning_rates: range, log-uniform.
+      options: what candidates choose among besides, categorical.
       storage: database URL, or the path of a journal file; None keeps the study in memory.
       fingerprint: further facts, such as that of the data, that a stored study must agree with.
       worker: number of this process among those that share the storage.
@@ -105,7 +108,8 @@ def optuna_search(
     maximize = directions_of(objectives)
     units = hashlib.sha256(json.dumps(space.units).encode()).hexdigest()[:16]
     facts = {"space": space.name, "units": units, "learning_rates": str(learning_rates)}
-    facts |= dict(fingerprint or {})
+    facts |= option_facts(options) | dict(fingerprint or {})
+    sizes = num_values(options)
     studies: list[Any] = []
 
     def init(seed: int) -> StudyState:
@@ -125,12 +129,16 @@ def optuna_search(
             for unit in space.units:
                 trial.suggest_categorical(unit, [False, True])
             trial.suggest_float("learning_rate", *learning_rates, log=True)
+            for name, size in zip(options, sizes, strict=True):
+                trial.suggest_categorical(f"option {name}", list(range(size)))
             trials.append(trial)
         masks = [[trial.params[unit] for unit in space.units] for trial in trials]
+        choices = [[trial.params[f"option {name}"] for name in options] for trial in trials]
         candidates = Candidates(
             np.array([trial.number for trial in trials], np.int32),
             np.array(masks, bool).reshape(count, space.num_units),
             np.array([trial.params["learning_rate"] for trial in trials], np.float32),
+            np.array(choices, np.int32) if options else None,
         )
         return candidates, state._replace(asked=state.asked + np.int32(count))
 
@@ -142,7 +150,7 @@ def optuna_search(
             _tell_trial(study, int(number), row, int(epoch))
         return state
 
-    return Search(init, ask, tell, space.num_units, maximize)
+    return Search(init, ask, tell, space.num_units, maximize, sizes)
 
 
 def _open_study(storage: str | None, maximize: tuple[bool, ...], facts: Mapping[str, str]) -> Any:

@@ -42,6 +42,8 @@ class Trials(NamedTuple):
     """bool `[M]`, direction of each objective."""
     num_runs: np.ndarray
     """int32 scalar W, runs of a trial that train side by side."""
+    choices: np.ndarray | None = None
+    """int32 `[T, C]`, see `Candidates.choices`; None where C = 0."""
 
     @property
     def scores(self) -> np.ndarray:
@@ -116,6 +118,7 @@ def no_trials(
     num_replicates: int,
     num_draws: int,
     num_runs: int,
+    num_options: int = 0,
 ) -> Trials:
     """Before the first is asked for."""
     integers = np.zeros(num_trials, np.int32)
@@ -133,12 +136,15 @@ def no_trials(
         rung_values=np.full((num_trials, num_rungs), np.nan, np.float32),
         maximize=np.array(maximize, bool),
         num_runs=np.array(num_runs, np.int32),
+        choices=np.zeros((num_trials, num_options), np.int32) if num_options else None,
     )
 
 
 def find_same(trials: Trials, row: int) -> int:
-    """The first earlier trial with the same mask and learning rate bin, or -1."""
+    """The first earlier trial with the same mask, choices and learning rate bin, or -1."""
     bins = np.round(10 * np.log10(np.maximum(trials.learning_rates[: row + 1], 1e-30)))
     same = (trials.masks[:row] == trials.masks[row]).all(1) & (bins[:row] == bins[row])
     same &= trials.same_as[:row] < 0
+    if trials.choices is not None:
+        same &= (trials.choices[:row] == trials.choices[row]).all(1)
     return int(same.argmax()) if same.any() else -1

@@ -46,9 +46,10 @@ class Measured(NamedTuple):
     """float32 `[P * W, 2, B]`, see `Trials.drawn`."""
 
 
-StartFn = Callable[[Any, Any, Any, Any], Any]
+StartFn = Callable[..., Any]
 """`start_fn(mask [U], learning_rate, rung, start_data) -> states`, fresh training states of the W
-runs that a trial has side by side, leaves `[W, ...]`; traced."""
+runs that a trial has side by side, leaves `[W, ...]`; traced. In a search with options it is given
+`choices [C]` last."""
 TrainFn = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Measured]]
 """`train_fn(states [P * W], masks [P, U], rungs [P], active [P], due [P])` gives
 `(states, Measured)`; see `tune`."""
@@ -87,13 +88,16 @@ def init_tune(
     if num_trials < 1 or num_slots < 1:
         raise ValueError(f"need at least one trial and slot, got {num_trials} and {num_slots}")
     masks = jnp.zeros((num_slots, search.num_units), bool)
+    num_options = len(search.num_values)
+    choices = [jnp.zeros((num_slots, num_options), jnp.int32)] if num_options else []
 
     @jax.jit
-    def start(*arguments):
-        runs = jax.vmap(start_fn, in_axes=(0, 0, None, None))(*arguments)
+    def start(masks, rates, rung, start_data, *choices):
+        each = jax.vmap(start_fn, in_axes=(0, 0, None, None, *(0 for _ in choices)))
+        runs = each(masks, rates, rung, start_data, *choices)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), runs)
 
-    population = start(masks, jnp.ones(num_slots), 0, start_data)
+    population = start(masks, jnp.ones(num_slots), 0, start_data, *choices)
     num_runs = len(jax.tree.leaves(population)[0]) // num_slots
     num_rungs = len(rungs.epochs)
     if num_replicates != num_runs * (num_rungs if rungs.races else 1):
@@ -103,6 +107,7 @@ def init_tune(
     if rungs.races and not num_draws:
         raise ValueError("a race needs num_draws, got 0")
     sizes = {"num_replicates": num_replicates, "num_draws": num_draws, "num_runs": num_runs}
+    sizes["num_options"] = num_options
     trials = no_trials(num_trials, search.num_units, search.maximize, num_rungs, **sizes)
     return TuneState(search.init(seed), trials, rungs, np.full(num_slots, -1, np.int32), population)
 
@@ -124,10 +129,12 @@ def more_trials(state: TuneState, num_trials: int) -> TuneState:
         num_replicates=state.trials.drawn.shape[1],
         num_draws=state.trials.drawn.shape[3],
         num_runs=int(state.trials.num_runs),
+        num_options=0 if state.trials.choices is None else state.trials.choices.shape[1],
     )
     joined = {
         name: old if name in ("maximize", "num_runs") else np.concatenate([old, new])
         for name, old, new in zip(Trials._fields, state.trials, fresh, strict=True)
+        if old is not None and new is not None  # choices, in a search without options
     }
     return state._replace(trials=Trials(**joined))
 
@@ -144,9 +151,9 @@ def tune(
     """Train candidates, P at a time, until all T trials are done.
 
     Slots of candidates that end, stop or diverge are refilled in place with new ones, so the shape
-    of the trained program never changes and no second population is held. A mask and learning rate
-    (within a tenth of a decade) that were asked for before are not trained again but share the
-    earlier result. In a race every round trains on another fold, from the start.
+    of the trained program never changes and no second population is held. A mask, choices and
+    learning rate (within a tenth of a decade) that were asked for before are not trained again but
+    share the earlier result. In a race every round trains on another fold, from the start.
 
     Args:
       search: proposes candidates.
@@ -167,12 +174,12 @@ def tune(
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def refill(population, slot, mask, rate, rung, start_data):
-        return _put(population, start_fn(mask, rate, rung, start_data), slot)
+    def refill(population, slot, mask, rate, rung, *choices, start_data):
+        return _put(population, start_fn(mask, rate, rung, start_data, *choices), slot)
 
     while True:
         # copies: what on_round was given stays as it was
-        state = state._replace(trials=Trials(*map(np.array, state.trials)))
+        state = state._replace(trials=jax.tree.map(np.array, state.trials))
         state = _tell(search, state)
         state = _fill(search, state, functools.partial(refill, start_data=start_data))
         active = state.slots >= 0
@@ -182,7 +189,7 @@ def tune(
             on_round(state)
         if not active.any():
             return state
-        state = state._replace(trials=Trials(*map(np.array, state.trials)))
+        state = state._replace(trials=jax.tree.map(np.array, state.trials))
         rows = np.maximum(state.slots, 0)
         masks, rungs = state.trials.masks[rows], _rung_of(state, rows)
         # between rungs nothing depends on what a trial is worth
@@ -207,7 +214,12 @@ def _tell(search: Search, state: TuneState) -> TuneState:
     if len(rows):
         stopped = np.where(trials.status[rows] == STOPPED, trials.epochs[rows], 0)
         values = np.where((trials.status[rows] == FAILED)[:, None], np.nan, trials.values[rows])
-        told = Candidates(trials.numbers[rows], trials.masks[rows], trials.learning_rates[rows])
+        told = Candidates(
+            trials.numbers[rows],
+            trials.masks[rows],
+            trials.learning_rates[rows],
+            *_choices(trials, rows),
+        )
         state = state._replace(search=search.tell(state.search, told, values, stopped))
     slots[np.isin(slots, rows)] = -1
     return state._replace(slots=slots)
@@ -223,7 +235,7 @@ def _fill(search: Search, state: TuneState, refill: Callable[..., Any]) -> TuneS
             row = slots[slot]
             rung = _rung_of(state, row)
             place = np.int32(slot), trials.masks[row], trials.learning_rates[row]
-            population = refill(population, *place, np.int32(rung))
+            population = refill(population, *place, np.int32(rung), *_choices(trials, row))
     while (asked := int((trials.status != UNUSED).sum())) < len(trials.status):
         free = order[slots[order] < 0][: len(trials.status) - asked]
         if not len(free):
@@ -231,8 +243,9 @@ def _fill(search: Search, state: TuneState, refill: Callable[..., Any]) -> TuneS
         candidates, search_state = search.ask(state.search, len(free))
         state = state._replace(search=search_state)
         rows = asked + np.arange(len(free))
-        for field in ("numbers", "masks", "learning_rates"):
-            getattr(trials, field)[rows] = getattr(candidates, field)
+        for field, asked_for in zip(Candidates._fields, candidates, strict=True):
+            if asked_for is not None:
+                getattr(trials, field)[rows] = asked_for
         for row in rows.tolist():
             trials.same_as[row] = find_same(trials, row)
             trials.status[row] = RUNNING if trials.same_as[row] < 0 else REPEATED
@@ -245,8 +258,14 @@ def _fill(search: Search, state: TuneState, refill: Callable[..., Any]) -> TuneS
                 trials.masks[row],
                 trials.learning_rates[row],
                 np.int32(0),
+                *_choices(trials, row),
             )
     return state._replace(slots=slots, population=population)
+
+
+def _choices(trials: Trials, rows: Any) -> tuple[np.ndarray, ...]:
+    """Those of some trials, or nothing in a search without options."""
+    return () if trials.choices is None else (trials.choices[rows],)
 
 
 def _move_up(slots: np.ndarray, population: Any, order: np.ndarray) -> tuple[np.ndarray, Any]:

@@ -79,7 +79,7 @@ def front(trials: Trials, objectives: Sequence[Objective]) -> str:
 
 
 def importance(shares: Mapping[str, float], objective: Objective) -> str:
-    """How much each unit and the learning rate explain of the trials' first comparison."""
+    """How much units, options and the learning rate explain of the trials' first comparison."""
     names = sorted(shares, key=lambda name: shares[name])[-20:]
 
     def draw(canvas):
@@ -91,8 +91,10 @@ def importance(shares: Mapping[str, float], objective: Objective) -> str:
     return figure(draw, size=(6.0, 0.8 + 0.2 * len(names)))
 
 
-def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
-    """Share of the variance that each unit and the learning rate explain, by Optuna's fANOVA.
+def parameter_importance(
+    trials: Trials, space: MaskSpace, options: Sequence[str] = ()
+) -> dict[str, float]:
+    """Share of the variance that units, options and the rate explain, by Optuna's fANOVA.
 
     Taken at the first rung, which trials of all qualities reach; {} for fewer than 4 of them or if
     they do not differ.
@@ -104,9 +106,10 @@ def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
     if len(rows) < 4 or np.ptp(values[rows]) == 0:
         return {}
     rates = trials.learning_rates[rows]
-    distributions: dict[str, Any] = {
-        unit: optuna.distributions.CategoricalDistribution([False, True]) for unit in space.units
-    }
+    categorical = optuna.distributions.CategoricalDistribution
+    distributions: dict[str, Any] = {unit: categorical([False, True]) for unit in space.units}
+    chosen = dict(zip(options, () if trials.choices is None else trials.choices.T, strict=True))
+    distributions |= {name: categorical(np.unique(own).tolist()) for name, own in chosen.items()}
     low, high = float(rates.min()), float(rates.max())
     distributions["learning rate"] = optuna.distributions.FloatDistribution(low, high, log=True)
     before = optuna.logging.get_verbosity()
@@ -115,6 +118,7 @@ def parameter_importance(trials: Trials, space: MaskSpace) -> dict[str, float]:
     for row in rows:
         params: dict[str, Any] = dict(zip(space.units, map(bool, trials.masks[row]), strict=True))
         params["learning rate"] = min(max(float(trials.learning_rates[row]), low), high)
+        params |= {name: int(own[row]) for name, own in chosen.items()}
         study.add_trial(
             optuna.trial.create_trial(
                 params=params, distributions=distributions, value=float(values[row])
@@ -132,7 +136,7 @@ def search_figures(found: Found) -> dict[str, str]:
     drawn = {"Search": history(trials, objectives[0])}
     if space.num_units:
         drawn["What the best trials train"] = heat_map(trials, space)
-    if shares := parameter_importance(trials, space):
+    if shares := parameter_importance(trials, space, tuple(found.options)):
         drawn["What decides"] = importance(shares, objectives[0])
     if len(objectives) > 1:
         drawn["Pareto front"] = front(trials, objectives)
