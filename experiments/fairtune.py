@@ -115,7 +115,8 @@ class Config(cli.WeightFile):
     """best trials of the search that are trained with all seeds; the best on average is the row"""
     num_seeds: cli.Count = 3
     chunk_size: cli.Count | None = None
-    """candidates trained at the same time; none asks the compiler what fits into memory"""
+    """candidates that a device trains at the same time; by default one on CPU, and elsewhere what
+    fits into memory"""
     num_replicates: cli.Replicates = 200
     """bootstrap replicates behind the 95 % intervals"""
     storage: str | None = None
@@ -149,7 +150,7 @@ def paper_preset(source: str, *sensitive: str, **settings) -> Config:
     )
 
 
-# small images, for 4 minutes on 2 cores; one candidate at a time per core: more are no faster
+# small images, for 4 minutes on 2 cores
 LESIONS = Config(
     about="synthetic skin lesions by skin tone, vit_micro at 32 px; about 4 minutes on 2 cores",
     # Dark skin is rare: a rate within it wants many images, as many of light skin are enough. To
@@ -163,7 +164,6 @@ LESIONS = Config(
     learning_rates=(1e-4, 1e-2),
     num_finalists=1,
     num_seeds=5,
-    chunk_size=1,
 )
 SMALL = dataclasses.replace(LESIONS, num_folds=3, num_seeds=3)
 
@@ -187,7 +187,6 @@ PRESETS = {
         num_rates=1,
         num_seeds=2,
         batch_size=16,
-        chunk_size=1,
         num_replicates=20,
     ),
     "lesions_jpeg": dataclasses.replace(

@@ -112,7 +112,8 @@ def mask_search(
       storage: see `optuna_search` (tpe, nsga2).
       worker: see `optuna_search`.
       chunk_size: candidates that a device trains at the same time; None is one on CPU, where more
-        are seldom faster (of convolutions several times slower), and elsewhere lets the compiler say what fits into memory.
+        are seldom faster (and convolutions several times slower), and elsewhere lets the compiler
+        say what fits into memory.
 
     Returns:
       `MaskSearch`.
