@@ -24,7 +24,8 @@ def save(folder: Path, step: int, state: Any) -> None:
     import orbax.checkpoint as ocp
 
     with _manager("write", folder) as manager:
-        manager.save(step, args=ocp.args.StandardSave(state))
+        kept = jax.tree.map(lambda leaf: None if np.size(leaf) == 0 else leaf, state)
+        manager.save(step, args=ocp.args.StandardSave(kept))  # orbax refuses empty arrays
         manager.wait_until_finished()
 
 
@@ -41,6 +42,8 @@ def restore(folder: Path, like: Any) -> tuple[int, Any] | None:
     here = SingleDeviceSharding(jax.devices()[0])  # whatever devices it was saved from
 
     def target(leaf: Any) -> Any:
+        if np.size(leaf) == 0:
+            return None
         if isinstance(leaf, jax.Array):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
         return np.asarray(leaf)
@@ -50,11 +53,13 @@ def restore(folder: Path, like: Any) -> tuple[int, Any] | None:
         if step is None:
             return None
         args = ocp.args.StandardRestore(jax.tree.map(target, like))
-        return step, jax.tree.map(_unbound, manager.restore(step, args=args))
+        return step, jax.tree.map(_unbound, like, manager.restore(step, args=args))
 
 
-def _unbound(leaf: Any) -> Any:
+def _unbound(empty: Any, leaf: Any) -> Any:
     """A restored array bound to no device: programs for any number of devices take it."""
+    if leaf is None:
+        return empty
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jnp.asarray(np.asarray(jax.random.key_data(leaf)))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

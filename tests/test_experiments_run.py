@@ -77,6 +77,7 @@ STATE = {
     "x": jnp.arange(40_000.0),
     "step": 7,
     "mask": np.array([True, False]),
+    "masks": np.zeros((3, 0), bool),  # of a space without bits
 }
 
 
