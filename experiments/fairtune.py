@@ -13,6 +13,7 @@ Rows of the table, each trained with several seeds: `full` fine-tuning to the la
 over seeds is best). All get a learning rate chosen on validation by the same objective.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -388,9 +389,8 @@ def train_rows(task: Task, found: Found) -> tuple[dict[str, dict[str, Any]], int
         "full": Choice(space("full"), none, rates),
         "linear": Choice(space("linear"), none, probe_rates),
     }
-    norm = Choice(space("norm_all"), none, rates)
-    if norm.description.num_trained > choices["linear"].description.num_trained:
-        choices["norm"] = norm  # but for a network without normalisation
+    with contextlib.suppress(ValueError):  # of a network without normalisation
+        choices["norm"] = Choice(space("norm_all"), none, rates)
     choices["all_on"] = Choice(found.space, np.ones(found.space.num_units, bool), rates)
     finalists = found.best(config.num_finalists)
     choices |= {f"finalist_{i + 1}": choice for i, choice in enumerate(finalists)}

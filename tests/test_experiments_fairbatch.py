@@ -63,7 +63,7 @@ def test_a_run_prints_a_table_and_leaves_a_complete_folder(finished):
         assert np.isclose(told["auc"]["estimate"], expected, atol=1e-6)
     page = (folder / "report.html").read_text()
     head = page.split("</style>")[0]
-    assert page.count("<svg") == 7 and page.count("<script") == 1 and "http://" not in head
+    assert page.count("<svg") == 9 and page.count("<script") == 1 and "http://" not in head
 
 
 def test_an_existing_run_is_not_overwritten(finished):

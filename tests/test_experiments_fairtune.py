@@ -289,3 +289,19 @@ def test_a_paper_preset_reads_its_raw_files_and_lesions_as_jpeg_are_drawn_once(t
     one, again = (load_data(data, image_size=16) for _ in range(2))
     assert set(one.group_names) == {"light", "dark"} and one.fingerprint == again.fingerprint
     assert abs(len(one.splits["train"]) - 80) <= 4
+
+
+def test_a_network_without_blocks_and_normalisation_is_searched_with_options(tmp_path):
+    choices = ("sampler=shuffled,group_dro", "loss=cross_entropy,focal")
+    config = dataclasses.replace(
+        SMOKE, model="vgg_micro", space=None, options=choices, out=tmp_path / "run"
+    )
+    prepare_run(config)()
+    rows = list(csv.DictReader((tmp_path / "run/trials.csv").read_text().splitlines()))
+    assert len(rows) == SMOKE.num_trials
+    assert {row["sampler"] for row in rows} <= {"shuffled", "group_dro"}
+    told = json.loads((tmp_path / "run/mask.json").read_text())
+    assert told["space"] == "layers" and set(told["options"]) == {"sampler", "loss"}
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    rows = [name for name in summary["results"] if "finalist" not in name]
+    assert rows == ["full", "full@best", "linear", "all_on", "fairtune"]  # nothing normalises

@@ -264,6 +264,8 @@ def test_a_network_of_ones_own_has_a_bit_per_layer_without_being_asked():
     assert mask_space(RESNET).units == mask_space(RESNET, "conv_bn").units
     vgg = jax.eval_shape(image_model("vgg11", 2).init, jax.random.key(0))[0]
     assert {"features/0", "features/18"} < set(mask_space(vgg).units)
+    with pytest.raises(ValueError, match="'norm' for this network; known are layers, full, linear"):
+        mask_space(vgg, "norm")
 
 
 def test_a_network_that_is_all_classifier_has_these_spaces_too():

@@ -9,6 +9,7 @@ import numpy as np
 from fairjax.compare.setting import Setting, Trained
 from fairjax.models import Model
 from fairjax.train import fit_heads, predict
+from fairjax.train.predict import below_head
 from fairjax.trees import get_path, set_path
 
 NUM_SUBSETS = 5
@@ -98,15 +99,5 @@ def balanced_subsets(cells: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _features(model: Model, network: Trained, inputs) -> jax.Array:
-    """What the last layer sees, `[n, D]`: what the network calls pooled, the last hidden layer
-    after its ReLU, or the inputs."""
-
-    def below_head(params, batch_stats, inputs, *, train=False, key=None):
-        out = model.apply(params, batch_stats, inputs, train=False)[1]
-        if not out:
-            return inputs, out, batch_stats
-        found = out["pooled"] if "pooled" in out else jax.nn.relu(out[list(out)[-1]])
-        return found, out, batch_stats
-
-    below = model._replace(apply=below_head)
-    return predict(below, network.params, network.batch_stats, inputs)
+    """What the last layer reads, `[n, D]`."""
+    return predict(below_head(model), network.params, network.batch_stats, inputs)

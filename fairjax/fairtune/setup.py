@@ -158,7 +158,8 @@ def mask_search(
     what["options"] = options
     program = make_program(model, weights, data, recipe, replicates, **what)
     sizes = {"num_trials": num_trials, "num_slots": num_slots}
-    return _assemble(chosen, program, rungs, sizes, seed, chunk_size)
+    alone = 1 if options or jax.default_backend() == "cpu" else None
+    return _assemble(chosen, program, rungs, sizes, seed, chunk_size or alone)
 
 
 def _make_rungs(num_epochs, num_folds, stopping, first_rung, num_brackets) -> Rungs:
@@ -245,8 +246,7 @@ def _assemble(
         return program.advance.lower(*arguments, chunk_size=num_candidates, mesh=mesh)
 
     def make_train_fn():
-        alone = options or jax.default_backend() == "cpu"
-        frozen, size = everywhere(program.frozen, mesh), chunk_size or (1 if alone else None)
+        frozen, size = everywhere(program.frozen, mesh), chunk_size
         if program.stream is not None:
             train = lambda *now: program.stream(*now, frozen, chunk_size=size or 1, mesh=mesh)
         else:

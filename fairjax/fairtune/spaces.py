@@ -249,9 +249,9 @@ def mask_space(params: dict[str, Any], name: str | None = None, *, head: str = "
 
     Source: Dutt et al., ICLR 2024, and the authors' code for the order of the bits.
     """
+    leaves = trees.flatten_named(params)
+    fits = lambda pattern: any(re.fullmatch(pattern, leaf) for leaf in leaves)
     if name is None:
-        leaves = trees.flatten_named(params)
-        fits = lambda pattern: any(re.fullmatch(pattern, leaf) for leaf in leaves)
         name = next((known for known, pattern in _DEFAULTS.items() if fits(pattern)), "layers")
     name = PUBLISHED_NAMES.get(name, name)
     try:
@@ -262,6 +262,7 @@ def mask_space(params: dict[str, Any], name: str | None = None, *, head: str = "
         tables, block, path = _VIT_UNITS, r"blocks/(\d+)", r"blocks/\1"
     else:
         tables, block, path = _RESNET_UNITS, r"layer(\d+)/(\d+)", r"layer\1/\2"
+        tables = tables if fits(rf"{block}/.*") else {}
     if name not in tables and name not in _FIXED:
         known = ", ".join([*tables, *_FIXED])
         raise ValueError(

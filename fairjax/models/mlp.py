@@ -63,7 +63,7 @@ def logistic_regression(num_features: int, num_classes: int = 2) -> Model:
 
     Returns:
       A `Model` with params `{"head": {"kernel", "bias"}}`, shapes `[D, 1]` and `[1]` for two
-      classes, `[D, K]` and `[K]` for more; `out` is `{}`.
+      classes, `[D, K]` and `[K]` for more; `out` is `{"pooled": inputs}`.
 
     Raises:
       ValueError: `num_features` below 1 or `num_classes` below 2.
@@ -89,7 +89,8 @@ def mlp(num_features: int, num_classes: int, hidden: Sequence[int] = (64, 64)) -
 
     Returns:
       A `Model` with params `hidden/0 .. hidden/n-1` and `head`, each `{"kernel", "bias"}`; `out`
-      holds every hidden layer before its ReLU, `{"hidden/0": [B, hidden[0]], ...}`.
+      holds every hidden layer before its ReLU, `{"hidden/0": [B, hidden[0]], ...}`, and `pooled`,
+      what the head reads.
 
     Raises:
       ValueError: a size below 1 or `num_classes` below 2.
@@ -105,7 +106,7 @@ class _LogisticRegression(nnx.Module):
 
     def __call__(self, x, *, train, key):
         z = self.head(x)
-        return (jnp.concatenate([-z, z], axis=-1) if z.shape[-1] == 1 else z), {}
+        return (jnp.concatenate([-z, z], axis=-1) if z.shape[-1] == 1 else z), {"pooled": x}
 
 
 class _MLP(nnx.Module):
@@ -124,4 +125,4 @@ class _MLP(nnx.Module):
         for i in range(len(self.hidden)):
             out[f"hidden/{i}"] = x = self.hidden[str(i)](x)
             x = jax.nn.relu(x)
-        return self.head(x), out
+        return self.head(x), out | {"pooled": x}

@@ -118,8 +118,9 @@ def vgg(config: VGGConfig) -> Model:
       A `Model` whose params follow torchvision: `features/18/kernel` `[3, 3, in, out]`,
       `classifier/0`, and `head` for the last layer. `out` holds every convolution's output before
       norm and ReLU by its name (`features/18`), batch norms by theirs, hidden layers of the
-      classifier before ReLU (`classifier/0`), and `pooled` `[B, 7 * 7 * C]` in `[H, W, C]` order.
-      With `train=True` and dropout, `apply` needs a `key`.
+      classifier before ReLU (`classifier/0`), the pooled `map` `[B, 7 * 7 * C]` in `[H, W, C]`
+      order, and `pooled`, what the last layer reads. With `train=True` and dropout, `apply` needs
+      a `key`.
 
     Source: Simonyan and Zisserman, ICLR 2015; layout of torchvision's vgg11 and vgg11_bn.
     """
@@ -163,11 +164,12 @@ class _VGG(nnx.Module):
                 norm = str(int(index) + 1)
                 out[f"features/{norm}"] = x = self.features[norm](x, train=train)
             x = jax.nn.relu(x)
-        out["pooled"] = x = _adaptive_mean_pool(x, config.pool_size).reshape(x.shape[0], -1)
+        out["map"] = x = _adaptive_mean_pool(x, config.pool_size).reshape(x.shape[0], -1)
         for i in range(len(config.classifier)):
             out[f"classifier/{3 * i}"] = x = self.classifier[str(3 * i)](x)
             layer_key = jax.random.fold_in(key, i) if train and config.dropout else None
             x = dropout(jax.nn.relu(x), config.dropout, layer_key)
+        out["pooled"] = x
         return self.head(x), out
 
 

@@ -38,9 +38,10 @@ def wrap_nnx(
 
     The network is called with the inputs alone and gives logits `[B, K]`, or
     `(logits, {"name": intermediate})`; the intermediates that pruning scores are named as in
-    `channel_graph`. Training switches its layers with `.train()`, everything else with `.eval()`;
-    where `__call__` has an argument `train`, `training`, `deterministic`, `use_running_average` or
-    `rngs`, it is passed too. Dropout draws from the `key` of `apply` alone.
+    `channel_graph`, and `pooled` is what the last linear layer reads, where a probe or a method
+    trains one of its own. Training switches its layers with `.train()`, everything else with
+    `.eval()`; where `__call__` has an argument `train`, `training`, `deterministic`,
+    `use_running_average` or `rngs`, it is passed too. Dropout draws from `apply`'s `key` alone.
 
     Args:
       make: called as `make(rngs=nnx.Rngs(...))`: the class itself, or a lambda around it.

@@ -144,7 +144,8 @@ def _plan_logits(model, mode, params, batch_stats, plans, inputs) -> jax.Array:
     def read(keep: bool) -> jax.Array:
         """What the linear layer reads, `[B, outer, C]`, with all channels kept or all pruned."""
         _, out = run(PrunePlan({layer: jnp.full(size, keep)}))
-        features = out["pooled"] if out[layer].ndim == 4 else jax.nn.relu(out[layer])
+        pooled = out["map" if "map" in out else "pooled"]
+        features = pooled if out[layer].ndim == 4 else jax.nn.relu(out[layer])
         return features.reshape(len(features), -1, size)
 
     off = read(False) if mode == "weight" else None

@@ -62,6 +62,27 @@ def predict(
     return logits.reshape(-1, logits.shape[-1])[:num_rows]
 
 
+def below_head(model: Model) -> Model:
+    """The network up to its last linear layer: `predict` then gives what that one reads, `[n, D]`.
+
+    It computes as `model` does when evaluated, whatever `train` says.
+
+    Raises:
+      ValueError: when it is called, and the network does not give its features.
+    """
+
+    def apply(params, batch_stats, inputs, *, train=False, key=None):
+        _, out, _ = model.apply(params, batch_stats, inputs, train=False)
+        if "pooled" not in out:
+            raise ValueError(
+                "a classifier of its own needs the network's features as out['pooled'], "
+                f"found {', '.join(out) or 'nothing'}"
+            )
+        return out["pooled"], out, batch_stats
+
+    return model._replace(apply=apply)
+
+
 def evaluation_batch_size(model: Model, inputs: Any) -> int:
     """How many of `inputs [N, ...]` are evaluated at a time, by the bytes that a network takes."""
     one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)

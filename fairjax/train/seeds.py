@@ -22,7 +22,7 @@ from fairjax.sharding import (
 )
 from fairjax.train.logits import population_logits
 from fairjax.train.population import fit_population, init_population, map_chunks, replicate
-from fairjax.train.predict import predict
+from fairjax.train.predict import below_head, predict
 from fairjax.train.recipe import Recipe
 from fairjax.train.stream import fit_population_streamed, stream_map
 
@@ -182,20 +182,11 @@ def linear_probe(
             f"a linear probe needs a classifier of {kernel} and {bias}, found {', '.join(head)}"
         )
 
-    def pooled(params, batch_stats, inputs, *, train=False, key=None):
-        _, out, _ = model.apply(params, batch_stats, inputs, train=False)
-        if "pooled" not in out:
-            raise ValueError(
-                "a linear probe needs the network's features as out['pooled'], "
-                f"found {', '.join(out) or 'nothing'}"
-            )
-        return out["pooled"], out, batch_stats
-
     def classify(params, batch_stats, inputs, *, train=False, key=None):
         leaves = trees.flatten_named(params)
         return inputs @ leaves[kernel] + leaves[bias][None], {}, batch_stats
 
-    features = _features(model._replace(apply=pooled), params, batch_stats, data, recipe)
+    features = _features(below_head(model), params, batch_stats, data, recipe)
     probe = model._replace(apply=classify, preprocess=None)
     trained = train_seeds(
         probe,
