@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.models import Model
-from fairjax.pruning import PrunePlan, mask_channels, num_channels
+from fairjax.pruning import PrunePlan, mask_channels, num_channels, stack_plans
 from fairjax.pruning.plans import check_plan, graph_of
 from fairjax.sampling import BatchSampler, CellSums
 from fairjax.train import FitState, Recipe, Step, fit
@@ -137,15 +137,13 @@ def planned_bind(bind: Callable[..., Any], model: Model) -> Callable[..., Any]:
     return lambda params, rest: mask_channels(bind(params, rest[0]), rest[1], graph)
 
 
-def stack_options(plans: Sequence[PrunePlan], model: Model, params: Any) -> PrunePlan:
-    """K plans as one with leaves `[K, C]`, of all layers that any of them prunes."""
+def stack_choices(plans: Sequence[PrunePlan], model: Model, params: Any) -> PrunePlan:
+    """`stack_plans` of plans that need not prune the same layers: leaves bool `[K, C]`."""
     sizes = num_channels(params, graph_of(model))
     layers = dict.fromkeys(layer for plan in plans for layer in plan.keep)
-    keep = {
-        at: np.stack([np.asarray(plan.keep.get(at, np.ones(sizes[at])), bool) for plan in plans])
-        for at in layers
-    }
-    return PrunePlan({layer: jnp.asarray(masks) for layer, masks in keep.items()})
+    keeps = [{at: plan.keep.get(at, np.ones(sizes[at], bool)) for at in layers} for plan in plans]
+    as_bits = lambda keep: jnp.asarray(keep, bool)
+    return stack_plans([PrunePlan(jax.tree.map(as_bits, keep)) for keep in keeps])
 
 
 class Chosen(NamedTuple):

@@ -19,7 +19,7 @@ from fairjax.fairtune.options import (
     Options,
     make_branches,
     planned_bind,
-    stack_options,
+    stack_choices,
 )
 from fairjax.fairtune.rungs import Rungs
 from fairjax.fairtune.spaces import MaskSpace
@@ -126,7 +126,7 @@ def make_program(
     tunable, frozen = space.partition(weights.params)
     if PLAN in options:
         bind = planned_bind(space.bind, model)
-        frozen = (frozen, stack_options(options[PLAN], model, weights.params))
+        frozen = (frozen, stack_choices(options[PLAN], model, weights.params))
     make_step = lambda recipe: recipe.make_step(
         network, optimizer, data, bind=bind, gate=kernel_gate(network)
     )
