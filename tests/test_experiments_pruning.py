@@ -143,7 +143,8 @@ def test_evaluation_splits_hold_as_many_images_of_either_skin_tone():
     for split in ("val", "test"):
         light, dark = dataset.cell_counts(split).sum(0)
         assert light == dark > 10
-    train, val, test = (set(dataset.ids[rows]) for rows in dataset.splits.values())  # of lesions
+    lesions = np.asarray(dataset.ids)
+    train, val, test = (set(lesions[rows]) for rows in dataset.splits.values())
     assert not (train & val | train & test | val & test)
 
 
