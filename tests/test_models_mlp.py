@@ -16,7 +16,8 @@ def test_binary_logistic_regression_has_the_tanh_link():
     logits, out, stats = model.apply(params, stats, inputs)
     z = inputs @ np.asarray(params["head"]["kernel"])[:, 0]
     np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], (np.tanh(z) + 1) / 2, rtol=1e-5)
-    assert (out, stats) == ({}, {})
+    assert list(out) == ["pooled"] and stats == {}
+    np.testing.assert_array_equal(out["pooled"], inputs)
 
 
 def test_logistic_regression_starts_with_standard_deviation_a_fifth_and_zero_bias():
