@@ -114,8 +114,7 @@ def _draw_rows(
         for first in range(0, len(own), chunk):
             some = own[first : first + chunk]
             part = _draw_chunk(key, np.resize(some, chunk), height, width, domain)
-            parts.append(jax.tree.map(np.asarray, part))
-            parts[-1] = Lesions(*(field[: len(some)] for field in parts[-1]))
+            parts.append(Lesions(*(np.asarray(field)[: len(some)] for field in part)))
         start = end
     return Lesions(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
