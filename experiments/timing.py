@@ -1,6 +1,7 @@
 """Fair timing of two ways to do the same thing, taking turns in one run."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,9 +27,13 @@ class Paired(NamedTuple):
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Wall seconds of one call, waiting for any JAX arrays it returns."""
+    """Wall seconds of one call, waiting for JAX arrays that it returns and for PyTorch's GPU."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_available()
     start = time.perf_counter()
     jax.block_until_ready(run())
+    if on_gpu:
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -97,13 +102,16 @@ def claim(
 
 def matmul_rate(size: int = 1536, *, dtype: str = "float32", repeats: int = 5) -> float:
     """Best FLOP/s of a product of two square matrices: this machine's practical roof."""
-    a = jnp.ones((size, size), dtype)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
     seconds(lambda: product(a, a))
     return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(repeats))
 
 
 def step_flops(jitted: Any, *args: Any) -> float:
-    """FLOPs of one call by XLA's own count; loop bodies count once, so pass unrolled networks."""
-    cost = jitted.lower(*args).compile().cost_analysis()
+    """FLOPs of one call by XLA's count of what it is given, nothing compiled.
+
+    Loop bodies count once, so pass unrolled networks.
+    """
+    cost = jitted.lower(*args).cost_analysis()
     return float(cost["flops"])

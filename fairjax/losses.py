@@ -345,7 +345,9 @@ def _pairwise_distances(vectors: jax.Array, distance: Distance) -> jax.Array:
     """Cosine or squared Euclidean distances `[B, B]` of the rows of `[B, F]`."""
     # not with a transpose: XLA:CPU has no fast product of bfloat16 for that
     rows = (((1,), (1,)), ((), ()))
-    products = jax.lax.dot_general(vectors, vectors, rows, preferred_element_type=jnp.float32)
+    products = jax.lax.dot_general(
+        vectors, vectors, rows, precision="highest", preferred_element_type=jnp.float32
+    )
     squares = jnp.diagonal(products)
     if distance == "cosine":
         scale = jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
@@ -370,7 +372,8 @@ def _neighbor_loss(
         nearest = jax.lax.stop_gradient(jnp.min(distances, axis=0))
         distances = distances - jnp.where(jnp.isfinite(nearest), nearest, 0.0)[None]
     # The sum over neighbours runs down the columns, along which it vectorises.
-    by_class = members @ jnp.where(itself, 0.0, jnp.exp(-distances))
+    near = jnp.where(itself, 0.0, jnp.exp(-distances))
+    by_class = jnp.matmul(members, near, precision="highest")
     total = jnp.sum(by_class, axis=0)
     same = jnp.take_along_axis(by_class, classes[None], axis=0)[0]
     num_same = jnp.sum(members > 0, axis=1)[classes]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fairjax import metrics, pruning
-from fairjax.data import Examples
+from fairjax.data import Examples, lesions, pictures
 from fairjax.fairbatch import fairbatch
 from fairjax.fairtune import mask_space
 from fairjax.losses import soft_nearest_neighbor_loss
@@ -18,6 +18,7 @@ from fairjax.optimizers import make_optimizer
 from fairjax.sampling import shuffled
 from fairjax.train import (
     fit_population,
+    heads,
     init_population,
     make_step,
     measure_cells,
@@ -124,3 +125,28 @@ def test_a_program_lowers_for_cuda_and_tpu(program):
     run, args = program()
     exported = jax.export.export(jax.jit(run), platforms=["cuda", "tpu"])(*args)
     assert exported.platforms == ("cuda", "tpu") and exported.mlir_module_serialized
+
+
+def test_what_must_be_exact_asks_accelerators_for_whole_float32_products(monkeypatch):
+    # GPUs round the factors of float32 products to 10 bits, TPUs to 7, unless asked not to
+    rows, target = jnp.arange(4), lesions.DOMAINS["target"]
+    draw_lesions = functools.partial(lesions._draw_chunk, height=16, width=16)
+    draw_pictures = functools.partial(pictures._draw_chunk, height=16, width=16)
+    for run, args in (
+        scores_of_channels(),
+        intervals_of_metrics(),
+        (lambda key, rows: draw_lesions(key, rows, domain=target), (jax.random.key(0), rows)),
+        (draw_pictures, (jax.random.key(0), rows)),
+    ):
+        text = jax.jit(run).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert products and all("HIGHEST" in line for line in products)
+    seen = []
+    fit_heads = heads._minimise
+    record = lambda *args, **how: (
+        seen.append(jax.config.jax_default_matmul_precision),
+        fit_heads(*args, **how),
+    )[1]
+    monkeypatch.setattr(heads, "_minimise", record)
+    heads.fit_heads(np.eye(4), ROWS[:4] % 2, example_weights=np.ones((1, 4)))
+    assert seen == ["highest"]

@@ -9,7 +9,7 @@ import pytest
 from fairjax.models import image_model
 from fairjax.models.attention import attend
 from fairjax.models.functional import Draws
-from fairjax.models.layers import Linear
+from fairjax.models.layers import LayerNorm, Linear
 from fairjax.trees import stack_blocks, unstack_blocks
 from tests.golden.filling import arrays_of
 
@@ -50,6 +50,35 @@ def test_stacked_and_single_blocks_give_the_same_logits_and_gradients():
     assert params["blocks"]["mlp"]["fc1"]["kernel"].shape == (3, 24, 96)
     gradient = jax.jit(jax.grad(loss_fn(model)))
     close(gradient(params, images()), stack_blocks(gradient(single, images())))
+
+
+def test_blocks_that_a_gpu_runs_without_a_loop_give_the_same_gradients(monkeypatch):
+    model, params = small()
+    looped = jax.make_jaxpr(jax.grad(loss_fn(model)))(params, images())
+    expected = jax.grad(loss_fn(model))(params, images())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    unrolled = jax.make_jaxpr(jax.grad(loss_fn(model)))(params, images())
+    assert "remat" in str(looped) and "remat" not in str(unrolled)  # nothing is computed anew
+    close(jax.grad(loss_fn(model))(params, images()), expected)
+
+
+def test_layer_norm_of_bfloat16_and_its_gradients_are_those_of_float32():
+    x = (3.0 + jax.random.normal(KEY, (4, 6, 40))).astype(jnp.bfloat16)
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+
+    def apply(x, scale, bias):
+        norm = LayerNorm(40, draws=Draws(), eps=1e-6)
+        norm.scale, norm.bias = type(norm.scale)(scale), type(norm.bias)(bias)
+        y = norm(x)
+        return (y.astype(jnp.float32) * weights).sum(), y
+
+    arrays = jnp.linspace(0.5, 2.0, 40), jnp.linspace(-1.0, 1.0, 40)
+    gradient = jax.grad(apply, (0, 1, 2), has_aux=True)
+    short, exact = gradient(x, *arrays), gradient(x.astype(jnp.float32), *arrays)
+    assert short[1].dtype == short[0][0].dtype == jnp.bfloat16
+    for found, expected in zip(jax.tree.leaves(short), jax.tree.leaves(exact), strict=True):
+        largest = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.01 * largest)
 
 
 def test_stacking_undoes_unstacking():

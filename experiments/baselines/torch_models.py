@@ -7,6 +7,15 @@ from torch import nn
 from torch.nn import functional
 
 
+def twins_device(platform: str) -> torch.device:
+    """Where twins run beside JAX on a `platform`; a GPU takes TF32 products, as JAX's does."""
+    if platform == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda")
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int):
         super().__init__()

@@ -13,57 +13,67 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 def one_after_another(
     twin: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, how: dict[str, Any]
-) -> Callable[[], list[float]]:
-    """An epoch of `count` candidates, each step with a batch drawn for it.
+) -> Callable[[int], list[float]]:
+    """Epochs of one candidate after another, each step with a batch drawn for it.
 
     Args:
       twin: trained on and on, as what a step costs does not depend on the parameters.
       images: float32 `[N, 3, H, W]`, on the device of `twin`.
       labels: int64 `[N]`.
-      how: `count`, `batch_size`, `learning_rate`, `mixed` (bfloat16 autocast) and `compiled`.
+      how: `batch_size`, `learning_rate`, `mixed` (bfloat16 autocast) and `compiled`: None, or a
+        mode of `torch.compile` ("reduce-overhead" replays CUDA graphs).
 
     Returns:
-      A function that gives the mean loss of each candidate.
+      A function of a number of candidates that gives the mean loss of each.
     """
-    network: Any = torch.compile(twin) if how["compiled"] else twin
-    optimizer = _adamw(twin.parameters(), how["learning_rate"])
+    optimizer = _adamw(twin.parameters(), how)
     draw = np.random.default_rng(0)
+
+    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=how["mixed"]):
+            return functional.cross_entropy(twin(images).float(), labels)
+
+    measure = _compiled(loss_of, how)
 
     def step(rows: torch.Tensor) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=how["mixed"]):
-            loss = functional.cross_entropy(network(images[rows]).float(), labels[rows])
+        loss = measure(images[rows], labels[rows])
         loss.backward()
         optimizer.step()
-        return loss.detach()
+        return loss.detach().clone()  # a graph's own memory is written again by its next run
 
-    def epoch() -> list[float]:
-        losses = []
-        for _ in range(how["count"]):
-            batches = _batches(draw, labels, how["batch_size"])
-            losses.append(torch.stack([step(rows) for rows in batches]).mean())
-        return torch.stack(losses).tolist()
+    def epoch(count: int) -> list[float]:
+        drawn = _batches(draw, count, labels, how["batch_size"])
+        return torch.stack(
+            [torch.stack([step(rows) for rows in run]).mean() for run in drawn]
+        ).tolist()
 
     return epoch
 
 
 def stacked(
-    twin: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, how: dict[str, Any]
-) -> Callable[[], list[float]]:
+    twin: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    count: int,
+    how: dict[str, Any],
+) -> Callable[[int], list[float]]:
     """`one_after_another` with all candidates in one step: `torch.func` over stacked parameters."""
-    twins = [copy.deepcopy(twin) for _ in range(how["count"])]
+    twins = [copy.deepcopy(twin) for _ in range(count)]
     params, buffers = torch.func.stack_module_state(twins)
-    optimizer = _adamw(params.values(), how["learning_rate"])
+    optimizer = _adamw(params.values(), how)
     draw = np.random.default_rng(0)
 
     def loss_of(params: Any, buffers: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=how["mixed"]):
-            logits = torch.func.functional_call(twin, (params, buffers), (images,))
+        if how["mixed"]:  # by hand: autocast's gradients mix types under vmap
+            params = {name: param.bfloat16() for name, param in params.items()}
+            images = images.bfloat16()
+        logits = torch.func.functional_call(twin, (params, buffers), (images,))
         loss = functional.cross_entropy(logits.float(), labels)
         return loss, loss.detach()
 
-    gradients: Any = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))
-    gradients = torch.compile(gradients) if how["compiled"] else gradients
+    gradients = _compiled(torch.func.vmap(torch.func.grad(loss_of, has_aux=True)), how)
 
     def step(rows: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels fall back to a loop under vmap
@@ -71,21 +81,26 @@ def stacked(
         for name, param in params.items():
             param.grad = found[name]
         optimizer.step()
-        return losses.detach()
+        return losses.detach().clone()
 
-    def epoch() -> list[float]:
-        drawn = [_batches(draw, labels, how["batch_size"]) for _ in range(how["count"])]
-        losses = [step(torch.stack(rows)) for rows in zip(*drawn, strict=True)]
-        return torch.stack(losses).mean(0).tolist()
+    def epoch(count: int) -> list[float]:
+        drawn = _batches(draw, count, labels, how["batch_size"])
+        return torch.stack([step(rows) for rows in drawn.unbind(1)]).mean(0).tolist()
 
     return epoch
 
 
-def _adamw(params: Any, learning_rate: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, fused=True)
+def _adamw(params: Any, how: dict[str, Any]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=how["learning_rate"], weight_decay=0.0, fused=True)
 
 
-def _batches(draw: np.random.Generator, labels: torch.Tensor, size: int) -> list[torch.Tensor]:
-    """An epoch's rows, shuffled."""
-    rows = torch.from_numpy(draw.permutation(len(labels))).to(labels.device)
-    return list(rows.split(size))
+def _compiled(function: Callable[..., Any], how: dict[str, Any]) -> Callable[..., Any]:
+    return function if how["compiled"] is None else torch.compile(function, mode=how["compiled"])
+
+
+def _batches(
+    draw: np.random.Generator, count: int, labels: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Rows `[count, T, size]` of an epoch of each candidate, shuffled; on the device at once."""
+    rows = np.stack([draw.permutation(len(labels)) for _ in range(count)])
+    return torch.from_numpy(rows.reshape(count, -1, size)).to(labels.device)

@@ -20,7 +20,7 @@ from experiments.baselines.torch_models import VGG11
 def snnl_loop(features: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """Published soft nearest-neighbour loss of each channel of `[B, C, H, W]`, `[C]`."""
     same = (group[:, None] == group[None]).float()
-    others = 1 - torch.eye(len(group))
+    others = 1 - torch.eye(len(group), device=group.device)
     losses = []
     for channel in features.split(1, dim=1):
         unit = F.normalize(channel.flatten(1), dim=1)

@@ -4,15 +4,17 @@
 
 Every candidate fine-tunes all of its own network from its own start, with batches of its own. The
 other side is the faster of PyTorch one candidate after another and, for small populations,
-`torch.func`: stacked networks under `vmap`, each eager and compiled, with fused AdamW on its
-device. On CPU a small ViT, on an accelerator ViT-Ti/16 at 64 px in bfloat16 and, for its share of
-the machine's rate, ViT-B/16 at 224 px. "of the floor" is the share of the matmul rate that was
-measured. Seven minutes on two CPU cores.
+`torch.func`: stacked networks under `vmap`, with fused AdamW: on CPU each eager and compiled, on a
+GPU compiled with CUDA graphs. On CPU a small ViT, on an accelerator ViT-Ti/16 at 64 px
+in bfloat16. "of the floor" is the share of the matmul rate that was measured. Seven minutes on two
+CPU cores.
 """
 
+import functools
 import gc
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -36,73 +38,71 @@ from fairjax.train import (
 from fairjax.train.recipe import Dtype
 from fairjax.trees import unstack_blocks
 
-NUM_CLASSES, NUM_STEPS = 2, 2
+NUM_CLASSES = 2
 
 
 class Setting(NamedTuple):
     """What is trained, and how many of it."""
 
     model: str
-    image_size: int
     batch_size: int
+    num_steps: int
     dtype: Dtype
     counts: tuple[int, ...]
     most_stacked: int
     """PyTorch holds the activations of all stacked networks at once"""
     chunk_size: int | None
+    image_size: int = 64
 
 
-QUICK = Setting("vit_micro", 64, 4, "float32", (1, 2), 2, 1)
-CPU = Setting("vit_micro", 64, 16, "float32", (1, 4, 16, 64, 256), 16, 1)
-ACCELERATOR = (
-    Setting("vit_tiny_patch16_224", 64, 64, "bfloat16", (1, 4, 16, 64, 256), 64, None),
-    Setting("vit_base_patch16_224", 224, 64, "bfloat16", (1,), 1, None),
-)
+QUICK = Setting("vit_micro", 4, 2, "float32", (1, 2), 2, 1)
+CPU = Setting("vit_micro", 16, 2, "float32", (1, 4, 16, 64, 256), 16, 1)
+ACCELERATOR = Setting("vit_tiny_patch16_224", 64, 8, "bfloat16", (1, 16, 64, 256), 64, None)
+
+Way = Callable[[int], list[float]]
+"""An epoch of so many candidates in PyTorch, and the mean loss of each."""
 
 
 def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """A row per population."""
     on_cpu = jax.default_backend() == "cpu"
-    settings = (QUICK,) if quick else (CPU,) if on_cpu else ACCELERATOR
-    for setting in settings:
-        rate = matmul_rate(1536 if on_cpu else 8192, dtype=setting.dtype)
-        for count in setting.counts:
-            phase(f"{count} x {setting.model}")
-            yield _row(setting, count, rate=rate, quick=quick)
-
-
-def _row(setting: Setting, count: int, *, rate: float, quick: bool) -> dict[str, Any]:
+    setting = QUICK if quick else CPU if on_cpu else ACCELERATOR
     size = setting.image_size
     model = image_model(setting.model, NUM_CLASSES, image_size=size)._replace(preprocess=None)
-    recipe = Recipe(
-        num_epochs=1,
-        batch_size=setting.batch_size,
-        learning_rate=1e-4,
-        schedule="constant",
-        dtype=setting.dtype,
-    )
-    data = _images(size, NUM_STEPS * setting.batch_size)
-    ours, compiled, flops = _ours(recipe.make_model(model), recipe, data, count, setting.chunk_size)
-    ways = _torch_ways(model, setting, data, count, compiled=not quick)
-    losses = float(ours()), next(iter(ways.values()))()[0]
+    data = _images(size, setting.num_steps * setting.batch_size)
+    twins = _Twins(model, setting, data, compiled=not quick)
+    ours = _Ours(model, setting, data)
+    rate = matmul_rate(1536 if on_cpu else 8192, dtype=setting.dtype)
+    for count in setting.counts:
+        phase(f"{count} x {setting.model}")
+        yield _row(setting, count, ours, twins, rate=rate, repeats=2 if quick else 3)
+
+
+def _row(
+    setting: Setting, count: int, ours: "_Ours", twins: "_Twins", *, rate: float, repeats: int
+) -> dict[str, Any]:
+    run, compiled, compile_s = ours.epoch(count)
+    ways = {name: functools.partial(way, count) for name, way in twins.ways(count).items()}
+    losses = float(run()), next(iter(ways.values()))()[0]
     fastest = {name: min(seconds(way) for _ in range(2)) for name, way in ways.items()}
     which = min(fastest, key=lambda name: fastest[name])
-    times = paired(ours, ways[which], repeats=2 if quick else 3)
-    times = Paired(*([turn / count / NUM_STEPS for turn in side] for side in times))
+    times = paired(run, ways[which], repeats=repeats)
+    times = Paired(*([turn / count / setting.num_steps for turn in side] for side in times))
     temporaries = compiled.memory_analysis().temp_size_in_bytes / 2**20
     del ways
     gc.collect()  # stacked networks fill gigabytes
     return claim(
         f"population_step_{count}_{setting.model.split('_patch')[0]}",
         times,
-        floor_s=flops / rate,
+        compile_s=compile_s,
+        floor_s=ours.flops / rate,
         quality={
             "ours": {"loss": losses[0], "temporaries_mib": temporaries},
             "theirs": {"loss": losses[1]},
         },
-        notes=f"a step of each of {count} {setting.model}, {size} px, batch {setting.batch_size}, "
-        f"{setting.dtype}, {flops / 1e9:.1f} GFLOP, per candidate; PyTorch's fastest of "
-        f"{', '.join(fastest)}: {which}",
+        notes=f"a step of each of {count} {setting.model}, {setting.image_size} px, batch "
+        f"{setting.batch_size}, {setting.dtype}, {ours.flops / 1e9:.1f} GFLOP, per candidate; "
+        f"PyTorch's fastest of {', '.join(fastest)}: {which}",
     )
 
 
@@ -121,71 +121,102 @@ def _images(size: int, count: int) -> Dataset:
     )
 
 
-def _ours(
-    model: Model, recipe: Recipe, data: Dataset, count: int, chunk_size: int | None
-) -> tuple[Callable[[], jax.Array], Any, float]:
-    """An epoch of all candidates, its compiled program and the FLOPs of one candidate's step."""
-    sampler = recipe.make_sampler(data)
-    optimizer = recipe.make_optimizer(sampler.batches_per_epoch)
-    step = recipe.make_step(model, optimizer, data)
-    params, batch_stats = model.init(jax.random.key(0))
-    stacked = replicate(params, count), replicate(batch_stats, count)
-    init = jax.jit(
-        lambda params, stats, keys: init_population(params, stats, optimizer, sampler, keys=keys)
-    )
-    states = init(*stacked, seed_keys(count))
-    examples = jax.tree.map(jnp.asarray, data.examples("train"))
+class _Ours:
+    """Populations of one network on one set of images."""
 
-    def epoch(states, examples):
-        how = {"num_epochs": 1, "chunk_size": chunk_size}
-        states, history = fit_population(step, states, examples, sampler, **how)
-        return states, history["loss"].mean()
+    def __init__(self, model: Model, setting: Setting, data: Dataset):
+        recipe = Recipe(
+            num_epochs=1,
+            batch_size=setting.batch_size,
+            learning_rate=1e-4,
+            schedule="constant",
+            dtype=setting.dtype,
+        )
+        self.model, self.chunk_size = recipe.make_model(model), setting.chunk_size
+        self.sampler = recipe.make_sampler(data)
+        self.optimizer = recipe.make_optimizer(self.sampler.batches_per_epoch)
+        self.step = recipe.make_step(self.model, self.optimizer, data)
+        self.examples = jax.tree.map(jnp.asarray, data.examples("train"))
+        self.start = self.model.init(jax.random.key(0))
+        # blocks one by one, for the count: a loop's body is counted once however often it runs
+        params, batch_stats = self.start
+        alone = start_train(unstack_blocks(params), batch_stats, self.optimizer)
+        first = jax.tree.map(lambda x: x[: setting.batch_size], self.examples)
+        batch = Batch(first.inputs, first.labels, first.group, jnp.ones(setting.batch_size))
+        self.flops = step_flops(jax.jit(self.step), alone, batch, jax.random.key(0))
+        """of one candidate's step"""
 
-    options = {"donate_argnums": 0, "compiler_options": compiler_options(model)}
-    compiled = jax.jit(epoch, **options).lower(states, examples).compile()
+    def epoch(self, count: int) -> tuple[Callable[[], jax.Array], Any, float]:
+        """An epoch of so many candidates, its compiled program and the seconds it took."""
+        begin = functools.partial(init_population, optimizer=self.optimizer, sampler=self.sampler)
+        states = jax.jit(begin)(
+            *(replicate(tree, count) for tree in self.start), keys=seed_keys(count)
+        )
 
-    def run() -> jax.Array:
-        nonlocal states
-        states, loss = compiled(states, examples)
-        return loss
+        def epoch(states, examples):
+            how = {"num_epochs": 1, "chunk_size": self.chunk_size}
+            states, history = fit_population(self.step, states, examples, self.sampler, **how)
+            return states, history["loss"].mean()
 
-    # blocks one by one, for the count: a loop's body is counted once however often it runs
-    alone = start_train(unstack_blocks(params), batch_stats, optimizer)
-    first = jax.tree.map(lambda x: x[: recipe.batch_size], examples)
-    batch = Batch(first.inputs, first.labels, first.group, jnp.ones(recipe.batch_size))
-    flops = step_flops(jax.jit(step), alone, batch, jax.random.key(0))
-    return run, compiled, flops
+        options = {"donate_argnums": 0, "compiler_options": compiler_options(self.model)}
+        began = time.perf_counter()
+        compiled = jax.jit(epoch, **options).lower(states, self.examples).compile()
+        compile_s = time.perf_counter() - began
+
+        def run() -> jax.Array:
+            nonlocal states
+            states, loss = compiled(states, self.examples)
+            return loss
+
+        return run, compiled, compile_s
 
 
-def _torch_ways(
-    model: Model, setting: Setting, data: Dataset, count: int, *, compiled: bool
-) -> dict[str, Callable[[], list[float]]]:
-    """The same epoch in every way of PyTorch that may be the fastest."""
-    import torch
-    from safetensors.torch import load_file
+class _Twins:
+    """The same epochs in every way of PyTorch that may be the fastest."""
 
-    from experiments.baselines.torch_models import VisionTransformer
-    from experiments.baselines.torch_population import one_after_another, stacked
+    def __init__(self, model: Model, setting: Setting, data: Dataset, *, compiled: bool):
+        import torch
+        from safetensors.torch import load_file
 
-    device = "cpu" if jax.default_backend() == "cpu" or not torch.cuda.is_available() else "cuda"
-    images = torch.from_numpy(data.inputs.copy()).permute(0, 3, 1, 2).contiguous().to(device)
-    labels = torch.from_numpy(data.labels.copy()).long().to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "weights.safetensors"
-        save_weights(path, model, *model.init(jax.random.key(0)))
-        weights = load_file(path)
+        from experiments.baselines import torch_models, torch_population
 
-    def way(train: Any, compiled: bool) -> Callable[[], list[float]]:
-        twin = VisionTransformer.of(model.config)
-        twin.load_state_dict(weights)
-        how = {"count": count, "batch_size": setting.batch_size, "learning_rate": 1e-4}
-        how |= {"mixed": setting.dtype != "float32", "compiled": compiled}
-        return train(twin.to(device), images, labels, how=how)
+        self.module, self.most_stacked = torch_population, setting.most_stacked
+        device = torch_models.twins_device(jax.default_backend())
+        images = torch.from_numpy(data.inputs.copy()).permute(0, 3, 1, 2).contiguous()
+        self.arrays = images.to(device), torch.from_numpy(data.labels.copy()).long().to(device)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "weights.safetensors"
+            save_weights(path, model, *model.init(jax.random.key(0)))
+            weights = load_file(path)
 
-    makers = {"one by one": one_after_another}
-    if 1 < count <= setting.most_stacked:
-        makers["stacked"] = stacked
-    ways = {f"{name}, eager": way(train, False) for name, train in makers.items()}
-    if compiled:
-        ways |= {f"{name}, torch.compile": way(train, True) for name, train in makers.items()}
-    return ways
+        def make() -> Any:
+            twin = torch_models.VisionTransformer.of(model.config)
+            twin.load_state_dict(weights)
+            return twin.to(device)
+
+        self.make = make
+        how = {"batch_size": setting.batch_size, "learning_rate": 1e-4}
+        how |= {"mixed": setting.dtype != "float32", "compiled": None}
+        self.styles = {"eager": how}
+        if device.type == "cuda":
+            graphs = how | {"compiled": "reduce-overhead"}
+            self.styles = {"torch.compile with CUDA graphs": graphs}
+        elif compiled:
+            self.styles["torch.compile"] = how | {"compiled": "default"}
+        self.alone = {
+            f"one by one, {style}": torch_population.one_after_another(
+                make(), *self.arrays, how=how
+            )
+            for style, how in self.styles.items()
+        }
+
+    def ways(self, count: int) -> dict[str, Way]:
+        """By name, stacked ones for populations that they are to hold."""
+        if not 1 < count <= self.most_stacked:
+            return dict(self.alone)
+        return self.alone | {
+            f"stacked, {style}": self.module.stacked(
+                self.make(), *self.arrays, count=count, how=how
+            )
+            for style, how in self.styles.items()
+        }

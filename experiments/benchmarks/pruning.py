@@ -45,6 +45,7 @@ def score_claims(quick: bool) -> list[dict[str, Any]]:
     factors of bfloat16 on both sides, `snnl_bfloat16_vs_torch`."""
     import torch
 
+    from experiments.baselines.torch_models import twins_device
     from experiments.baselines.torch_pruning import snnl_batched, snnl_loop
 
     batch, side, size, repeats = (32, 4, 16, 1) if quick else (128, 14, 512, 9)
@@ -55,6 +56,10 @@ def score_claims(quick: bool) -> list[dict[str, Any]]:
     channels_first = torch.from_numpy(np.ascontiguousarray(features.transpose(0, 3, 1, 2)))
     ids = torch.from_numpy(group.astype(np.int64))
     exact = snnl_batched(channels_first, ids).numpy()
+    device = twins_device(jax.default_backend())
+    channels_first, ids = channels_first.to(device), ids.to(device)
+    if device.type == "cuda":  # whose caches are too small for any part of the channels
+        snnl_batched = functools.partial(snnl_batched, chunk_size=size)
     rows, rate = [], matmul_rate()
     in_bfloat16 = functools.partial(snnl_batched, dtype=torch.bfloat16)
     for name, dtype, theirs in (
@@ -65,7 +70,7 @@ def score_claims(quick: bool) -> list[dict[str, Any]]:
         ours, compile_s, extra_mb = _compiled_scores(features, group, dtype)
         times = paired(ours, lambda theirs=theirs: theirs(channels_first, ids), repeats=repeats)
         quality = {"ours": _against(exact, np.asarray(ours())) | {"extra_memory_mb": extra_mb}}
-        quality["theirs"] = _against(exact, theirs(channels_first, ids).numpy())
+        quality["theirs"] = _against(exact, theirs(channels_first, ids).cpu().numpy())
         rows.append(
             claim(
                 name,
@@ -136,11 +141,13 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
     import torch
 
     from experiments.baselines import torch_pruning
+    from experiments.baselines.torch_models import twins_device
 
     num_plans, repeats = (8, 1) if quick else (64, 3)
     model, params, images, sizes = _network(quick)
     save_weights(folder / "vgg11.safetensors", model, params, {})
-    twin = torch_pruning.load_vgg11(folder / "vgg11.safetensors", **sizes)
+    device = twins_device(jax.default_backend())
+    twin = torch_pruning.load_vgg11(folder / "vgg11.safetensors", **sizes).to(device)
     num_channels = sizes["widths"][-1]
     rng = np.random.default_rng(0)
     keep = np.ones((num_plans, num_channels), bool)
@@ -155,7 +162,7 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
     jitted = jax.jit(run, compiler_options=compiler_options(model))
     compile_s = compile_seconds(jitted, params, plans, data)
     torch_images = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)))
-    torch_keep = torch.from_numpy(keep)
+    torch_images, torch_keep = torch_images.to(device), torch.from_numpy(keep).to(device)
     logits = jax.jit(lambda *args: pruning.plan_logits(model, args[0], {}, *args[1:]))
     ours = np.asarray(logits(params, plans, images))
 
@@ -167,7 +174,7 @@ def plan_claims(quick: bool, folder: Path) -> list[dict[str, Any]]:
     def row(name: str, share_prefix: bool, notes: str) -> dict[str, Any]:
         forwards = theirs(share_prefix)
         times = paired(lambda: jitted(params, plans, data), forwards, repeats=repeats)
-        quality = _difference(ours, forwards().numpy(), jitted(params, plans, data), data)
+        quality = _difference(ours, forwards().cpu().numpy(), jitted(params, plans, data), data)
         return claim(
             name,
             times,

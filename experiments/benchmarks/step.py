@@ -6,7 +6,8 @@ Ours are steps of `fairjax.train` in a compiled loop, as `fit` runs them, so tha
 the system once for many steps: one step a call takes 5 to 8 % longer. About six minutes on two CPU
 cores, most of it `torch.compile`. Compile time and peak memory of a large network are those of
 fresh processes, which this module is run as:
-`python -m experiments.benchmarks.step fairjax|torch|torch.compile MODEL BATCH`.
+`python -m experiments.benchmarks.step fairjax|torch|torch.compile MODEL BATCH`. On an accelerator
+steps of other sizes; PyTorch's then are compiled with CUDA graphs.
 """
 
 import json
@@ -49,6 +50,10 @@ ROWS = (
     ("step_vit_tiny_64_bfloat16", "vit_tiny_patch16_224", 64, 32, "bfloat16_products"),
     ("step_resnet18", "resnet18", 224, 8, "float32"),
 )
+ACCELERATOR_ROWS = (
+    ("step_vit_base_224_bfloat16", "vit_base_patch16_224", 224, 128, "bfloat16"),
+    ("step_resnet18", "resnet18", 224, 128, "float32"),
+)
 NUM_STEPS = 8  # in one turn of either side
 LARGE, LARGE_BATCH = "vit_base_patch16_224", 8
 
@@ -58,11 +63,12 @@ def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
 
     `quick` times 2 pairs instead of 7, leaves `torch.compile` out and takes a small network.
     """
-    rate = matmul_rate()
-    for row in ROWS:
+    on_cpu = jax.default_backend() == "cpu"
+    for row in ROWS if on_cpu else ACCELERATOR_ROWS:
         phase(f"steps of {row[1]}")
-        yield _row(*row, rate=rate, quick=quick)
-    yield from _large_rows("vit_micro" if quick else LARGE, LARGE_BATCH, quick)
+        yield _row(*row, quick=quick)
+    if on_cpu:
+        yield from _large_rows("vit_micro" if quick else LARGE, LARGE_BATCH, quick)
 
 
 def _large_rows(name: str, batch: int, quick: bool) -> list[dict[str, Any]]:
@@ -146,7 +152,7 @@ def _step_torch(name: str, batch: int, *, compiled: bool) -> float:
 
 
 def _row(
-    name: str, model_name: str, size: int, batch_size: int, dtype: str, *, rate: float, quick: bool
+    name: str, model_name: str, size: int, batch_size: int, dtype: str, *, quick: bool
 ) -> dict[str, Any]:
     model = _network(model_name, image_size=size)
     model = model if dtype == "float32" else reconfigure(model, dtype=dtype)
@@ -156,7 +162,7 @@ def _row(
     state, batch = _start(model, images, labels)
     params, batch_stats = state.params, state.batch_stats
     how = {"mixed": dtype != "float32", "compiled": not quick}
-    twins = _torch_steps(model, size, params, batch_stats, images, labels, **how)
+    twins, first_loss = _torch_steps(model, params, batch_stats, images, labels, **how)
 
     # blocks one by one, for the count: a loop's body is counted once however often it runs
     unrolled = start_train(unstack_blocks(params), batch_stats, OPTIMIZER)
@@ -169,10 +175,10 @@ def _row(
         state, losses = steps(state, batch)
         return losses
 
-    def turns(step: Callable[[], float]) -> Callable[[], list[float]]:
+    def turns(step: Callable[[], Any]) -> Callable[[], list[Any]]:
         return lambda: [step() for _ in range(NUM_STEPS)]
 
-    losses = float(ours()[0]), twins["eager"]()
+    losses = float(ours()[0]), first_loss
     for step in twins.values():
         step()  # compiles
     fastest = {name: min(seconds(step) for _ in range(3)) for name, step in twins.items()}
@@ -183,11 +189,18 @@ def _row(
         name,
         times,
         compile_s=compile_s,
-        floor_s=flops / rate if dtype == "float32" else None,
+        floor_s=_floor(flops, dtype),
         quality={"ours": {"first_loss": losses[0]}, "theirs": {"first_loss": losses[1]}},
         notes=f"{model_name}, {size} px, batch {batch_size}, {dtype}, {flops / 1e9:.0f} GFLOP; "
         f"PyTorch's fastest of {', '.join(twins)}{' under autocast' * how['mixed']}: {which}",
     )
+
+
+def _floor(flops: float, dtype: str) -> float | None:
+    """Seconds at this device's matmul rate; of CPUs only that of float32 is steady."""
+    if jax.default_backend() == "cpu":
+        return flops / matmul_rate() if dtype == "float32" else None
+    return flops / matmul_rate(8192, dtype=dtype)
 
 
 def _network(name: str, **sizes: int) -> Model:
@@ -218,7 +231,6 @@ def _make_steps(model: Model, count: int) -> Any:
 
 def _torch_steps(
     model: Model,
-    size: int,
     params: Any,
     batch_stats: Any,
     images: np.ndarray,
@@ -226,37 +238,48 @@ def _torch_steps(
     *,
     mixed: bool,
     compiled: bool,
-) -> dict[str, Callable[[], float]]:
-    """Steps of the twin with the same weights, in every way that may be the fastest."""
+) -> tuple[dict[str, Callable[[], Any]], float]:
+    """Steps of the twin with the same weights, in every way that may be the fastest, and its loss
+    before the first one."""
     import torch
     from safetensors.torch import load_file
 
-    from experiments.baselines.torch_models import ResNet18, VisionTransformer
+    from experiments.baselines.torch_models import ResNet18, VisionTransformer, twins_device
 
+    device = twins_device(jax.default_backend())
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+    targets = torch.from_numpy(labels).long().to(device)
     is_vit = "blocks" in params
-    inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
-    targets = torch.from_numpy(labels).long()
-    steps = {}
     layouts = {"": torch.contiguous_format, " channels-last": torch.channels_last}
+    if device.type == "cuda":  # where it is known which is the faster
+        layouts.pop(" channels-last" if is_vit else "")
+    steps, first_loss = {}, 0.0
     for layout, memory_format in layouts.items():
-        twin = VisionTransformer(NUM_CLASSES, image_size=size) if is_vit else ResNet18(NUM_CLASSES)
+        twin = VisionTransformer.of(model.config) if is_vit else ResNet18(NUM_CLASSES)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "weights.safetensors"
             save_weights(path, model, params, batch_stats)
             twin.load_state_dict(load_file(path))
         laid: Any = twin  # torch's types know no memory_format
-        twin = laid.to(memory_format=memory_format)
-        turned = inputs.contiguous(memory_format=memory_format)
-        steps[f"eager{layout}"] = _torch_step(twin, twin, turned, targets, mixed)
+        twin = laid.to(device, memory_format=memory_format)
+        batch = inputs.contiguous(memory_format=memory_format), targets
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            first_loss = float(torch.nn.functional.cross_entropy(twin(batch[0]).float(), targets))
+        if device.type == "cuda":
+            name = f"torch.compile with CUDA graphs{layout}"
+            steps[name] = _torch_step(
+                twin, torch.compile(twin, mode="reduce-overhead"), *batch, mixed
+            )
+            continue
+        steps[f"eager{layout}"] = _torch_step(twin, twin, *batch, mixed)
         if compiled:
-            faster = torch.compile(twin)
-            steps[f"torch.compile{layout}"] = _torch_step(twin, faster, turned, targets, mixed)
-    return steps
+            steps[f"torch.compile{layout}"] = _torch_step(twin, torch.compile(twin), *batch, mixed)
+    return steps, first_loss
 
 
 def _torch_step(
     twin: Any, network: Any, inputs: Any, targets: Any, mixed: bool = False
-) -> Callable[[], float]:
+) -> Callable[[], Any]:
     """A step of `twin`, run as `network`, its compiled form perhaps, and with autocast if mixed."""
     import torch
 
@@ -265,13 +288,13 @@ def _torch_step(
         twin.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
 
-    def step() -> float:
+    def step() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=mixed):
             loss = torch.nn.functional.cross_entropy(network(inputs).float(), targets)
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 

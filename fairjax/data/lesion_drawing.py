@@ -130,7 +130,7 @@ def _lesion_depth(
     phase = 2 * jnp.pi * draws.uniform(12)
     angle = jnp.arctan2(y, x)
     waves = jnp.cos(orders.astype(jnp.float32)[:, None, None] * angle[None] + phase[:, None, None])
-    radius = 1.0 + jnp.tensordot(amplitude, waves, axes=1)
+    radius = 1.0 + jnp.tensordot(amplitude, waves, axes=1, precision="highest")
     return 1.0 - distance / jnp.clip(radius, 0.35, 1.8)
 
 
@@ -146,7 +146,7 @@ def _skin(ita: jax.Array, b: jax.Array, redness: jax.Array) -> jax.Array:
         [[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]],
         jnp.float32,
     )
-    return jnp.clip(to_rgb @ xyz, 0.005, 1.0)
+    return jnp.clip(jnp.matmul(to_rgb, xyz, precision="highest"), 0.005, 1.0)
 
 
 def _pigment_mix(
@@ -166,7 +166,8 @@ def _pigment_mix(
     share = jax.nn.softmax(logits, axis=0)
     density = 0.8 + 0.4 * draws.uniform(MAX_COLOURS, 1)
     absorbance = jnp.asarray(_PIGMENTS)[signs["palette"]] * density
-    return jnp.moveaxis(jnp.tensordot(absorbance, share, axes=[[0], [0]]), 0, -1)
+    product = jnp.tensordot(absorbance, share, axes=[[0], [0]], precision="highest")
+    return jnp.moveaxis(product, 0, -1)
 
 
 def _hairs(draws: Draws, x: jax.Array, y: jax.Array, probability: jax.Array | float) -> jax.Array:

@@ -158,7 +158,8 @@ def _draw(key: jax.Array, size: tuple[int, int]) -> Pictures:
     # The light of the scene falls off to one side and has a colour; the camera adds noise.
     slope = 0.2 * scene.normal(2)
     light = jnp.exp(slope[0] * x + slope[1] * y + 0.15 * scene.normal())[..., None]
-    canvas = light * (parts @ (paints * jnp.exp(0.06 * scene.normal(1, 3))))
+    paints = paints * jnp.exp(0.06 * scene.normal(1, 3))
+    canvas = light * jnp.matmul(parts, paints, precision="highest")
     noise = 0.05 * scene.uniform() ** 2 * jax.random.normal(camera_key, (height, width, 3))
     images = jnp.round(255.0 * jnp.clip(canvas + noise, 0.0, 1.0)).astype(jnp.uint8)
     return Pictures(images, shapes[0], textures[0], colours[0], textures[1])
@@ -263,13 +264,15 @@ def _depth(
     """
     corners, closed, stroke = (jnp.asarray(table)[shape] for table in _OUTLINES)
     # Bent by a wave, so that equal corners stay equal, stretched, turned and shifted.
-    wave = 2.0 * corners @ draws.normal(2, 2) + 2 * jnp.pi * draws.uniform(1, 2)
+    product = functools.partial(jnp.matmul, precision="highest")
+    wave = product(2.0 * corners, draws.normal(2, 2)) + 2 * jnp.pi * draws.uniform(1, 2)
     corners = corners + 0.05 * jnp.sin(wave)
     stretch = jnp.exp(0.18 * draws.normal())
     corners = corners * jnp.stack([stretch, 1.0 / stretch])[None]
     turn = 2 * jnp.pi * draws.uniform()
     rows = [[jnp.cos(turn), -jnp.sin(turn)], [jnp.sin(turn), jnp.cos(turn)]]
-    corners = reach * corners @ jnp.stack([jnp.stack(row) for row in rows]).T + place[None]
+    turned = jnp.stack([jnp.stack(row) for row in rows]).T
+    corners = product(reach * corners, turned) + place[None]
     ends = jnp.roll(corners, -1, axis=0)
     ends = ends.at[-1].set(jnp.where(closed, ends[-1], corners[-1]))
 

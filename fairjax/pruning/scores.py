@@ -150,7 +150,12 @@ def _score_on_data(
             def losses_by_class(gates):
                 slots = [(slot, gates[layer]) for layer in layers for slot in graph[layer].inputs]
                 logits, _ = forward(inputs, scale_slots(params, slots, params))
-                sums = jnp.einsum("b,bia->ia", cross_entropy(logits, data.labels[rows]), members)
+                sums = jnp.einsum(
+                    "b,bia->ia",
+                    cross_entropy(logits, data.labels[rows]),
+                    members,
+                    precision="highest",
+                )
                 return sums / jnp.maximum(jnp.sum(members, axis=0), 1.0)
 
             return _importances(losses_by_class, gates), members.sum(0)
@@ -235,7 +240,9 @@ def _combine_importances(squares: jax.Array, masses: jax.Array, counted: jax.Arr
 def _moments(x: jax.Array, members: jax.Array) -> jax.Array:
     """Sums by id of the mean activation and of its square: `[2, I, A, C]`."""
     level = x.astype(jnp.float32).mean(1)
-    return jnp.stack([jnp.einsum("bc,bia->iac", v, members) for v in (level, level**2)])
+    return jnp.stack(
+        [jnp.einsum("bc,bia->iac", v, members, precision="highest") for v in (level, level**2)]
+    )
 
 
 def _combine_moments(sums: jax.Array, masses: jax.Array, counted: jax.Array) -> jax.Array:

@@ -24,7 +24,8 @@ class Heads(NamedTuple):
 
     def logits(self, features: Float[Array | np.ndarray, "n D"]) -> Float[jax.Array, "P n 2"]:
         """For `fairjax.metrics`: 0 and the score."""
-        scores = self.kernel @ jnp.asarray(features).T + self.bias[:, None]
+        scores = jnp.matmul(self.kernel, jnp.asarray(features).T, precision="highest")
+        scores = scores + self.bias[:, None]
         return jnp.stack([jnp.zeros_like(scores), scores], axis=-1)
 
 
@@ -88,16 +89,17 @@ def fit_heads(
     back = np.argsort(order)
     even = (order == np.arange(len(l2))).all()  # as they are: weights of thousands are dear to copy
     ordered = weights if even else weights[order]
-    found, slope = _minimise(
-        jnp.asarray(standard @ turn, jnp.float32),
-        jnp.asarray(2 * labels - 1, jnp.float32),
-        jnp.asarray(ordered / ordered.sum(1, keepdims=True)),
-        jnp.asarray(l2[order]),
-        jnp.asarray(penalty, jnp.float32),
-        max_steps=max_steps,
-        tolerance=tolerance,
-        chunk_size=chunk_size,
-    )
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs round factors otherwise
+        found, slope = _minimise(
+            jnp.asarray(standard @ turn, jnp.float32),
+            jnp.asarray(2 * labels - 1, jnp.float32),
+            jnp.asarray(ordered / ordered.sum(1, keepdims=True)),
+            jnp.asarray(l2[order]),
+            jnp.asarray(penalty, jnp.float32),
+            max_steps=max_steps,
+            tolerance=tolerance,
+            chunk_size=chunk_size,
+        )
     plain = np.asarray(found, np.float64)[back] @ turn.T
     kernel = plain[:, :-1] / scale
     bias = plain[:, -1] - kernel @ center
