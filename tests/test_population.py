@@ -26,6 +26,7 @@ from fairjax.train import (
     fit_population,
     init_fit,
     make_step,
+    map_chunks,
     predict,
     start_train,
 )
@@ -283,3 +284,15 @@ def test_a_second_epoch_does_not_recompile_even_where_numbers_came_from_python()
     epoch: Any = jax.jit(lambda state: fit(step, state, DATA, SAMPLER, num_epochs=1)[0])
     epoch(epoch(state))
     assert epoch._cache_size() == 1
+
+
+def test_what_runs_in_chunks_is_traced_once():
+    traced = []
+
+    def double(x):
+        traced.append(x)
+        return 2 * x
+
+    active = jnp.array([True, False, True])
+    assert map_chunks(double, jnp.arange(1, 4), 1, active).tolist() == [2, 0, 6]
+    assert len(traced) == 1

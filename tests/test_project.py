@@ -26,6 +26,7 @@ LEVELS = {
     "memory": 0,
     "fusions": 0,
     "timing": 0,
+    "threads": 0,
     "metrics": 0,
     "models": 0,
     "data": 0,
@@ -44,6 +45,7 @@ LEVELS = {
 # What may be imported from a room of the same level, by which rooms.
 SAME_LEVEL = {
     "trees": {"models"},
+    "threads": {"data", "metrics"},
     "fusions": {"models"},
     "data": {"metrics"},
     "sampling": {"fairbatch"},

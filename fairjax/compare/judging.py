@@ -1,8 +1,6 @@
 """After training: which epoch of a run, thresholds per group, and the test split, once."""
 
-import concurrent.futures
 import functools
-import os
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +11,7 @@ from fairjax.metrics import pareto_front
 from fairjax.metrics.disparities import worst
 from fairjax.metrics.placements import group_auc_bounds
 from fairjax.metrics.rate_comparison import RateComparison, compare_rates
+from fairjax.threads import threaded
 from fairjax.thresholds import apply_thresholds, group_thresholds
 
 Select = Literal[
@@ -192,8 +191,7 @@ def add_thresholds(
             found[place][:, runs] = apply(plain_test[:, runs], limits, tested)
 
     of_split(0)  # compiles for all; a search is one thread's work
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(of_split, range(1, len(setting.splits.val))))
+    list(threaded(of_split, range(1, len(setting.splits.val))))
     return found
 
 

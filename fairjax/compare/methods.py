@@ -60,6 +60,8 @@ class Program(NamedTuple):
     steps: Mapping[str, Mapping[str, Any]] = {}
     """Instead, of methods that train on the same batches, each batch drawn once for all of them:
     method -> arguments of `train.make_step`; there is one choice."""
+    weighed: tuple[str, ...] = ()
+    """Those of `steps` that train on the sampler's weights of examples; to others all weigh 1."""
     space: str | None = None
     """What trains, see `fairtune.mask_space`; everything if None."""
 
@@ -148,10 +150,11 @@ def _in_space(name: str, space: str, setting: Setting, _) -> Program:
 
 def on_same_batches(setting: Setting, _) -> Program:
     """Plain batches, which methods that differ only in their losses share: reading the rows of a
-    table takes longer than a step of theirs. The weights of the batches are `reweighted`'s."""
+    table takes longer than a step of theirs."""
     losses = {name: by_step(name, setting, {}).step for name in ALIKE if name in LOSSES}
     steps = {name: losses.get(name, {}) for name in ALIKE}
-    return Program(reweighted(**setting.arguments()), {"": {}}, steps=steps)
+    weighing = by_loss(setting, {})
+    return Program(weighing.sampler, {"": {}}, steps=steps, weighed=weighing.methods)
 
 
 LOSSES = ("focal", "cvar", "logit_adjusted")

@@ -1,13 +1,11 @@
 """Classifiers on the features of networks that are trained already: balanced, or of a probe."""
 
-import concurrent.futures
-import os
-
 import jax
 import numpy as np
 
 from fairjax.compare.setting import Setting, Trained
 from fairjax.models import Model
+from fairjax.threads import threaded
 from fairjax.train import fit_heads, predict
 from fairjax.train.predict import below_head
 from fairjax.trees import get_path, set_path
@@ -78,8 +76,7 @@ def _refit(setting: Setting, networks: Trained, weights_of, metric: str) -> Trai
         kernels[run], biases[run] = kernel[best][:, None] * half, bias[best] * half
 
     of_run(0)  # compiles for all
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(of_run, range(1, len(trains))))
+    list(threaded(of_run, range(1, len(trains))))
     params = set_path(params, head_at, {"kernel": kernels, "bias": biases})
     trained = networks._replace(params=params)
     own = setting.splits.val[setting.split_of_run]

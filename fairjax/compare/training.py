@@ -1,7 +1,7 @@
 """Training the methods of a setting: all runs of a program as one population."""
 
 import functools
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -138,7 +138,8 @@ def _train(
     bind = None if space is None else space.bind
     make = functools.partial(make_step, network, optimizer, bind=bind)
     if program.steps:
-        step = on_same_batch({name: make(**how) for name, how in program.steps.items()})
+        steps = {name: make(**how) for name, how in program.steps.items()}
+        step = on_same_batch(steps, program.weighed)
     else:
         step = make(**program.step)
     measure = functools.partial(measure_cells, network, sampler) if program.full_pass else None
@@ -184,14 +185,14 @@ def _train(
     }
 
 
-def on_same_batch(steps: Mapping[str, Step]) -> Any:
-    """The steps of several methods, each of its own state, on one batch; only "reweighted" looks
+def on_same_batch(steps: Mapping[str, Step], weighed: Collection[str]) -> Any:
+    """The steps of several methods, each of its own state, on one batch; only those `weighed` look
     at the weights of its examples, for a batch of plain training is whole."""
 
     def step(state, batch, key, mask=None, frozen=None):
         plain = batch._replace(weights=jnp.ones_like(batch.weights))
         done = [
-            each(train, batch if name == "reweighted" else plain, key, mask=mask, frozen=frozen)
+            each(train, batch if name in weighed else plain, key, mask=mask, frozen=frozen)
             for (name, each), train in zip(steps.items(), state, strict=True)
         ]
         return tuple(train for train, _ in done), done[0][1]

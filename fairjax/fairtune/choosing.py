@@ -7,7 +7,6 @@ corrected_value(trials, posterior)      # of the winner, as if it had not been c
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from fairjax.fairtune.trials import FAILED, Trials, completed_trials
 
@@ -147,6 +146,8 @@ def _regress(y, total, kernel, design, oldest):
 
     The means of the ages have a flat prior (equations 2.41 to 2.45).
     """
+    from scipy.linalg import cho_factor, cho_solve  # slow to import: only when needed
+
     factor = cho_factor(total, lower=True)
     inverse = cho_solve(factor, np.eye(len(y)))
     weighted = inverse @ design

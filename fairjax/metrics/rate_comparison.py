@@ -5,8 +5,6 @@ product per split, so that dozens of rows over dozens of splits take a second. S
 that have scores, by what each example adds to it.
 """
 
-import concurrent.futures
-import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from jaxtyping import Float, Integer
 from fairjax.metrics.disparities import bounds, deviations, disparities, worst
 from fairjax.metrics.group_table import Estimates, GroupTable, percentiles
 from fairjax.metrics.placements import placements
+from fairjax.threads import threaded
 
 
 class RateComparison(NamedTuple):
@@ -150,9 +149,7 @@ def compare_rates(
             own = scores[:, runs], labels[tested], group[tested], num_groups, drawn[:, tested]
             areas[: len(scores), :, runs] = _areas(*own).swapaxes(1, 2)
 
-    # sorting is one thread's work
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(count, range(num_splits)))
+    list(threaded(count, range(num_splits)))  # sorting is one thread's work
     rates = _rates(selected, totals[None])
     if scores is not None:
         rates |= {"auc": areas[..., :-1], "auc of everyone": areas[..., -1]}

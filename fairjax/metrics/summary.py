@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Float
 
 from fairjax.metrics import rates
@@ -109,7 +108,10 @@ def auc_scores(logits: Float[Array, "*axes K"]) -> jax.Array:
     with np.errstate(invalid="ignore", over="ignore"):
         if logits.shape[-1] == 2:
             return ordered(logits[..., 1] - logits[..., 0], axis=-1)
-        softmax = scipy.special.softmax if wide else jax.nn.softmax
+        if wide:
+            from scipy.special import softmax  # slow to import: only when needed
+        else:
+            softmax = jax.nn.softmax
         return ordered(softmax(logits, axis=-1), axis=-2)
 
 

@@ -1,7 +1,6 @@
 """Position embeddings of one grid of patches for another."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -39,7 +38,7 @@ def resize_positions(
     new = _root(shape[1] - num_prefix)
     if new and new != side:
         notes.append(f"position embeddings resized from {side} x {side} to {new} x {new}")
-        grid = jnp.asarray(array[:, num_prefix:].reshape(1, side, side, -1), jnp.float32)
+        grid = array[:, num_prefix:].reshape(1, side, side, -1).astype(np.float32)
         grid = jax.image.resize(grid, (1, new, new, shape[-1]), "cubic", antialias=True)
         patches = np.asarray(grid).reshape(1, new * new, -1)
         array = np.concatenate([array[:, :num_prefix], patches], axis=1)

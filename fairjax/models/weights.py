@@ -367,7 +367,7 @@ def _assemble(model: Model, found: dict[str, Any], notes: tuple[str, ...]) -> We
     trees = [
         unflatten_dict(
             {
-                name: jnp.asarray(np.asarray(array), jnp.float32)
+                name: jnp.asarray(np.asarray(array, np.float32))
                 for name, array in found.items()
                 if (name in stat_names) == in_stats
             },
@@ -379,5 +379,5 @@ def _assemble(model: Model, found: dict[str, Any], notes: tuple[str, ...]) -> We
     blocks = list(params.get("blocks", {}).values())
     stacked = not is_unstacked(shapes.get("blocks", {}))
     if stacked and len({str(jax.tree.map(jnp.shape, block)) for block in blocks}) == 1:
-        params = stack_blocks(params)
+        params = jax.jit(stack_blocks)(params)
     return Weights(params, batch_stats, notes)

@@ -271,6 +271,7 @@ def _run_chunk(fn: Callable[[Any], Any], xs: Any, active: jax.Array | None) -> A
     run = alone if len(jax.tree.leaves(xs)[0]) == 1 else jax.vmap(fn)
     if active is None:
         return run(xs)
+    run = jax.jit(run, inline=True)  # traced once for both
     shapes = jax.eval_shape(run, xs)
     nothing = lambda _: jax.tree.map(lambda x: jax.lax.full_like(x, 0), shapes)
     return jax.lax.cond(active.any(), run, nothing, xs)
