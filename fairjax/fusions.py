@@ -1,4 +1,10 @@
-"""The compiler flag that some versions of jaxlib need on CPU, and which versions those are."""
+"""What XLA:CPU fuses: the flag that some versions of jaxlib need, and functions compiled apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 FLAG = "xla_cpu_experimental_ynn_fusion_type"
 """Which operations XLA hands to the library YNNPACK."""
@@ -17,3 +23,17 @@ def affected(jaxlib: str) -> bool:
     """
     release = tuple(int(part) for part in jaxlib.split(".")[:3] if part.isdecimal())
     return _FIRST <= release < _MENDED
+
+
+def compiled_apart(fn: Callable[..., Any], **attributes: str) -> Callable[..., Any]:
+    """`fn(*arrays)` with nothing before or after it in its kernels; elsewhere than on CPU `fn`.
+
+    The attributes, of XLA itself, go to all that `fn` calls: functions that JAX jits, such as
+    `jnp.where`, are then compiled apart too.
+    """
+
+    def marked(*args):
+        with set_xla_metadata(inlineable="false", **attributes):
+            return jax.jit(fn)(*args)
+
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=marked, default=fn)

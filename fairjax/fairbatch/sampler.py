@@ -252,7 +252,8 @@ def _iid_slots(key: jax.Array, probs: jax.Array, shape: tuple[int, int]) -> Slot
     draw = jax.random.uniform(key, shape) * ends[-1]
     cell = jnp.sum(draw[..., None] >= ends[None, None, :], axis=-1, dtype=jnp.int32)
     cell = jnp.minimum(cell, len(probs) - 1)
-    return Slots(cell, jnp.zeros(shape, jnp.int32), jnp.ones(shape, jnp.float32))
+    start, offset = jnp.zeros((shape[0], len(probs)), jnp.int32), jnp.zeros(shape[1], jnp.int32)
+    return Slots(cell, start, offset, jnp.ones(shape, jnp.float32))
 
 
 def _uniform_rows(key: jax.Array, rows: Rows, slots: Slots) -> jax.Array:

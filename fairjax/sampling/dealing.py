@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from fairjax.fusions import compiled_apart
 from fairjax.sampling.protocol import Rows
 
 _FEW_DECKS = 16
@@ -31,8 +32,10 @@ class Slots(NamedTuple):
 
     deck: jax.Array
     """int32 `[B]` (the same for every batch) or `[T, B]`."""
-    position: jax.Array
-    """int32 `[T, B]`: running number among the draws from that deck, modulo its size."""
+    start: jax.Array
+    """int32 `[T, C]`: how many a deck has dealt before each batch, modulo its size."""
+    offset: jax.Array
+    """int32 `[B]`: and in the batch before each place."""
     weights: jax.Array
     """float32 `[T, B]`, 0 = padding."""
 
@@ -76,18 +79,21 @@ def exact_slots(
         batch[:, None] * shares[None, :], jnp.broadcast_to(size, (num_batches, num_decks))
     )
     offset = jax.lax.rem(place - _of_deck(ends - shares, deck), _of_deck(size, deck))
-    position = _of_deck(start, deck) + offset[None, :]
-    size = _of_deck(size, deck)[None, :]
-    position = jnp.where(position >= size, position - size, position)
-    return Slots(deck, position, jnp.broadcast_to(filled, position.shape))
+    weights = jnp.broadcast_to(filled, (num_batches, width))
+    return Slots(deck, start, offset, weights)
 
 
 def deal(key: Key[Array, ""], decks: Decks, slots: Slots) -> Int[Array, "T B"]:
     """Rows without replacement: every deck is shuffled, dealt, and dealt again from its top."""
     word = jnp.uint16 if len(decks.numbers) < 1 << 16 else jnp.uint32
-    sizes = jnp.maximum(decks.counts, 1).astype(word)
-    shuffled = _permute(key, slots.position, slots.deck, sizes)
-    return decks.numbers[_of_deck(decks.starts, slots.deck)[None, :] + shuffled]
+    sizes = jnp.maximum(decks.counts, 1)
+    # Whole vectors of words: XLA:CPU takes shorter ones where these leave a rest.
+    width, lanes = len(slots.deck), 32 // jnp.dtype(word).itemsize
+    deck, offset = (jnp.pad(places, (0, -width % lanes)) for places in (slots.deck, slots.offset))
+    size, position = _of_deck(sizes, deck)[None, :], _of_deck(slots.start, deck) + offset[None, :]
+    position = jnp.where(position >= size, position - size, position)
+    shuffled = _permute(key, position.astype(word), deck, sizes.astype(word))
+    return decks.numbers[_of_deck(decks.starts, slots.deck)[None, :] + shuffled[:, :width]]
 
 
 def weighted_rows(
@@ -115,18 +121,23 @@ def _permute(key: jax.Array, position: jax.Array, deck: jax.Array, sizes: jax.Ar
     Sizes are below 2^16 unless they are uint32: numbers of 16 bits are hashed as well as they need,
     and twice as many fit into a vector.
     """
-    rounds, word = 12, sizes.dtype
-    bits = _random_bits(key, 3, rounds, len(sizes))
+    num_rounds, word = 12, sizes.dtype
+    bits = _random_bits(key, 3, num_rounds, len(sizes))
     pivots = jax.lax.rem(bits[0], jnp.broadcast_to(sizes.astype(jnp.uint32), bits[0].shape))
     by_place = jnp.stack([pivots, bits[1], bits[2]], axis=1).astype(word)
-    by_place = _of_deck(by_place, deck)
-    x, size = position.astype(word), _of_deck(sizes, deck)[None, :]
     half = jnp.array(1 << (8 * word.itemsize - 1), word)
-    for pivot, factor, offset in by_place[:, :, None, :]:
-        mirror = jnp.where(x <= pivot, pivot - x, pivot + size - x)
-        swap = jnp.maximum(x, mirror) * factor + offset >= half
-        x = jnp.where(swap, mirror, x)
-    return x.astype(jnp.int32)
+
+    def rounds(x, size, by_place):
+        for pivot, factor, offset in by_place[:, :, None, :]:
+            mirror = pivot - x
+            mirror = jax.lax.select(x <= pivot, mirror, mirror + size)
+            swap = jnp.maximum(x, mirror) * factor + offset >= half
+            x = jax.lax.select(swap, mirror, x)
+        return x
+
+    # Apart from places and rows, whose 32 bits would halve the numbers that fit into a vector.
+    size, by_place = _of_deck(sizes, deck)[None, :], _of_deck(by_place, deck)
+    return compiled_apart(rounds)(position, size, by_place).astype(jnp.int32)
 
 
 def _random_bits(key: jax.Array, *shape: int) -> jax.Array:
@@ -148,6 +159,7 @@ def _of_deck(values: jax.Array, deck: jax.Array) -> jax.Array:
     """`values[..., deck]`; of few decks by selects, which vectorise where a gather does not."""
     if values.shape[-1] > _FEW_DECKS:
         return values[..., deck]
+    deck = deck.astype(values.dtype)  # comparisons as narrow as what they choose
     found = jnp.broadcast_to(values[..., :1], (*values.shape[:-1], *deck.shape))
     for number in range(1, values.shape[-1]):
         found = jnp.where(deck == number, values[..., number : number + 1], found)

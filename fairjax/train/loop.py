@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from fairjax.data import Examples
+from fairjax.fusions import compiled_apart
 from fairjax.models import Model
 from fairjax.sampling import BatchSampler, CellSums
 from fairjax.train.predict import predict
@@ -123,19 +123,15 @@ def fit(
 
     take_steps = _as_one_kernel(run) if one_kernel else run
 
-    def one_round(state: FitState, key: jax.Array):
+    def one_round(state: FitState, keys: jax.Array):
         """One update of the sampler and the steps that use it."""
         sums = running_sums(state)
         if measure_fn is not None:
             sums = measure_fn(state.train, state.sampler, measure_data)
         state, record = update_sampler(sampler, state, sums)
-        draws = draw_steps(sampler, state, key, num_steps)
+        draws = draw_steps(sampler, state, keys, num_steps)
         state, losses = take_steps(state, data, draws)
         return state, record | {"loss": losses.mean(0)}
-
-    def keys_of(epoch):
-        num_rounds = sampler.batches_per_epoch // num_steps
-        return jax.random.split(jax.random.fold_in(state.key, epoch), num_rounds)
 
     def one_epoch(state: FitState, keys):
         state, records = jax.lax.scan(one_round, state, keys)
@@ -147,7 +143,9 @@ def fit(
         return state, record
 
     # all keys at once: few random words at a time cost XLA:CPU more than the words themselves
-    keys = jax.vmap(keys_of)(state.epoch + jnp.arange(num_epochs, dtype=jnp.int32))
+    epochs = state.epoch + jnp.arange(num_epochs, dtype=jnp.int32)
+    num_rounds = sampler.batches_per_epoch // num_steps
+    keys = jax.vmap(lambda epoch: round_keys(state.key, epoch, num_rounds))(epochs)
     return jax.lax.scan(one_epoch, state, keys)
 
 
@@ -156,14 +154,9 @@ def _as_one_kernel(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     XLA:CPU hands the kernels of a loop's body, twenty for a step, from thread to thread, which
     takes longer than a small step itself. Loops over less than a kilobyte it compiles into one
-    kernel: the second attribute is its own mark for these, the first one keeps the function whole.
+    kernel: the attribute is its own mark for these.
     """
-
-    def marked(*args):
-        with set_xla_metadata(inlineable="false", xla_cpu_small_call="true"):
-            return jax.jit(fn)(*args)
-
-    return lambda *args: jax.lax.platform_dependent(*args, cpu=marked, default=fn)
+    return compiled_apart(fn, xla_cpu_small_call="true")
 
 
 def check_cadence(sampler: BatchSampler, measured: bool, update_every: int | None) -> int:
@@ -226,9 +219,15 @@ def update_sampler(
     return state._replace(sampler=shares, running=running), record
 
 
-def draw_steps(sampler: BatchSampler, state: FitState, key: Any, num_steps: int) -> Draws:
-    """The rows, weights and keys of the next steps."""
-    key_draw, key_steps = jax.random.split(key)
+def round_keys(key: Any, epoch: jax.Array, num_rounds: int) -> jax.Array:
+    """Of an epoch's rounds between two updates, one for rows and one for steps: `[R, 2]`."""
+    keys = jax.random.split(jax.random.fold_in(key, epoch), num_rounds)
+    return jax.vmap(jax.random.split)(keys)
+
+
+def draw_steps(sampler: BatchSampler, state: FitState, keys: Any, num_steps: int) -> Draws:
+    """The rows, weights and keys of the next steps, by a round's keys."""
+    key_draw, key_steps = keys
     rows, weights = sampler.sample_epoch(key_draw, state.sampler, num_batches=num_steps)
     return Draws(rows, weights, jax.random.split(key_steps, num_steps))
 

@@ -31,6 +31,7 @@ from fairjax.train.loop import (
     check_cadence,
     check_rows,
     draw_steps,
+    round_keys,
     run_steps,
     running_sums,
     update_sampler,
@@ -206,7 +207,7 @@ def _begin(runs: FitState, sums: CellSums | None, number: jax.Array, how: _How):
     num_rounds = how.sampler.batches_per_epoch // how.num_steps
 
     def one_run(run: FitState, sums: CellSums | None):
-        keys = jax.random.split(jax.random.fold_in(run.key, run.epoch), num_rounds)
+        keys = round_keys(run.key, run.epoch, num_rounds)
         run, record = update_sampler(how.sampler, run, sums)
         draws = draw_steps(how.sampler, run, keys[number], how.num_steps)
         ends = (number == num_rounds - 1).astype(jnp.int32)
