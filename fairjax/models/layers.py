@@ -52,7 +52,7 @@ class Linear(nnx.Module):
         elif kernel.shape[1] == 1 and kernel.shape[0] <= _FEW_FEATURES:
             y = jnp.sum(flat * kernel.T, axis=1, keepdims=True) + bias[None]
         else:
-            y = flat @ kernel + bias[None]
+            y = flat @ kernel + _in_rows(bias, flat.shape[0])
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -77,11 +77,11 @@ def _ruled_forward(x, kernel, bias, trained, rounded):
 
 def _ruled_backward(rounded, saved, dy):
     x, kernel, trained = saved
-    product = _rounded_gradients if rounded else lambda x, dy: (x.T @ dy, jnp.sum(dy, 0))
+    product = _rounded_gradients if rounded else lambda x, dy: (x.T @ dy, _sum_rows(dy))
     if trained is None:
         dkernel, dbias = product(x, dy)
     else:
-        alone = lambda x, dy: (jnp.zeros_like(kernel), jnp.sum(dy, 0))
+        alone = lambda x, dy: (jnp.zeros_like(kernel), _sum_rows(dy))
         dkernel, dbias = jax.lax.cond(trained, product, alone, x, dy)
     dx = _rounded_product(dy, kernel, axis=1) if rounded else dy @ kernel.T
     return dx, dkernel, dbias, None
@@ -110,9 +110,33 @@ def _rounded_gradients(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Arra
         return jnp.split(_rounded_product(ones, b), [a.shape[1]])
 
     if x.shape[1] > dy.shape[1]:
-        return turned(dy, x)[0].T, jnp.sum(dy, 0)
+        return turned(dy, x)[0].T, _sum_rows(dy)
     dkernel, dbias = turned(x, dy)
     return dkernel, dbias[0]
+
+
+def _in_rows(vector: jax.Array, rows: int) -> jax.Array:
+    """`[D]` as `[rows, D]`.
+
+    On CPU as a product with ones, which costs nothing, as its gradient is a product, too: XLA's own
+    sum of rows goes against the order of memory, after it computed what it sums once more.
+    """
+
+    def by_ones(vector):
+        # ones made from the vector: under vmap each candidate has its own, and rows stay in order
+        one = (jnp.isnan(vector[:1]) | True).astype(vector.dtype)
+        ones = jnp.broadcast_to(one[None, None], (1, rows, 1))
+        # with a batch of one, so that no policy of `jax.checkpoint` takes it for a large product
+        axes = (((2,), (1,)), ((0,), (0,)))
+        return jax.lax.dot_general(ones, vector[None, None], axes)[0]
+
+    repeated = lambda vector: jnp.broadcast_to(vector[None], (rows, *vector.shape))
+    return jax.lax.platform_dependent(vector, cpu=by_ones, default=repeated)
+
+
+def _sum_rows(x: jax.Array) -> jax.Array:
+    """Sum of the rows of `[rows, D]`: the gradient of `_in_rows`."""
+    return jax.vjp(lambda vector: _in_rows(vector, x.shape[0]), x[0])[1](x)[0]
 
 
 @jax.tree_util.register_dataclass
@@ -179,8 +203,8 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        scale, bias = self.scale[...].reshape(shape), self.bias[...].reshape(shape)
+        rows = math.prod(x.shape[:-1])
+        scale, bias = (_in_rows(p[...], rows).reshape(x.shape) for p in (self.scale, self.bias))
         return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
