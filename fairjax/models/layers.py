@@ -115,8 +115,8 @@ def _rounded_gradients(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Arra
     return dkernel, dbias[0]
 
 
-def _in_rows(vector: jax.Array, rows: int) -> jax.Array:
-    """`[D]` as `[rows, D]`.
+def _in_rows(vector: jax.Array, rows: Any) -> jax.Array:
+    """`[D]` as `[rows, D]`, of which `rows` may be symbolic.
 
     On CPU as a product with ones, which costs nothing, as its gradient is a product, too: XLA's own
     sum of rows goes against the order of memory, after it computed what it sums once more.
