@@ -52,7 +52,7 @@ class Linear(nnx.Module):
         elif kernel.shape[1] == 1 and kernel.shape[0] <= _FEW_FEATURES:
             y = jnp.sum(flat * kernel.T, axis=1, keepdims=True) + bias[None]
         else:
-            y = flat @ kernel + bias[None]
+            y = flat @ kernel + _in_rows(bias, flat.shape[0])
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -77,11 +77,11 @@ def _ruled_forward(x, kernel, bias, trained, rounded):
 
 def _ruled_backward(rounded, saved, dy):
     x, kernel, trained = saved
-    product = _rounded_gradients if rounded else lambda x, dy: (x.T @ dy, jnp.sum(dy, 0))
+    product = _rounded_gradients if rounded else lambda x, dy: (x.T @ dy, _sum_rows(dy))
     if trained is None:
         dkernel, dbias = product(x, dy)
     else:
-        alone = lambda x, dy: (jnp.zeros_like(kernel), jnp.sum(dy, 0))
+        alone = lambda x, dy: (jnp.zeros_like(kernel), _sum_rows(dy))
         dkernel, dbias = jax.lax.cond(trained, product, alone, x, dy)
     dx = _rounded_product(dy, kernel, axis=1) if rounded else dy @ kernel.T
     return dx, dkernel, dbias, None
@@ -110,9 +110,33 @@ def _rounded_gradients(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Arra
         return jnp.split(_rounded_product(ones, b), [a.shape[1]])
 
     if x.shape[1] > dy.shape[1]:
-        return turned(dy, x)[0].T, jnp.sum(dy, 0)
+        return turned(dy, x)[0].T, _sum_rows(dy)
     dkernel, dbias = turned(x, dy)
     return dkernel, dbias[0]
+
+
+def _in_rows(vector: jax.Array, rows: Any) -> jax.Array:
+    """`[D]` as `[rows, D]`, of which `rows` may be symbolic.
+
+    On CPU as a product with ones, which costs nothing, as its gradient is a product, too: XLA's own
+    sum of rows goes against the order of memory, after it computed what it sums once more.
+    """
+
+    def by_ones(vector):
+        # ones made from the vector: under vmap each candidate has its own, and rows stay in order
+        one = (jnp.isnan(vector[:1]) | True).astype(vector.dtype)
+        ones = jnp.broadcast_to(one[None, None], (1, rows, 1))
+        # with a batch of one, so that no policy of `jax.checkpoint` takes it for a large product
+        axes = (((2,), (1,)), ((0,), (0,)))
+        return jax.lax.dot_general(ones, vector[None, None], axes)[0]
+
+    repeated = lambda vector: jnp.broadcast_to(vector[None], (rows, *vector.shape))
+    return jax.lax.platform_dependent(vector, cpu=by_ones, default=repeated)
+
+
+def _sum_rows(x: jax.Array) -> jax.Array:
+    """Sum of the rows of `[rows, D]`: the gradient of `_in_rows`."""
+    return jax.vjp(lambda vector: _in_rows(vector, x.shape[0]), x[0])[1](x)[0]
 
 
 @jax.tree_util.register_dataclass
@@ -178,13 +202,12 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B width"]) -> Float[Array, "*B width"]:
         """Apply to `[..., width]`; of bfloat16 arrays there is no forward-mode derivative."""
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        scale, bias = self.scale[...].reshape(shape), self.bias[...].reshape(shape)
         if x.dtype == jnp.bfloat16:
-            return _short_norm(x, scale, bias, self.eps)
-        x32 = x.astype(jnp.float32)
+            return _short_norm(x, self.scale[...], self.bias[...], self.eps)
+        x32, rows = x.astype(jnp.float32), math.prod(x.shape[:-1])
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        scale, bias = (_in_rows(p[...], rows).reshape(x.shape) for p in (self.scale, self.bias))
         return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
@@ -202,22 +225,18 @@ def _short_norm_forward(x, scale, bias, eps):
     mean = jnp.mean(x32, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True) - jnp.square(mean)
     factor = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
-    y = ((x32 - mean) * factor * scale + bias).astype(x.dtype)
-    return y, (x, mean, factor, scale)
+    scale, bias = (jax.lax.expand_dims(p, range(x.ndim - 1)) for p in (scale, bias))
+    return ((x32 - mean) * factor * scale + bias).astype(x.dtype), (x, mean, factor, scale)
 
 
 def _short_norm_backward(eps, saved, dy):
     x, mean, factor, scale = saved
     dy, normal = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * factor
-    dnormal, rows = dy * scale, tuple(range(x.ndim - 1))
+    dnormal, leading = dy * scale, tuple(range(x.ndim - 1))
     shift = jnp.mean(dnormal, axis=-1, keepdims=True)
     slope = jnp.mean(dnormal * normal, axis=-1, keepdims=True)
     dx = (factor * (dnormal - shift - normal * slope)).astype(x.dtype)
-    return (
-        dx,
-        jnp.sum(dy * normal, rows).reshape(scale.shape),
-        jnp.sum(dy, rows).reshape(scale.shape),
-    )
+    return dx, jnp.sum(dy * normal, leading), jnp.sum(dy, leading)
 
 
 _short_norm.defvjp(_short_norm_forward, _short_norm_backward)
