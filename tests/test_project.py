@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     "trees": 0,
     "losses": 0,
+    "neighbors": 0,
     "optimizers": 0,
     "sharding": 0,
     "memory": 0,
@@ -45,6 +46,7 @@ LEVELS = {
 SAME_LEVEL = {
     "trees": {"models"},
     "fusions": {"models"},
+    "neighbors": {"losses"},
     "data": {"metrics"},
     "sampling": {"fairbatch"},
     "pruning": {"fairtune"},
