@@ -102,32 +102,7 @@ def soft_nearest_neighbor_loss(
 
     features = jnp.asarray(features).astype(jnp.float32).reshape(batch, -1, num_channels)
 
-    def losses(features: jax.Array, chunk_size: int) -> jax.Array:
-        # a chunk of one is not a batch of one: XLA:CPU takes twice as long for its product
-        batch_size = None if chunk_size == 1 else chunk_size
-        packed = dtype != "float32" and chunk_size == 1 and num_channels % 2 == 0
-        width = min(num_channels, max(chunk_size, _LINE))
-        if packed:
-            width = 2 * math.ceil(num_channels / math.ceil(num_channels / _PACKED) / 2)
-
-        def turned(start: jax.Array) -> jax.Array:
-            some = jax.lax.dynamic_slice_in_dim(features, start, width, axis=2)
-            some = some if dtype == "float32" else some.astype(jnp.bfloat16)
-            channels = some.transpose(2, 0, 1)
-            if not packed:
-                return jax.lax.map(channel_loss, channels, batch_size=batch_size)
-            # XLA:CPU turns one number after another: two in a word of 32 bits are half as many
-            pairs = some.reshape(batch, -1, width // 2, 2)
-            words = jax.lax.bitcast_convert_type(pairs, jnp.uint32).transpose(2, 0, 1)
-            half_loss = lambda channel: channel_loss(_half(words, *channel))
-            return jax.lax.map(half_loss, (jnp.arange(width), channels))
-
-        # the last ones overlap those before where channels are no multiple of the width
-        first = np.minimum(np.arange(0, num_channels, width), num_channels - width)
-        channel = np.arange(num_channels)
-        place = channel // width * width + channel - first[channel // width]
-        return jax.lax.map(turned, jnp.asarray(first)).reshape(-1)[place]
-
+    losses = functools.partial(_losses_by_channel, channel_loss, dtype)
     if chunk_size is not None:
         return losses(features, chunk_size)
     return jax.lax.platform_dependent(
@@ -135,6 +110,40 @@ def soft_nearest_neighbor_loss(
         cpu=functools.partial(losses, chunk_size=1),
         default=functools.partial(losses, chunk_size=32),
     )
+
+
+def _losses_by_channel(
+    channel_loss: Callable[[jax.Array], jax.Array],
+    dtype: Products,
+    features: jax.Array,
+    chunk_size: int,
+) -> jax.Array:
+    """`channel_loss` of every channel of `[B, F, C]`, brought in front a few at a time."""
+    num_channels = features.shape[-1]
+    # a chunk of one is not a batch of one: XLA:CPU takes twice as long for its product
+    batch_size = None if chunk_size == 1 else chunk_size
+    packed = dtype != "float32" and chunk_size == 1 and num_channels % 2 == 0
+    width = min(num_channels, max(chunk_size, _LINE))
+    if packed:
+        width = 2 * math.ceil(num_channels / math.ceil(num_channels / _PACKED) / 2)
+
+    def turned(start: jax.Array) -> jax.Array:
+        some = jax.lax.dynamic_slice_in_dim(features, start, width, axis=2)
+        some = some if dtype == "float32" else some.astype(jnp.bfloat16)
+        channels = some.transpose(2, 0, 1)
+        if not packed:
+            return jax.lax.map(channel_loss, channels, batch_size=batch_size)
+        # XLA:CPU turns one number after another: two in a word of 32 bits are half as many
+        pairs = some.reshape(*some.shape[:2], width // 2, 2)
+        words = jax.lax.bitcast_convert_type(pairs, jnp.uint32).transpose(2, 0, 1)
+        half_loss = lambda channel: channel_loss(_half(words, *channel))
+        return jax.lax.map(half_loss, (jnp.arange(width), channels))
+
+    # the last ones overlap those before where channels are no multiple of the width
+    first = np.minimum(np.arange(0, num_channels, width), num_channels - width)
+    channel = np.arange(num_channels)
+    place = channel // width * width + channel - first[channel // width]
+    return jax.lax.map(turned, jnp.asarray(first)).reshape(-1)[place]
 
 
 @jax.custom_jvp
