@@ -75,16 +75,19 @@ def test_every_variant_agrees_with_the_definition(batch, options):
     np.testing.assert_allclose(ours, oracle(features, classes, **options), atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 48])
-def test_many_channels_each_have_the_loss_they_have_alone(chunk_size):
+@pytest.mark.parametrize(
+    "chunk_size, dtype", [(None, "float32"), (48, "float32"), (None, "bfloat16_products")]
+)
+def test_many_channels_each_have_the_loss_they_have_alone(chunk_size, dtype):
     rng = np.random.default_rng(1)
-    features = jnp.asarray(rng.normal(size=(8, 3, 75)).astype(np.float32))
+    features = jnp.asarray(rng.normal(size=(8, 3, 74)).astype(np.float32))
     classes = jnp.arange(8) % 2
-    together = soft_nearest_neighbor_loss(features, classes, num_classes=2, chunk_size=chunk_size)
-    for channel in (0, 31, 32, 42, 43, 63, 64, 74):
-        alone = soft_nearest_neighbor_loss(
-            features[..., channel : channel + 1], classes, num_classes=2
-        )
+    loss = functools.partial(
+        soft_nearest_neighbor_loss, classes=classes, num_classes=2, dtype=dtype
+    )
+    together = loss(features, chunk_size=chunk_size)
+    for channel in (0, 31, 32, 36, 37, 42, 43, 63, 64, 73):
+        alone = loss(features[..., channel : channel + 1])
         np.testing.assert_allclose(together[channel], alone[0], rtol=1e-6)
 
 
@@ -136,6 +139,10 @@ def test_products_of_bfloat16_are_the_losses_of_rounded_features_in_nearly_the_s
     assert 0 < np.abs(fast - exact).max() < 2e-4
     ranks: Any = scipy.stats.kendalltau(exact, fast)
     assert ranks.statistic > 0.98
+    slope = jax.grad(lambda x: loss(x, dtype="bfloat16_products").sum())(jnp.asarray(features))
+    of_rounded = jax.grad(lambda x: loss(x).sum())(rounded)
+    assert np.abs(of_rounded).max() > 1e-3
+    np.testing.assert_allclose(slope, of_rounded, atol=2e-2 * np.abs(of_rounded).max())
 
 
 def test_far_apart_features_do_not_underflow():

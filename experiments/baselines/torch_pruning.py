@@ -33,7 +33,7 @@ def snnl_batched(
     features: torch.Tensor,
     group: torch.Tensor,
     *,
-    chunk_size: int = 32,
+    chunk_size: int = 16,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """The same, `chunk_size` channels at a time; that many stay in the cache.
@@ -43,8 +43,13 @@ def snnl_batched(
     members = F.one_hot(group, int(group.max()) + 1).float()
     losses = []
     for channels in features.split(chunk_size, dim=1):
-        unit = F.normalize(channels.transpose(0, 1).flatten(2), dim=2).to(dtype)
-        near = torch.bmm(unit, unit.transpose(1, 2)).float().sub_(1).exp_()
+        vectors = channels.transpose(0, 1).flatten(
+            2
+        )  # a view; scaled after the product, not copied
+        scale = torch.linalg.vector_norm(vectors, dim=2).clamp_min(1e-12).reciprocal()
+        vectors = vectors.to(dtype)
+        near = torch.bmm(vectors, vectors.transpose(1, 2)).float()
+        near.mul_(scale[:, :, None]).mul_(scale[:, None]).sub_(1).exp_()
         by_group = near @ members
         others = by_group.sum(2) - torch.diagonal(near, dim1=1, dim2=2)
         same = (by_group * members).sum(2)
