@@ -2,8 +2,8 @@
 
     python -m experiments.parity
 
-Takes about a minute on two CPU cores. The references are in `tests/golden/models.npz`; the script
-beside it made them with the real libraries.
+A minute on two CPU cores. A script beside `tests/golden/models.npz` made these references with the
+real libraries.
 """
 
 from experiments.cli import progress, table
@@ -15,8 +15,8 @@ def main() -> None:
     references, rows = golden(), []
     with progress(len(CASES), "networks") as bar:
         for case in CASES:
-            model = case.key.partition("/")[2]
-            rows.append([model, case.source, f"{logit_error(case, references):.1e}"])
+            name, error = case.key.partition("/")[2], logit_error(case, references)
+            rows.append([name, case.source, f"{error:.1e}"])
             bar.update(1)
     print(table(["model", "source", "largest error"], rows))
 

@@ -27,12 +27,10 @@ class Paired(NamedTuple):
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Wall seconds of one call, waiting for JAX arrays that it returns and for PyTorch's GPU."""
-    torch = sys.modules.get("torch")
-    on_gpu = torch is not None and torch.cuda.is_available()
+    """Wall seconds of one call, waiting for JAX arrays that it returns and PyTorch's GPU."""
     start = time.perf_counter()
     jax.block_until_ready(run())
-    if on_gpu:
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
@@ -77,10 +75,9 @@ def claim(
     quality: dict[str, dict[str, float]] | None = None,
     notes: str = "",
 ) -> dict[str, Any]:
-    """One benchmark row: medians of both sides, and the ratio theirs / ours with its range.
+    """One benchmark row: medians of both sides in `unit`, the ratio theirs / ours and its range.
 
-    `floor_s` is what ours would take if the machine's matmul rate or bandwidth were the only limit;
-    `notes` say what was done, for who reads the row alone. `unit` is of both sides.
+    `floor_s` is what ours would take at the machine's matmul rate; `notes` say what was done.
     """
     return {
         "claim": name,
@@ -104,14 +101,9 @@ def matmul_rate(size: int = 1536, *, dtype: str = "float32", repeats: int = 5) -
     """Best FLOP/s of a product of two square matrices: this machine's practical roof."""
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
-    seconds(lambda: product(a, a))
-    return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(repeats))
+    return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(1 + repeats))
 
 
 def step_flops(jitted: Any, *args: Any) -> float:
-    """FLOPs of one call by XLA's count of what it is given, nothing compiled.
-
-    Loop bodies count once, so pass unrolled networks.
-    """
-    cost = jitted.lower(*args).cost_analysis()
-    return float(cost["flops"])
+    """FLOPs of one call by XLA's count, uncompiled; loop bodies count once, so pass none."""
+    return float(jitted.lower(*args).cost_analysis()["flops"])

@@ -43,9 +43,7 @@ def snnl_batched(
     members = F.one_hot(group, int(group.max()) + 1).float()
     losses = []
     for channels in features.split(chunk_size, dim=1):
-        vectors = channels.transpose(0, 1).flatten(
-            2
-        )  # a view; scaled after the product, not copied
+        vectors = channels.transpose(0, 1).flatten(2)  # a view, scaled after the product
         scale = torch.linalg.vector_norm(vectors, dim=2).clamp_min(1e-12).reciprocal()
         vectors = vectors.to(dtype)
         near = torch.bmm(vectors, vectors.transpose(1, 2)).float()
