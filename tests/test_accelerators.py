@@ -1,6 +1,7 @@
 """What the benchmarks time compiles down to what a GPU's and a TPU's compiler takes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.export
@@ -141,10 +142,10 @@ def test_what_must_be_exact_asks_accelerators_for_whole_float32_products(monkeyp
         text = jax.jit(run).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
         products = [line for line in text.splitlines() if "dot_general" in line]
         assert products and all("HIGHEST" in line for line in products)
-    seen = []
-    fit_heads = heads._minimise
+    config: Any = jax.config  # of which types know nothing
+    seen, fit_heads = [], heads._minimise
     record = lambda *args, **how: (
-        seen.append(jax.config.jax_default_matmul_precision),
+        seen.append(config.jax_default_matmul_precision),
         fit_heads(*args, **how),
     )[1]
     monkeypatch.setattr(heads, "_minimise", record)
