@@ -58,41 +58,40 @@ def claims(
     train, test = (jax.device_put(data.examples(split)) for split in ("train", "test"))
     program = jax.jit(_program(data, num_epochs))
 
-    def compiled(count: int) -> tuple[Callable[[], jax.Array], float]:
+    larger = jax.default_backend() != "cpu" and not quick
+    sweeps = (num_seeds, 1000)[: 1 + larger]
+    runs, compile_s = {}, {}
+    for count in (1, *sweeps):
         seeds = jnp.arange(count, dtype=jnp.int32)
-        compile_s = compile_seconds(program, seeds, train, test)
-        return lambda: program(seeds, train, test), compile_s
+        compile_s[count] = compile_seconds(program, seeds, train, test)
+        runs[count] = functools.partial(program, seeds, train, test)
+    ours = _quality(np.asarray(runs[num_seeds]()), test)
 
-    single, compile_one_s = compiled(1)
-    ours = _quality(np.asarray(compiled(num_seeds)[0]()), test)
-
-    def row(name: str, times: Paired, compile_s: float, logits: list[np.ndarray]) -> dict[str, Any]:
+    def row(name: str, count: int, times: Paired, logits: list[np.ndarray]) -> dict[str, Any]:
         theirs = _quality(np.stack(logits), test)
         quality = {"ours": ours, "theirs": theirs}
         return claim(
             name,
             times,
-            compile_s=compile_s,
+            compile_s=compile_s[count],
             quality=quality,
             notes=f"{WHAT[name]}; {_agreement(ours, theirs)}",
         )
 
     if style != "vectorised":
         theirs, logits = _torch(data, num_epochs, "original")
-        times = paired(single, theirs, repeats=repeats)
-        yield row("fairbatch_single_vs_original", times, compile_one_s, logits)
-        larger = jax.default_backend() != "cpu" and not quick
-        for count in (num_seeds, 1000)[: 1 + larger]:
-            sweep, compile_s = compiled(count)
-            per_sweep = paired(sweep, theirs, repeats=min(repeats, 5))
+        times = paired(runs[1], theirs, repeats=repeats)
+        yield row("fairbatch_single_vs_original", 1, times, logits)
+        for count in sweeps:
+            per_sweep = paired(runs[count], theirs, repeats=min(repeats, 5))
             per_run = Paired([s / count for s in per_sweep.ours_s], per_sweep.theirs_s)
             name = f"fairbatch_sweep{100 if quick else count}_vs_original"
-            yield row(name, per_run, compile_s, logits)
+            yield row(name, count, per_run, logits)
     if style != "original":
         for name, twin in (("torch", "vectorised"), ("torch_by_hand", "by_hand")):
             theirs, logits = _torch(data, num_epochs, twin)
-            times = paired(single, theirs, repeats=repeats)
-            yield row(f"fairbatch_single_vs_{name}", times, compile_one_s, logits)
+            times = paired(runs[1], theirs, repeats=repeats)
+            yield row(f"fairbatch_single_vs_{name}", 1, times, logits)
 
 
 def _program(data: Dataset, num_epochs: int) -> Callable[..., jax.Array]:
