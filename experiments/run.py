@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import gc
 import importlib.metadata
 import json
 import math
@@ -57,7 +56,6 @@ def main(
     """
     use_all_cores()
     keep_programs()
-    gc.set_threshold(50_000)  # tracing makes many objects, of which few are garbage
     Run.current = None
     config = parse(presets, description)
     try:

@@ -105,5 +105,5 @@ def matmul_rate(size: int = 1536, *, dtype: str = "float32", repeats: int = 5) -
 
 
 def step_flops(jitted: Any, *args: Any) -> float:
-    """FLOPs of one call by XLA's count, uncompiled; loop bodies count once, so pass none."""
+    """FLOPs of one call by XLA's count, uncompiled; the body of a loop counts once: one step."""
     return float(jitted.lower(*args).cost_analysis()["flops"])

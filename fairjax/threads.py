@@ -12,7 +12,8 @@ def threaded(
     """`map(fn, items)` in threads, for what NumPy, JAX or a decoder does without Python's lock.
 
     Args:
-      fn: called once for every item, in any order.
+      fn: called once for every item, in any order, and outside of JAX's `with` settings, which are
+        those of one thread.
       items: read at once when the first result is asked for; nothing begins before.
       num_threads: one per processor by default.
 

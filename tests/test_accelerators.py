@@ -38,7 +38,7 @@ def images(size):
 
 def masks_of_a_transformer():
     """FairTune's population: shared frozen weights, a mask each, bfloat16."""
-    model = image_model("vit_micro", 2, image_size=16, width=12, depth=2)
+    model = image_model("vit_micro", 2, image_size=16, width=12, depth=2, dtype="bfloat16")
     params = model.init(jax.random.key(0))[0]
     space, sampler = mask_space(params, "norm_attn_mlp"), shuffled(**IDS, batch_size=8)
     tunable, frozen = space.partition(params)
@@ -112,18 +112,20 @@ def intervals_of_metrics():
 
 
 @pytest.mark.parametrize(
-    "program",
+    ("program", "host"),
     [
-        masks_of_a_transformer,
-        convolutions,
-        sweep_of_fairbatch,
-        plans_of_a_network,
-        scores_of_channels,
-        intervals_of_metrics,
+        (masks_of_a_transformer, "cpu"),
+        (masks_of_a_transformer, "gpu"),  # which runs blocks without a loop
+        (convolutions, "cpu"),
+        (sweep_of_fairbatch, "cpu"),
+        (plans_of_a_network, "cpu"),
+        (scores_of_channels, "cpu"),
+        (intervals_of_metrics, "cpu"),
     ],
 )
-def test_a_program_lowers_for_cuda_and_tpu(program):
+def test_a_program_lowers_for_cuda_and_tpu(program, host, monkeypatch):
     run, args = program()
+    monkeypatch.setattr(jax, "default_backend", lambda: host)
     exported = jax.export.export(jax.jit(run), platforms=["cuda", "tpu"])(*args)
     assert exported.platforms == ("cuda", "tpu") and exported.mlir_module_serialized
 
@@ -133,7 +135,9 @@ def test_what_must_be_exact_asks_accelerators_for_whole_float32_products(monkeyp
     rows, target = jnp.arange(4), lesions.DOMAINS["target"]
     draw_lesions = functools.partial(lesions._draw_chunk, height=16, width=16)
     draw_pictures = functools.partial(pictures._draw_chunk, height=16, width=16)
+    some_heads = heads.Heads(jnp.ones((2, 3)), jnp.ones(2), jnp.ones(2))
     for run, args in (
+        (some_heads.logits, (jnp.ones((4, 3)),)),
         scores_of_channels(),
         intervals_of_metrics(),
         (lambda key, rows: draw_lesions(key, rows, domain=target), (jax.random.key(0), rows)),

@@ -299,7 +299,11 @@ def test_objectives_that_validation_cannot_define_are_refused_by_name():
             check_objectives(
                 (objective(name, num_groups=2),), labels=one_class, group=GROUP, **names
             )
-    check_objectives((objective("accuracy", num_groups=2),), labels=one_class, group=GROUP, **names)
+    accuracy = objective("accuracy", num_groups=2)
+    own = accuracy._replace(name="one's own")
+    check_objectives((accuracy, own), labels=one_class, group=GROUP, **names)
+    with pytest.raises(ValueError, match=r"group must lie in \[0, 2\)"):
+        check_objectives((accuracy,), labels=LABELS, group=GROUP + 1, **names)
     with pytest.raises(ValueError, match="unknown objective 'min_auc'"):
         objective("min_auc", num_groups=2)
 

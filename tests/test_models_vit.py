@@ -9,7 +9,7 @@ import pytest
 from fairjax.models import image_model
 from fairjax.models.attention import attend
 from fairjax.models.functional import Draws
-from fairjax.models.layers import LayerNorm, Linear
+from fairjax.models.layers import LayerNorm, Linear, _in_rows, _sum_rows
 from fairjax.trees import stack_blocks, unstack_blocks
 from tests.golden.filling import arrays_of
 
@@ -79,6 +79,27 @@ def test_layer_norm_of_bfloat16_and_its_gradients_are_those_of_float32():
     for found, expected in zip(jax.tree.leaves(short), jax.tree.leaves(exact), strict=True):
         largest = float(jnp.abs(expected).max())
         np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.01 * largest)
+
+
+def test_layer_norm_of_bfloat16_knows_rows_that_hardly_vary():
+    x = jnp.full((1, 768), 1000.0).at[0, :4].add(8.0).astype(jnp.bfloat16)
+    norm = LayerNorm(768, draws=Draws(), eps=1e-6)
+    norm.scale, norm.bias = (type(norm.scale)(jnp.full(768, value)) for value in (1.0, 0.0))
+    wide = np.asarray(x, np.float64)
+    expected = (wide - wide.mean()) / wide.std()
+    np.testing.assert_allclose(np.asarray(norm(x), np.float64), expected, rtol=0.01)
+
+
+def test_repeated_vectors_have_the_derivatives_of_a_broadcast():
+    vector, weights = jnp.arange(3.0), jax.random.normal(KEY, (5, 3)).at[2, 1].set(jnp.nan)
+    ours = lambda v: (_in_rows(v, 5) * weights).sum()
+    plain = lambda v: (jnp.broadcast_to(v[None], (5, 3)) * weights).sum()
+    for derivative in (jax.grad, jax.jacfwd):
+        found, expected = derivative(ours)(vector), derivative(plain)(vector)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)  # nan stays in its column
+    np.testing.assert_allclose(_sum_rows(weights), weights.sum(0), rtol=1e-5, atol=1e-6)
+    many = jax.vmap(lambda v: _in_rows(v, 2))(jnp.stack([vector, jnp.full(3, jnp.inf)]))
+    np.testing.assert_array_equal(many[0], jnp.stack([vector] * 2))
 
 
 def test_stacking_undoes_unstacking():

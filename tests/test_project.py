@@ -45,7 +45,7 @@ LEVELS = {
 # What may be imported from a room of the same level, by which rooms.
 SAME_LEVEL = {
     "trees": {"models"},
-    "threads": {"data", "metrics"},
+    "threads": {"metrics"},
     "fusions": {"models"},
     "data": {"metrics"},
     "sampling": {"fairbatch"},

@@ -21,7 +21,6 @@ from fairjax.data.dataset import SPLITS, Dataset
 from fairjax.data.lesion_drawing import MAX_COLOURS as MAX_COLOURS
 from fairjax.data.lesion_drawing import Domain, Draws, draw_photo, draw_signs
 from fairjax.data.splits import balance_groups, check_shares
-from fairjax.threads import threaded
 
 GROUP_NAMES = ("light skin", "dark skin")
 LABEL_NAMES = ("benign", "malignant")
@@ -109,18 +108,14 @@ def _draw_rows(
     # A fixed number per call: one compilation for any n, memory bounded by pixels.
     chunk = max(1, min(64, 2**20 // (height * width)))
     rows = np.arange(n, dtype=np.int32) if rows is None else rows
-    todo, start = [], 0
+    parts, start = [], 0
     for end, domain in pieces:
         own = rows[(start <= rows) & (rows < end)]
-        todo += [(own[first : first + chunk], domain) for first in range(0, len(own), chunk)]
+        for first in range(0, len(own), chunk):
+            some = own[first : first + chunk]
+            part = _draw_chunk(key, np.resize(some, chunk), height, width, domain)
+            parts.append(Lesions(*(np.asarray(field)[: len(some)] for field in part)))
         start = end
-
-    def draw(piece) -> Lesions:
-        some, domain = piece
-        part = _draw_chunk(key, np.resize(some, chunk), height, width, domain)
-        return Lesions(*(np.asarray(field)[: len(some)] for field in part))
-
-    parts = [draw(todo[0]), *threaded(draw, todo[1:])]  # the first compiles for all
     return Lesions(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.metrics import bootstrap, evaluate, prepare, undefined
+from fairjax.metrics.counts import check_examples
 
 MAXIMIZED = {
     "worst_group_auc": True,
@@ -95,8 +96,9 @@ def check_objectives(
     """Refuse objectives that the validation split cannot define for every group.
 
     Raises:
-      ValueError: names the objective, the group and what it lacks.
+      ValueError: names the objective, the group and what it lacks; or ids out of range.
     """
+    check_examples(num_groups=len(group_names), num_classes=num_classes, labels=labels, group=group)
     perfect = 10.0 * jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=jnp.float32)
     names = [chosen.name.removesuffix(BOUND) for chosen in objectives]
     ids = jnp.asarray(labels), jnp.asarray(group)
@@ -114,4 +116,4 @@ def _measured(names, num_groups: int, logits, labels, group) -> dict[str, jax.Ar
     """Some of the metrics: all of them take three times as long to compile."""
     prepared = prepare(logits, labels=labels, group=group, num_groups=num_groups)
     metrics = evaluate(prepared)
-    return {name: metrics[name] for name in names}
+    return {name: metrics[name] for name in names if name in metrics}

@@ -56,6 +56,8 @@ def attend(
 def _heads_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """`attend` from scaled queries, keys and values `[B, H, T, D]`, faster on CPU.
 
+    Taken on hosts without an accelerator, also by programs that they lower for one, with equal
+    results: under `platform_dependent` the backward pass would keep what both forms need.
     Scores are `[keys, queries]`, so that maxima and sums go over rows, and what is small is kept
     for the backward pass, which then computes only scores and their exponentials anew.
     """

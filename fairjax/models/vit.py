@@ -149,7 +149,8 @@ def vit(config: ViTConfig) -> Model:
 
     `apply` takes normalised float32 `[B, S, S, 3]` images, or `[B, T, D]` tokens (class tokens,
     registers, patches) that enter below the lowest block present (what a frozen prefix put into
-    `out`). `blocks` may be stacked on a leading axis `[L]` (as `init` makes them; scanned) or a
+    `out`). `blocks` may be stacked on a leading axis `[L]` (as `init` makes them; scanned, on a
+    host with a GPU one after the other) or a
     dict by block number (see `fairjax.trees.unstack_blocks`; a Python loop, in which leaves that
     are not differentiated cost no gradient and nothing is propagated below the lowest trained
     block).
@@ -189,7 +190,8 @@ def vit(config: ViTConfig) -> Model:
 
     def scan_blocks(x, params, rates, keys):
         xs = (params, rates, keys)
-        # on GPUs what a loop slices and stacks up takes a third of a population's step
+        # On GPUs what a loop slices and stacks up takes a third of a population's step. Without one
+        # all that is in a block is kept, twice the memory; checkpoint_blocks keeps less.
         unroll = jax.default_backend() == "gpu"
         run = looped_block if unroll else scanned_block
         return jax.lax.scan(lambda x, xs: (run(x, *xs)[0], None), x, xs, unroll=unroll)
