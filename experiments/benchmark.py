@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -95,6 +96,7 @@ def prepare(config: Config) -> Callable[[], None]:
     if config.write:
         between(PAGE.read_text(encoding="utf-8"), config.name)
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are of compilations
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch is on the GPU, too
     return lambda: measure_and_show(config)
 
 
