@@ -2,8 +2,7 @@
 
     python -m experiments.parity
 
-A minute on two CPU cores. A script beside `tests/golden/models.npz` made these references with the
-real libraries.
+A minute on two CPU cores. The script beside `tests/golden/models.npz` made it with the libraries.
 """
 
 from experiments.cli import progress, table

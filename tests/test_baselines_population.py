@@ -17,7 +17,7 @@ def test_stacked_networks_learn_as_one_after_another_does(mixed, tolerance):
     twin = models.VisionTransformer(2, **sizes)
     images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 2
     # the whole set is one batch, so that what is drawn does not matter
-    how = {"batch_size": 8, "learning_rate": 1e-2, "mixed": mixed, "compiled": None}
+    how = {"batch_size": 8, "learning_rate": 1e-2, "mixed": mixed, "style": None}
     stacked = twins.stacked(twin, images, labels, count=3, how=how)
     alone = twins.one_after_another(twin, images, labels, how=how)
     together = np.array([stacked(3) for _ in range(4)])

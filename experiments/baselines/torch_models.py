@@ -1,5 +1,6 @@
 """The same networks in plain PyTorch, with the parameter names of timm and torchvision."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,21 @@ def twins_device(platform: str) -> torch.device:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     return torch.device("cuda")
+
+
+def styles(device: torch.device, *, compile: bool) -> dict[str, str | None]:
+    """Ways to run a network that may be the fastest on a device; None is eager.
+
+    Otherwise a mode of `torch.compile`: "reduce-overhead" replays CUDA graphs.
+    """
+    if device.type == "cuda":
+        return {"torch.compile with CUDA graphs": "reduce-overhead"}
+    return {"eager": None} | ({"torch.compile": "default"} if compile else {})
+
+
+def compiled(function: Callable[..., Any], mode: str | None) -> Any:
+    """A function or network in one of the `styles`."""
+    return function if mode is None else torch.compile(function, mode=mode)
 
 
 class Attention(nn.Module):

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from experiments.baselines.torch_models import compiled
+
 
 def one_after_another(
     twin: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, how: dict[str, Any]
@@ -20,8 +22,7 @@ def one_after_another(
       twin: trained on and on, as what a step costs does not depend on the parameters.
       images: float32 `[N, 3, H, W]`, on the device of `twin`.
       labels: int64 `[N]`.
-      how: `batch_size`, `learning_rate`, `mixed` (bfloat16 autocast) and `compiled`: None, or a
-        mode of `torch.compile` ("reduce-overhead" replays CUDA graphs).
+      how: `batch_size`, `learning_rate`, `mixed` (bfloat16 autocast) and `style`, see `styles`.
 
     Returns:
       A function of a number of candidates that gives the mean loss of each.
@@ -33,7 +34,7 @@ def one_after_another(
         with torch.autocast(images.device.type, torch.bfloat16, enabled=how["mixed"]):
             return functional.cross_entropy(twin(images).float(), labels)
 
-    measure = _compiled(loss_of, how)
+    measure = compiled(loss_of, how["style"])
 
     def step(rows: torch.Tensor) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -73,7 +74,7 @@ def stacked(
         loss = functional.cross_entropy(logits.float(), labels)
         return loss, loss.detach()
 
-    gradients = _compiled(torch.func.vmap(torch.func.grad(loss_of, has_aux=True)), how)
+    gradients = compiled(torch.func.vmap(torch.func.grad(loss_of, has_aux=True)), how["style"])
 
     def step(rows: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels fall back to a loop under vmap
@@ -92,10 +93,6 @@ def stacked(
 
 def _adamw(params: Any, how: dict[str, Any]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=how["learning_rate"], weight_decay=0.0, fused=True)
-
-
-def _compiled(function: Callable[..., Any], how: dict[str, Any]) -> Callable[..., Any]:
-    return function if how["compiled"] is None else torch.compile(function, mode=how["compiled"])
 
 
 def _batches(

@@ -65,14 +65,13 @@ Way = Callable[[int], list[float]]
 
 def claims(quick: bool = False) -> Iterator[dict[str, Any]]:
     """A row per population."""
-    on_cpu = jax.default_backend() == "cpu"
-    setting = QUICK if quick else CPU if on_cpu else ACCELERATOR
+    setting = QUICK if quick else CPU if jax.default_backend() == "cpu" else ACCELERATOR
     size = setting.image_size
     model = image_model(setting.model, NUM_CLASSES, image_size=size)._replace(preprocess=None)
     data = _images(size, setting.num_steps * setting.batch_size)
     twins = _Twins(model, setting, data, compiled=not quick)
     ours = _Ours(model, setting, data)
-    rate = matmul_rate(1536 if on_cpu else 8192, dtype=setting.dtype)
+    rate = matmul_rate(setting.dtype)
     for count in setting.counts:
         phase(f"{count} x {setting.model}")
         yield _row(setting, count, ours, twins, rate=rate, repeats=2 if quick else 3)
@@ -196,13 +195,9 @@ class _Twins:
 
         self.make = make
         how = {"batch_size": setting.batch_size, "learning_rate": 1e-4}
-        how |= {"mixed": setting.dtype != "float32", "compiled": None}
-        self.styles = {"eager": how}
-        if device.type == "cuda":
-            graphs = how | {"compiled": "reduce-overhead"}
-            self.styles = {"torch.compile with CUDA graphs": graphs}
-        elif compiled:
-            self.styles["torch.compile"] = how | {"compiled": "default"}
+        how |= {"mixed": setting.dtype != "float32"}
+        styles = torch_models.styles(device, compile=compiled)
+        self.styles = {name: how | {"style": style} for name, style in styles.items()}
         self.alone = {
             f"one by one, {style}": torch_population.one_after_another(
                 make(), *self.arrays, how=how

@@ -198,9 +198,8 @@ def _row(
 
 def _floor(flops: float, dtype: str) -> float | None:
     """Seconds at this device's matmul rate; of CPUs only that of float32 is steady."""
-    if jax.default_backend() == "cpu":
-        return flops / matmul_rate() if dtype == "float32" else None
-    return flops / matmul_rate(8192, dtype=dtype)
+    steady = dtype == "float32" or jax.default_backend() != "cpu"
+    return flops / matmul_rate(dtype) if steady else None
 
 
 def _network(name: str, **sizes: int) -> Model:
@@ -244,9 +243,9 @@ def _torch_steps(
     import torch
     from safetensors.torch import load_file
 
-    from experiments.baselines.torch_models import ResNet18, VisionTransformer, twins_device
+    from experiments.baselines import torch_models
 
-    device = twins_device(jax.default_backend())
+    device = torch_models.twins_device(jax.default_backend())
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
     targets = torch.from_numpy(labels).long().to(device)
     is_vit = "blocks" in params
@@ -255,7 +254,8 @@ def _torch_steps(
         layouts.pop(" channels-last" if is_vit else "")
     steps, first_loss = {}, 0.0
     for layout, memory_format in layouts.items():
-        twin = VisionTransformer.of(model.config) if is_vit else ResNet18(NUM_CLASSES)
+        vit, resnet = torch_models.VisionTransformer, torch_models.ResNet18
+        twin = vit.of(model.config) if is_vit else resnet(NUM_CLASSES)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "weights.safetensors"
             save_weights(path, model, params, batch_stats)
@@ -265,15 +265,9 @@ def _torch_steps(
         batch = inputs.contiguous(memory_format=memory_format), targets
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             first_loss = float(torch.nn.functional.cross_entropy(twin(batch[0]).float(), targets))
-        if device.type == "cuda":
-            name = f"torch.compile with CUDA graphs{layout}"
-            steps[name] = _torch_step(
-                twin, torch.compile(twin, mode="reduce-overhead"), *batch, mixed
-            )
-            continue
-        steps[f"eager{layout}"] = _torch_step(twin, twin, *batch, mixed)
-        if compiled:
-            steps[f"torch.compile{layout}"] = _torch_step(twin, torch.compile(twin), *batch, mixed)
+        for name, style in torch_models.styles(device, compile=compiled).items():
+            network = torch_models.compiled(twin, style)
+            steps[f"{name}{layout}"] = _torch_step(twin, network, *batch, mixed)
     return steps, first_loss
 
 

@@ -150,10 +150,9 @@ def vit(config: ViTConfig) -> Model:
     `apply` takes normalised float32 `[B, S, S, 3]` images, or `[B, T, D]` tokens (class tokens,
     registers, patches) that enter below the lowest block present (what a frozen prefix put into
     `out`). `blocks` may be stacked on a leading axis `[L]` (as `init` makes them; scanned, on a
-    host with a GPU one after the other) or a
-    dict by block number (see `fairjax.trees.unstack_blocks`; a Python loop, in which leaves that
-    are not differentiated cost no gradient and nothing is propagated below the lowest trained
-    block).
+    host with a GPU one after the other) or a dict by block number (see
+    `fairjax.trees.unstack_blocks`; a Python loop, in which leaves that are not differentiated cost
+    no gradient and nothing is propagated below the lowest trained block).
 
     Args:
       config: sizes and options; `vit_config` makes them from timm's names.
